@@ -1,0 +1,1 @@
+"""qsg: queue-sharing groups for Kubernetes. Applications use `connect` (see `qsg.client`)."""

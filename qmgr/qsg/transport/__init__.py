@@ -1,0 +1,1 @@
+"""Byte-frame streams between processes: gRPC on the network, Unix sockets on a machine, an in-memory twin for simulation."""
