@@ -1,0 +1,51 @@
+# `make demo` and `make test` work as the first command in a fresh clone on a bare Debian or Ubuntu with Python 3.11 or later.
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test test-fast check format proto lock clean etcd
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.run          ## the main job: a group and a remote queue manager, with owners killed again and again
+	$(BIN)/qsg demo $(ARGS)
+
+test: $(VENV)/.dev etcd     ## all tests but the demos: rules, services, stores (memory, SQLite, real etcd), real processes
+	$(BIN)/pytest -q
+
+test-fast: $(VENV)/.dev     ## without real etcd and without processes
+	$(BIN)/pytest -q -m "not etcd and not processes"
+
+check: $(VENV)/.dev         ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+etcd: $(VENV)/.run          ## a real etcd for tests: from the PATH, the cache, or built from its Go module
+	@$(BIN)/python -m qsg.process.etcd ensure
+
+proto:                      ## regenerates qmgr/qsg/pb with the oldest supported generator
+	tools/proto.sh
+
+lock: $(VENV)/.dev
+	tools/lock.sh
+
+$(VENV)/bin/python:
+	tools/venv.sh $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python requirements/run.lock pyproject.toml
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/run.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Locks the dependencies with hashes, for all platforms and Python 3.11 on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+.venv/bin/python -m pip install -q uv
+compile() { .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$@"; }
+compile --group build -o requirements/run.lock
+compile --group dev -c requirements/run.lock -o requirements/dev.lock
