@@ -1,0 +1,84 @@
+"""Configuration of one member (queue manager and channel initiator), read from a YAML file or environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from qsg.rules.definitions import PRIVATE, Definition, Name, OptionalName
+
+ADMIN = "admin"
+
+
+class ConfigError(Exception):
+    """What is wrong in which file and field."""
+
+
+class StructureConfig(Definition):
+    """How to reach one structure: an etcd cluster, or the embedded store (`qsg store`) of a group on one machine."""
+
+    endpoints: tuple[str, ...] = Field(min_length=1)
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    user: str = ""
+    password: str = ""
+
+
+class TlsConfig(Definition):
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+class MemberConfig(Definition):
+    """One queue manager. Without `group` it is a queue manager outside any group and has only its private store."""
+
+    member: Name
+    """LOCAL NAME."""
+    group: OptionalName = ""
+    """GROUP NAME, different from every member's."""
+    data: Path
+    """Folder of the private store."""
+    socket: Path
+    """Unix socket between queue manager and channel initiator."""
+    structures: dict[str, StructureConfig] = {}
+    address: str = "127.0.0.1:1416"
+    """host:port of the client API and peer links."""
+    advertise: str = ""
+    """host:port that peers and clients use for `address`; "" = as bound."""
+    group_listener: str = "127.0.0.1:1415"
+    local_listener: str = "127.0.0.1:1414"
+    aliases: dict[str, str] = {}
+    """Connection name -> host:port, for machines without DNS."""
+    definitions: Path | None = None
+    """Definitions applied at start where they are absent."""
+    slots: int = Field(default=2, ge=1, le=16)
+    lease_ttl_s: int = Field(default=5, ge=2, le=60)
+    private_quota_bytes: int = Field(default=0, ge=0)
+    tls: TlsConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> MemberConfig:
+        if self.group and self.group == self.member:
+            raise ValueError("group and member must have different names")
+        if bool(self.group) != bool(self.structures):
+            raise ValueError("a group needs structures, and structures need a group")
+        if self.structures and ADMIN not in self.structures:
+            raise ValueError(f"structures must hold one named {ADMIN!r}")
+        if PRIVATE in self.structures:
+            raise ValueError(f"{PRIVATE!r} is the name of the queue manager's own store")
+        return self
+
+
+def load(path: Path) -> MemberConfig:
+    try:
+        data = yaml.safe_load(path.read_text())
+        return MemberConfig.model_validate(data)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: {wrong}") from error
