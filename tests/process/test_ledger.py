@@ -60,6 +60,7 @@ def test_gap_and_worst_wait_belong_to_their_window() -> None:
     for n, (sent, at) in enumerate([(0.0, 0.1), (1.0, 1.1), (1.2, 3.0), (3.2, 3.3)], 1):
         ledger.arrived(payload(0, n, sent, 64), at)
 
-    assert abs(1.9 - ledger.gap_s(1.15, 2.0)) < 1e-9
+    assert abs(1.8 - ledger.gap_s(1.15, 2.0)) < 1e-9
+    assert abs(0.1 - ledger.gap_s(3.05, 9.0)) < 1e-9, "a pause in the traffic is no gap"
     assert abs(1.8 - ledger.worst_wait_s(1.15, 3.0)) < 1e-9
     assert abs(0.1 - ledger.worst_wait_s(3.1, 9.0)) < 1e-9

@@ -61,7 +61,9 @@ class Ledger:
         self.unexpected = 0
         self.received = 0
         self.arrivals: list[float] = []
-        """Times of arrival, ascending."""
+        """Times of first arrivals, ascending."""
+        self.sent_times: list[float] = []
+        """When those messages were sent."""
         self.waits: list[tuple[float, float]] = []
         """(time sent, seconds from put to first arrival)"""
 
@@ -91,6 +93,7 @@ class Ledger:
             record.out_of_order += 1
         record.last_number = max(record.last_number, number)
         self.arrivals.append(at)
+        self.sent_times.append(sent_at)
         self.waits.append((sent_at, at - sent_at))
 
     def _parse(self, body: bytes) -> tuple[int, int, float] | None:
@@ -130,14 +133,13 @@ class Ledger:
         )
 
     def gap_s(self, since: float, until: float) -> float:
-        """Longest silence among arrivals that overlaps [since, until]."""
+        """Longest silence among arrivals that overlaps [since, until], not counting time in which nothing had been sent."""
         times = self.arrivals
-        start = max(0, bisect_left(times, since) - 1)
         longest = 0.0
-        for a, b in zip(times[start:], times[start + 1 :], strict=False):
-            if a > until:
+        for i in range(max(1, bisect_left(times, since)), len(times)):
+            if times[i - 1] > until:
                 break
-            longest = max(longest, b - a)
+            longest = max(longest, times[i] - max(times[i - 1], self.sent_times[i]))
         return longest
 
     def worst_wait_s(self, since: float = 0.0, until: float = float("inf")) -> float:

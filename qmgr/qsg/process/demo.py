@@ -1,0 +1,306 @@
+"""The demo: traffic through a real group while the owner of a channel is killed again and again, and a verdict.
+
+The traffic is divided into one window a kill (and one before the first), so that every kill happens under load and only while the group is
+redundant again; between windows the producers pause. A takeover's gap is the longest silence in arrivals around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import structlog
+
+import qsg
+from qsg.process.ledger import Counts, Ledger
+from qsg.process.local import IN_CHANNEL, OUT_CHANNEL, LocalGroup
+from qsg.process.workload import Direction, Pace, consume, produce
+
+log = structlog.get_logger()
+
+Kill = Literal["initiator", "queue-manager", "member", "pause", "store", "network", "none"]
+KILLS: tuple[Kill, ...] = ("initiator", "queue-manager", "member", "pause", "store", "network", "none")
+PRODUCERS = 4
+CONSUMERS = 2
+READY_S = 60.0
+TAKEOVER_S = 30.0
+DRAIN_S = 60.0
+
+
+@dataclass(slots=True)
+class Plan:
+    messages: int = 5000
+    size: int = 1024
+    rate: float = 500.0
+    direction: Literal["out", "in", "both"] = "out"
+    kill: Kill = "queue-manager"
+    kills: int = 5
+    seed: int = 1
+
+
+@dataclass(slots=True)
+class Takeover:
+    cause: str
+    channel: str
+    from_: str
+    to: str
+    at: float
+    until: float = 0.0
+    detect_ms: float = 0.0
+    claim_ms: float = 0.0
+    resume_ms: float = 0.0
+    gap_ms: float = 0.0
+    worst_wait_ms: float = 0.0
+
+    def public(self) -> dict[str, Any]:
+        fields = asdict(self)
+        for internal in ("at", "until"):
+            del fields[internal]
+        return {name.rstrip("_"): round(v, 1) if isinstance(v, float) else v for name, v in fields.items()}
+
+
+@dataclass(slots=True)
+class Result:
+    counts: Counts
+    takeovers: list[Takeover] = field(default_factory=list)
+    max_gap_ms: float = 0.0
+    worst_wait_ms: float = 0.0
+    rate_per_s: float = 0.0
+    duplicates_suppressed: int = 0
+    fenced_writes: int = 0
+    dead_letters: int = 0
+    error: str = ""
+
+    @property
+    def clean(self) -> bool:
+        return self.counts.clean and not self.error and not self.dead_letters
+
+    def json(self) -> str:
+        fields = {**asdict(self.counts), "takeovers": [t.public() for t in self.takeovers]}
+        for name in ("max_gap_ms", "worst_wait_ms", "rate_per_s"):
+            fields[name] = round(getattr(self, name), 1)
+        fields |= {"duplicates_suppressed": self.duplicates_suppressed, "fenced_writes": self.fenced_writes}
+        fields |= {"dead_letters": self.dead_letters, "clean": self.clean, "error": self.error}
+        return json.dumps(fields)
+
+
+class Demo:
+    """`watch` is called with the demo whenever there is something to show; `group` is started by the caller."""
+
+    def __init__(self, group: LocalGroup, plan: Plan, *, watch: Callable[[Demo, str], None] = lambda demo, text: None) -> None:
+        self.group = group
+        self.plan = plan
+        self.watch = watch
+        self.takeovers: list[Takeover] = []
+        self.status: dict[str, dict[str, Any]] = {}
+        """Channel -> its last seen status."""
+        self.depths: dict[str, int] = {}
+        self.started_at = 0.0
+        self.finished_at = 0.0
+        self._random = random.Random(plan.seed)
+        ways = ("out", "in") if plan.direction == "both" else (plan.direction,)
+        self.directions = [self._direction(way) for way in ways]
+
+    def _direction(self, way: str) -> Direction:
+        share = self.plan.messages
+        pace = Pace(self.plan.rate, share, share if self.plan.kill == "none" else 0)
+        inside, outside = self.group.group_addresses, self.group.remote_address
+        roads = {"out": (inside, "TO.R", outside, "FROM.QSG"), "in": (outside, "TO.QSG", inside, "FROM.R")}
+        put_at, put_queue, get_at, get_queue = roads[way]
+        return Direction(way, put_at, put_queue, get_at, get_queue, self.plan.size, pace, Ledger(PRODUCERS))
+
+    async def run(self) -> Result:
+        error = ""
+        async with qsg.connect(self.group.group_addresses, application="demo") as observer:
+            await self._until(lambda: self._redundant(observer), READY_S, "the group to be ready")
+            self.watch(self, "group is ready")
+            self.started_at = time.monotonic()
+            tasks = [asyncio.create_task(self._watch_status(observer))]
+            for d in self.directions:
+                tasks += [asyncio.create_task(consume(d, i)) for i in range(CONSUMERS)]
+            producers = [
+                asyncio.create_task(produce(d, i, f"demo-{self.plan.seed}-{d.name}-{i}")) for d in self.directions for i in range(PRODUCERS)
+            ]
+            try:
+                await self._all_kills(observer, producers)
+                await self._drain(producers)
+            except (TimeoutError, qsg.QsgError) as failure:
+                error = str(failure) or type(failure).__name__
+            finally:
+                self.finished_at = time.monotonic()
+                for task in [*tasks, *producers]:
+                    task.cancel()
+                await asyncio.gather(*tasks, *producers, return_exceptions=True)
+            return await self._verdict(observer, error)
+
+    # --- kills
+
+    async def _all_kills(self, observer: qsg.Connection, producers: list[asyncio.Task[None]]) -> None:
+        if self.plan.kill == "none" or not self.plan.kills:
+            for d in self.directions:
+                d.pace.allowed = d.pace.total
+            return
+        windows = self.plan.kills + 1
+        self._allow(1, windows)
+        await self._until(lambda: self._arrived(1 / windows / 2), READY_S, "the first messages to arrive")
+        for k in range(self.plan.kills):
+            self._check(producers)
+            await self._until(lambda: self._redundant(observer), READY_S, "the group to be whole again")
+            self._allow(k + 2, windows)
+            await self._until(lambda k=k: self._arrived((k + 1 + self._random.uniform(0.05, 0.3)) / windows), READY_S, "messages to arrive")
+            channel = OUT_CHANNEL if self.directions[k % len(self.directions)].name == "out" else IN_CHANNEL
+            self.takeovers.append(await self._kill_owner(observer, channel))
+        for d in self.directions:
+            d.pace.allowed = d.pace.total
+
+    def _allow(self, window: int, windows: int) -> None:
+        for d in self.directions:
+            d.pace.allowed = d.pace.total * window // windows
+
+    async def _arrived(self, share: float) -> bool:
+        return all(len(d.ledger.arrivals) >= d.pace.total * share for d in self.directions)
+
+    @staticmethod
+    def _check(producers: list[asyncio.Task[None]]) -> None:
+        for task in producers:
+            if task.done() and not task.cancelled() and (failure := task.exception()):
+                raise failure
+
+    async def _kill_owner(self, observer: qsg.Connection, channel: str) -> Takeover:
+        before = await self._channel(observer, channel)
+        owner, kill = str(before.get("owner", "")), self.plan.kill
+        at = time.monotonic()
+        if kill == "store":
+            owner = await self.group.kill_store()
+        elif kill == "network":
+            self.group.cut(owner)
+        else:
+            self.group.kill(owner, kill)
+        takeover = Takeover(kill, channel, owner, "", at)
+        self.watch(self, f"killed {kill} of {owner}" if kill != "store" else f"killed {owner}")
+        resumed = {d.name: len(d.ledger.arrivals) for d in self.directions}
+
+        async def over() -> bool:
+            if kill != "store":
+                now = await self._channel(observer, channel)
+                if not _taken_over(before, now):
+                    return False
+                takeover.to = str(now.get("owner", ""))
+                for name in ("detect_ms", "claim_ms", "resume_ms"):
+                    setattr(takeover, name, float((now.get("takeover") or {}).get(name, 0.0)))
+            return all(len(d.ledger.arrivals) > resumed[d.name] + 5 or not d.ledger.outstanding for d in self.directions)
+
+        await self._until(over, TAKEOVER_S, f"takeover of {channel} from {owner} ({kill})")
+        takeover.until = time.monotonic()
+        if kill == "pause":
+            self.group.kill(owner, "resume")
+        elif kill == "network":
+            self.group.heal(owner)
+        elif kill == "store":
+            await self.group.revive_store()
+        self.watch(self, f"{channel}: {owner} -> {takeover.to or owner}")
+        return takeover
+
+    # --- looking
+
+    async def _watch_status(self, observer: qsg.Connection) -> None:
+        while True:
+            try:
+                await self._channel(observer, OUT_CHANNEL)
+                for d in self.directions:
+                    queue = "R" if d.name == "out" else "FROM.R"
+                    self.depths[d.name] = int((await observer.inquire_queue(queue)).get("depth", 0))
+            except qsg.QsgError:
+                pass  # the next look comes soon
+            self.watch(self, "")
+            await asyncio.sleep(0.2)
+
+    async def _channel(self, observer: qsg.Connection, channel: str) -> dict[str, Any]:
+        try:
+            answer = await observer.command("status", {"channel": channel})
+        except qsg.QsgError:
+            return {}
+        rows: list[dict[str, Any]] = answer["channels"]
+        found = next((row for row in rows if row["channel"] == channel), {})
+        if found:
+            self.status[channel] = found
+        return found
+
+    async def _redundant(self, observer: qsg.Connection) -> bool:
+        """Every member is there with its initiator, and the channels with traffic run."""
+        try:
+            answer = await observer.command("group", {})
+        except qsg.QsgError:
+            return False
+        ready = {m["member"] for m in answer["members"] if m["reachable"] and m["initiator"]}
+        if ready < set(self.group.members):
+            return False
+        if not self.started_at:
+            return True
+        wanted = [OUT_CHANNEL if d.name == "out" else IN_CHANNEL for d in self.directions]
+        return all([(await self._channel(observer, c)).get("state") == "RUNNING" for c in wanted])
+
+    @staticmethod
+    async def _until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
+        end = time.monotonic() + timeout_s
+        while not await condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {timeout_s:.0f} s for {what}")
+            await asyncio.sleep(0.01)
+
+    # --- the end
+
+    async def _drain(self, producers: list[asyncio.Task[None]]) -> None:
+        self.watch(self, "draining")
+        async with asyncio.timeout(DRAIN_S + self.plan.messages / self.plan.rate):
+            await asyncio.gather(*producers)
+
+        async def empty() -> bool:
+            return not any(d.ledger.outstanding for d in self.directions)
+
+        await self._until(empty, DRAIN_S, "the last messages to arrive")
+        await asyncio.sleep(0.5)  # what is sent twice arrives a little later
+
+    async def _verdict(self, observer: qsg.Connection, error: str) -> Result:
+        counts = Counts()
+        for d in self.directions:
+            counts = counts.plus(d.ledger.counts())
+        for i, t in enumerate(self.takeovers):
+            until = self.takeovers[i + 1].at if i + 1 < len(self.takeovers) else self.finished_at
+            t.gap_ms = 1000 * max(d.ledger.gap_s(t.at, t.until) for d in self.directions)
+            t.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s(t.at - 1.0, until) for d in self.directions)
+        result = Result(counts, self.takeovers, error=error)
+        result.max_gap_ms = max((t.gap_ms for t in self.takeovers), default=0.0)
+        result.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s() for d in self.directions)
+        result.rate_per_s = counts.ok / max(self.finished_at - self.started_at, 1e-9)
+        result.duplicates_suppressed, result.fenced_writes = _from_logs(self.group.log_lines())
+        return result
+
+
+def _taken_over(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    return now.get("state") == "RUNNING" and (now.get("epoch"), now.get("owner"), now.get("instance")) != (
+        before.get("epoch"),
+        before.get("owner"),
+        before.get("instance"),
+    )
+
+
+def _from_logs(lines: list[str]) -> tuple[int, int]:
+    """(messages that a resynchronisation found already committed at the partner, writes that a fence stopped)."""
+    suppressed = fenced = 0
+    for line in lines:
+        if '"resynchronised"' in line or '"fenced"' in line:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record.get("event") == "resynchronised":
+                suppressed += int(record.get("covered", 0))
+            elif record.get("event") == "fenced":
+                fenced += 1
+    return suppressed, fenced

@@ -1,0 +1,220 @@
+"""A queue-sharing group X, Y, Z and a remote queue manager R as real processes on this machine.
+
+Used by `qsg up`, `qsg demo`, the benchmarks and the tests of real processes. Every member reaches R through a proxy of its own, and R reaches
+the group through one portal proxy (standing in for the Kubernetes Service), so that single network paths can be cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import structlog
+import yaml
+
+from qsg.process.config import ADMIN
+from qsg.process.etcd import EtcdCluster
+from qsg.process.proxy import Proxy
+from qsg.process.supervise import Supervisor
+
+log = structlog.get_logger()
+
+GROUP = "QSG1"
+REMOTE = "R"
+MEMBERS = ("X", "Y", "Z")
+OUT_CHANNEL = "QSG.TO.R"
+IN_CHANNEL = "R.TO.QSG"
+DEAD_LETTER_QUEUE = "SYSTEM.DEAD.LETTER.QUEUE"
+
+GROUP_DEFINITIONS = {
+    "settings": {"dead_letter_queue": DEAD_LETTER_QUEUE},
+    "queues": [
+        {"name": DEAD_LETTER_QUEUE, "structure": ADMIN},
+        {"name": REMOTE, "structure": ADMIN, "usage": "transmission"},
+        {"name": "TO.R", "type": "remote", "remote_queue": "FROM.QSG", "remote_queue_manager": REMOTE, "transmission_queue": REMOTE},
+        {"name": "FROM.R", "structure": ADMIN},
+        {"name": "SHARED", "structure": ADMIN},
+    ],
+    "channels": [
+        {"name": OUT_CHANNEL, "type": "sender", "transmission_queue": REMOTE, "connection_names": ["r:1414"], "partner": REMOTE},
+        {"name": IN_CHANNEL, "type": "receiver"},
+    ],
+}
+REMOTE_DEFINITIONS = {
+    "settings": {"dead_letter_queue": DEAD_LETTER_QUEUE},
+    "queues": [
+        {"name": DEAD_LETTER_QUEUE},
+        {"name": GROUP, "usage": "transmission"},
+        {"name": "TO.QSG", "type": "remote", "remote_queue": "FROM.R", "remote_queue_manager": GROUP, "transmission_queue": GROUP},
+        {"name": "FROM.QSG"},
+    ],
+    "channels": [
+        {"name": OUT_CHANNEL, "type": "receiver"},
+        {"name": IN_CHANNEL, "type": "sender", "transmission_queue": GROUP, "connection_names": ["qsg:1415"], "partner": GROUP},
+    ],
+}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            with closing(s):
+                pass
+
+
+class LocalGroup:
+    """Starts and stops the processes, and hurts them on request. `store`: "embedded", "etcd" or "etcd://host:port,host:port"."""
+
+    def __init__(self, directory: Path, *, store: str = "embedded", members: Sequence[str] = MEMBERS, etcd_members: int = 3) -> None:
+        self.directory = directory
+        self.store = store
+        self.members = tuple(members)
+        self.etcd_members = etcd_members
+        self.supervisor = Supervisor(directory / "log")
+        self.etcd: EtcdCluster | None = None
+        self.addresses: dict[str, str] = {}
+        """Client API of each queue manager."""
+        self.out_proxies: dict[str, Proxy] = {}
+        """Member -> its road to R."""
+        self.portal: Proxy | None = None
+        self._group_listeners: dict[str, str] = {}
+
+    async def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        endpoints = await self._start_store()
+        names = (*self.members, REMOTE)
+        ports = iter(free_ports(4 * len(names) + 1))
+        place = {n: {k: f"127.0.0.1:{next(ports)}" for k in ("address", "group", "local", "proxy")} for n in names}
+        portal_address = f"127.0.0.1:{next(ports)}"
+        for m in self.members:
+            self.out_proxies[m] = await Proxy.start(place[m]["proxy"], [place[REMOTE]["local"]])
+        self._group_listeners = {m: place[m]["group"] for m in self.members}
+        self.portal = await Proxy.start(portal_address, list(self._group_listeners.values()))
+        for n in names:
+            config = self._config(n, place[n], endpoints, {"r:1414": place[n]["proxy"], "qsg:1415": portal_address})
+            await self._start_member(n, config)
+            self.addresses[n] = place[n]["address"]
+
+    async def _start_store(self) -> list[str]:
+        if self.store.startswith("etcd://"):
+            return self.store.removeprefix("etcd://").split(",")
+        if self.store == "etcd":
+            self.etcd = EtcdCluster(self.directory / "etcd", members=self.etcd_members)
+            await self.etcd.start()
+            return list(self.etcd.endpoints)
+        address = f"127.0.0.1:{free_ports(1)[0]}"
+        await self.supervisor.start("store", [*_qsg(), "store", "serve", "--path", str(self.directory / "store.db"), "--address", address])
+        return [address]
+
+    def _config(self, name: str, place: dict[str, str], endpoints: list[str], aliases: dict[str, str]) -> Path:
+        folder = self.directory / name
+        folder.mkdir(exist_ok=True)
+        outside = name == REMOTE
+        definitions = folder / "definitions.yaml"
+        definitions.write_text(yaml.safe_dump(REMOTE_DEFINITIONS if outside else GROUP_DEFINITIONS, sort_keys=False))
+        config = {
+            "member": name,
+            "data": str(folder / "data"),
+            "socket": str(folder / "socket"),
+            "address": place["address"],
+            "group_listener": place["group"],
+            "local_listener": place["local"],
+            "aliases": aliases,
+            "definitions": str(definitions),
+        }
+        if not outside:
+            config |= {"group": GROUP, "structures": {ADMIN: {"endpoints": endpoints}}}
+        path = folder / "member.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    async def _start_member(self, name: str, config: Path) -> None:
+        await self.supervisor.start(name, [*_qsg(), "serve", "--config", str(config)])
+        await self.supervisor.start(self.initiator(name), [*_qsg(), "initiator", "--config", str(config)])
+
+    @staticmethod
+    def initiator(member: str) -> str:
+        return f"{member}.initiator"
+
+    @property
+    def group_addresses(self) -> str:
+        return ",".join(self.addresses[m] for m in self.members)
+
+    @property
+    def remote_address(self) -> str:
+        return self.addresses[REMOTE]
+
+    def kill(self, member: str, what: str) -> None:
+        """SIGKILL of "initiator", "queue-manager" or "member" (both); "pause" and "resume" are SIGSTOP and SIGCONT of both."""
+        number = {"pause": signal.SIGSTOP, "resume": signal.SIGCONT}.get(what, signal.SIGKILL)
+        if what != "initiator":
+            self.supervisor.signal(member, number)
+        if what != "queue-manager":
+            self.supervisor.signal(self.initiator(member), number)
+
+    def cut(self, member: str, *, both: bool = True) -> None:
+        """Black-holes the paths between a member and R, connections left open."""
+        self.out_proxies[member].cut()
+        if both and self.portal is not None:
+            self.portal.cut(self._group_listeners[member])
+
+    def heal(self, member: str) -> None:
+        self.out_proxies[member].heal()
+        if self.portal is not None:
+            self.portal.heal(self._group_listeners[member])
+
+    async def kill_store(self) -> str:
+        """SIGKILL of etcd's leader, or of the embedded store; it is started again. Returns whom."""
+        if self.etcd is None:
+            self.supervisor.signal("store", signal.SIGKILL)
+            return "store"
+        index = await self.etcd.leader()
+        self.etcd.kill(index)
+        return f"etcd{index}"
+
+    async def revive_store(self) -> None:
+        if self.etcd is not None:
+            await self.etcd.restart_dead()
+
+    async def stop(self) -> None:
+        await self.supervisor.stop()
+        for proxy in [*self.out_proxies.values(), *([self.portal] if self.portal else [])]:
+            await proxy.close()
+        if self.etcd is not None:
+            await self.etcd.stop()
+
+    def log_lines(self) -> list[str]:
+        """All log lines of all processes (JSON, one a line)."""
+        folder = self.directory / "log"
+        return [line for path in sorted(folder.glob("*.log")) for line in path.read_text(errors="replace").splitlines()]
+
+
+def _qsg() -> list[str]:
+    return [sys.executable, "-m", "qsg.cli.main"]
+
+
+async def wait_until(condition: object, timeout_s: float, what: str) -> None:
+    """Polls an async predicate; raises TimeoutError naming what was waited for."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout_s
+    assert callable(condition)
+    while not await condition():
+        if loop.time() > end:
+            raise TimeoutError(f"{what}: not within {timeout_s} s")
+        await asyncio.sleep(0.05)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
