@@ -1,0 +1,415 @@
+"""A store in memory with etcd's semantics: one `MemoryServer`, any number of client handles (`MemoryStore`) onto it.
+
+Each handle has a path to the server that a simulation can delay, cut, hold or make lie: a request is a message that arrives at the
+server, is evaluated there at one instant, and is answered; the caller waits at most its timeout, whatever becomes of the message. So
+*unknown outcome* and *late commit* are what they are in life. Invariant: time is loop time and chance is the given `random.Random`,
+so a run is repeatable. Nothing is durable: the state lives as long as the `MemoryServer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from qsg.store.contract import (
+    Compare,
+    Get,
+    GetResult,
+    LeaseNotFound,
+    Limits,
+    NotApplied,
+    Op,
+    StoreError,
+    StoreStatus,
+    TxnResult,
+    Unavailable,
+    WatchBatch,
+)
+from qsg.store.mvcc import Mvcc, check_limits
+
+T = TypeVar("T")
+
+TXN_TIMEOUT_S = 0.4
+READ_BUDGET_S = 5.0
+_RETRY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to one request. All zero: nothing."""
+
+    delay_s: float = 0.0
+    """On its way to the store."""
+    reply_delay_s: float = 0.0
+    """Of the answer on its way back."""
+    refused: bool = False
+    """`NotApplied`: never sent."""
+    lost: bool = False
+    """Never arrives; the caller gets `Unavailable`."""
+    reply_lost: bool = False
+    """Applied, but the caller gets `Unavailable`."""
+    late_s: float = 0.0
+    """The caller gets `Unavailable` now; the request is evaluated this much later."""
+
+
+class Faults:
+    """The hook of a handle: asked for every request and every delivery to a watch. This one does no harm."""
+
+    def request(self, kind: str) -> Fault:
+        """`kind`: txn, get, grant, keep_alive, revoke, compact, status."""
+        return _NO_FAULT
+
+    def watch_delay_s(self) -> float:
+        return 0.0
+
+
+_NO_FAULT = Fault()
+
+
+@dataclass(slots=True)
+class RandomFaults(Faults):
+    """Each kind of fault with its own probability, drawn from `random`."""
+
+    random: Random
+    delay_s: float = 0.0
+    """Each way up to this long."""
+    refused: float = 0.0
+    lost: float = 0.0
+    reply_lost: float = 0.0
+    late: float = 0.0
+    late_s: float = 2.0
+
+    def request(self, kind: str) -> Fault:
+        delay, reply = self.random.uniform(0, self.delay_s), self.random.uniform(0, self.delay_s)
+        drawn = self.random.random()
+        if drawn < self.refused:
+            return Fault(refused=True)
+        drawn -= self.refused
+        if drawn < self.lost:
+            return Fault(delay, reply, lost=True)
+        drawn -= self.lost
+        if drawn < self.reply_lost:
+            return Fault(delay, reply, reply_lost=True)
+        drawn -= self.reply_lost
+        if drawn < self.late:
+            return Fault(delay, reply, late_s=self.random.uniform(0, self.late_s))
+        return Fault(delay, reply)
+
+    def watch_delay_s(self) -> float:
+        return self.random.uniform(0, self.delay_s)
+
+
+@dataclass(slots=True)
+class _Lease:
+    ttl_s: int
+    deadline: float
+
+
+class MemoryServer:
+    """The shared state: keys, history, leases. Give each member its own `client()`."""
+
+    def __init__(self, *, random: Random | None = None, limits: Limits | None = None, quota: int = 0) -> None:
+        self.random = random or Random(0)
+        self.limits = limits or Limits()
+        self.state = Mvcc(quota=quota)
+        self._leases: dict[int, _Lease] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._watchers: dict[_Watcher, None] = {}
+
+    def client(self, faults: Faults | None = None) -> MemoryStore:
+        return MemoryStore(self, faults)
+
+    def leader_change(self) -> None:
+        """A new leader: every lease has its full time to live again."""
+        self._expire()
+        now = asyncio.get_running_loop().time()
+        for lease in self._leases.values():
+            lease.deadline = now + lease.ttl_s
+        self._arm()
+
+    def close(self) -> None:
+        """Stops the clock of leases; the state can still be read."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # What requests do on arrival. Each is one instant.
+
+    def txn(self, compares: Sequence[Compare], ops: Sequence[Op], else_ops: Sequence[Op]) -> TxnResult:
+        check_limits(self.limits, compares, ops, else_ops)
+        before = self._expire()
+        result = self.state.apply(compares, ops, else_ops)
+        self._changed(before)
+        return result
+
+    def get(self, get: Get) -> GetResult:
+        self._expire()
+        return self.state.read(get)
+
+    def grant(self, ttl_s: int) -> int:
+        if ttl_s <= 0:
+            raise StoreError(f"time to live must be positive, not {ttl_s}")
+        lease = self.random.getrandbits(62) + 1
+        self.state.grant(lease)
+        self._leases[lease] = _Lease(ttl_s, asyncio.get_running_loop().time() + ttl_s)
+        self._arm()
+        return lease
+
+    def keep_alive(self, lease: int) -> int:
+        self._expire()
+        entry = self._leases.get(lease)
+        if entry is None:
+            raise LeaseNotFound(f"lease {lease} is not known")
+        entry.deadline = asyncio.get_running_loop().time() + entry.ttl_s
+        return entry.ttl_s
+
+    def revoke(self, lease: int) -> None:
+        before = self._expire()
+        self._leases.pop(lease, None)
+        self.state.revoke(lease)
+        self._changed(before)
+
+    def compact(self, revision: int) -> None:
+        self.state.compact(revision)
+
+    def status(self) -> StoreStatus:
+        self._expire()
+        return StoreStatus(self.state.revision, self.state.bytes_in_use, self.state.quota, "memory", "memory")
+
+    # Leases
+
+    def _expire(self) -> int:
+        """Ends overdue leases, each in a revision of its own; returns the revision reached."""
+        before = self.state.revision
+        now = asyncio.get_running_loop().time()
+        overdue = sorted((entry.deadline, lease) for lease, entry in self._leases.items() if entry.deadline <= now)
+        for _, lease in overdue:
+            del self._leases[lease]
+            self.state.revoke(lease)
+        self._changed(before)
+        return self.state.revision
+
+    def _arm(self) -> None:
+        self.close()
+        if self._leases:
+            deadline = min(entry.deadline for entry in self._leases.values())
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._expire()
+        self._arm()
+
+    # Watches
+
+    def _changed(self, before: int) -> None:
+        if self.state.revision != before:
+            for watcher in self._watchers:
+                watcher.wake.set()
+
+    def add_watcher(self, watcher: _Watcher) -> None:
+        self._watchers[watcher] = None
+
+    def remove_watcher(self, watcher: _Watcher) -> None:
+        self._watchers.pop(watcher, None)
+
+
+@dataclass(slots=True, eq=False)
+class _Watcher:
+    wake: asyncio.Event
+    from_revision: int
+    delivered: int = 0
+    broken: bool = False
+    """The stream broke since the last delivery: it is resumed behind what was delivered, and says so with a progress batch."""
+
+    def __post_init__(self) -> None:
+        self.delivered = self.from_revision - 1
+
+
+class MemoryStore:
+    """One client's handle. Implements `qsg.store.contract.Store`.
+
+    `cut()` loses every request and delivery until `heal()`; `pause()` holds them until `resume()` (a request that is held may be applied
+    long after its caller gave up).
+    """
+
+    def __init__(self, server: MemoryServer, faults: Faults | None = None) -> None:
+        self.server = server
+        self.limits = server.limits
+        self.faults = faults or Faults()
+        self._cut = False
+        self._closed = False
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._held: list[Callable[[], None]] = []
+        self._watchers: dict[_Watcher, None] = {}
+
+    # The path to the server
+
+    def cut(self) -> None:
+        self._cut = True
+        self._flowing.clear()
+
+    def heal(self) -> None:
+        self._cut = False
+        self._break_watches()
+        self.resume()
+
+    def pause(self) -> None:
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        if self._cut:
+            return
+        self._flowing.set()
+        held, self._held = self._held, []
+        for deliver in held:
+            deliver()
+
+    def cut_watches(self) -> None:
+        """Breaks every watch once; each resumes by itself."""
+        self._break_watches()
+
+    def _break_watches(self) -> None:
+        for watcher in self._watchers:
+            watcher.broken = True
+            watcher.wake.set()
+
+    async def _request(self, kind: str, action: Callable[[], T], timeout_s: float) -> T:
+        """Sends one request; `action` runs when it arrives."""
+        if self._closed:
+            raise StoreError("the store's handle is closed")
+        fault = self.faults.request(kind)
+        if fault.refused:
+            await asyncio.sleep(fault.delay_s)
+            raise NotApplied(f"{kind}: refused")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        if not fault.lost:
+            _later(fault.delay_s + fault.late_s, lambda: self._pass(lambda: self._settle(answer, action, fault)))
+        if fault.late_s:
+            await asyncio.sleep(fault.delay_s)
+            raise Unavailable(f"{kind}: connection lost")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise Unavailable(f"{kind}: no answer within {timeout_s} s") from None
+
+    def _pass(self, message: Callable[[], None]) -> None:
+        """One message on the path, either way: goes on, is held, or is lost."""
+        if self._cut:
+            return
+        if self._flowing.is_set():
+            message()
+        else:
+            self._held.append(message)
+
+    def _settle(self, answer: asyncio.Future[T], action: Callable[[], T], fault: Fault) -> None:
+        """Evaluates a request that has arrived, and sends its answer off."""
+        try:
+            result = action()
+        except StoreError as e:
+            error = e
+            reply = lambda: None if answer.done() else answer.set_exception(error)  # noqa: E731
+        else:
+            reply = lambda: None if answer.done() else answer.set_result(result)  # noqa: E731
+        if not fault.reply_lost and not fault.late_s:
+            _later(fault.reply_delay_s, lambda: self._pass(reply))
+
+    # The contract
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Op], else_ops: Sequence[Op] = (), *, timeout_s: float | None = None
+    ) -> TxnResult:
+        asked = tuple(compares), tuple(ops), tuple(else_ops)
+        check_limits(self.limits, *asked)
+        return await self._request("txn", lambda: self.server.txn(*asked), TXN_TIMEOUT_S if timeout_s is None else timeout_s)
+
+    async def get(self, get: Get) -> GetResult:
+        return await self._repeated("get", lambda: self.server.get(get))
+
+    async def _repeated(self, kind: str, action: Callable[[], T]) -> T:
+        """For requests that can be repeated."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + READ_BUDGET_S
+        while True:
+            try:
+                return await self._request(kind, action, TXN_TIMEOUT_S)
+            except (Unavailable, NotApplied) as e:
+                if loop.time() + _RETRY_S >= deadline:
+                    raise Unavailable(f"{kind}: no answer within {READ_BUDGET_S} s") from e
+            await asyncio.sleep(_RETRY_S)
+
+    async def watch(self, key: bytes, end: bytes, from_revision: int) -> AsyncIterator[WatchBatch]:
+        """As the contract; `from_revision` 0 = from the revision after the one when the first batch is asked for."""
+        watcher = _Watcher(asyncio.Event(), from_revision or self.server.state.revision + 1)
+        self._watchers[watcher] = None
+        self.server.add_watcher(watcher)
+        try:
+            while True:
+                batch = await self._next_batch(watcher, key, end)
+                watcher.delivered = batch.revision
+                yield batch
+        finally:
+            self._watchers.pop(watcher, None)
+            self.server.remove_watcher(watcher)
+
+    async def _next_batch(self, watcher: _Watcher, key: bytes, end: bytes) -> WatchBatch:
+        state = self.server.state
+        seen = watcher.delivered
+        while True:
+            await self._flowing.wait()
+            if self._closed:
+                raise StoreError("the store's handle is closed")
+            resumed, watcher.broken = watcher.broken, False
+            if resumed:
+                seen = watcher.delivered
+            watcher.wake.clear()
+            revision = max(state.revision, seen)
+            events = state.events(key, end, seen + 1) if seen < state.revision else []
+            if events or resumed:
+                await asyncio.sleep(self.faults.watch_delay_s())
+                if watcher.broken or not self._flowing.is_set():
+                    watcher.broken = True  # lost on its way: asked for again
+                    continue
+                return WatchBatch(revision, tuple(events))
+            seen = revision
+            await watcher.wake.wait()
+
+    async def grant(self, ttl_s: int) -> int:
+        return await self._request("grant", lambda: self.server.grant(ttl_s), READ_BUDGET_S)
+
+    async def keep_alive(self, lease: int) -> float:
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
+        ttl_s = await self._request("keep_alive", lambda: self.server.keep_alive(lease), READ_BUDGET_S)
+        return max(0.0, sent + ttl_s - loop.time())
+
+    async def revoke(self, lease: int) -> None:
+        await self._request("revoke", lambda: self.server.revoke(lease), READ_BUDGET_S)
+
+    async def compact(self, revision: int) -> None:
+        await self._request("compact", lambda: self.server.compact(revision), READ_BUDGET_S)
+
+    async def status(self) -> StoreStatus:
+        return await self._repeated("status", self.server.status)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._cut = True
+        self._held.clear()
+        self._flowing.set()
+        for watcher in list(self._watchers):
+            watcher.wake.set()
+
+
+def _later(delay_s: float, action: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    if delay_s > 0:
+        loop.call_later(delay_s, action)
+    else:
+        loop.call_soon(action)  # timers of one instant have no order
