@@ -172,7 +172,7 @@ global___ClientRequest = ClientRequest
 
 @typing.final
 class OpenProducer(google.protobuf.message.Message):
-    """Answers with the producer's epoch and last committed number, in the structure that `queue` resolves to."""
+    """Raises the producer's epoch and answers it with the last committed number, in `structure`, or the one that `queue` resolves to."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -180,10 +180,12 @@ class OpenProducer(google.protobuf.message.Message):
     QUEUE_FIELD_NUMBER: builtins.int
     QUEUE_MANAGER_FIELD_NUMBER: builtins.int
     LIFETIME_MS_FIELD_NUMBER: builtins.int
+    STRUCTURE_FIELD_NUMBER: builtins.int
     producer: builtins.str
     queue: builtins.str
     queue_manager: builtins.str
     lifetime_ms: builtins.int
+    structure: builtins.str
     def __init__(
         self,
         *,
@@ -191,8 +193,9 @@ class OpenProducer(google.protobuf.message.Message):
         queue: builtins.str = ...,
         queue_manager: builtins.str = ...,
         lifetime_ms: builtins.int = ...,
+        structure: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lifetime_ms", b"lifetime_ms", "producer", b"producer", "queue", b"queue", "queue_manager", b"queue_manager"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lifetime_ms", b"lifetime_ms", "producer", b"producer", "queue", b"queue", "queue_manager", b"queue_manager", "structure", b"structure"]) -> None: ...
 
 global___OpenProducer = OpenProducer
 
@@ -304,16 +307,20 @@ global___Browse = Browse
 
 @typing.final
 class EndUnit(google.protobuf.message.Message):
+    """`producer` "" = the connection's. A commit with a number is settled by that producer's record (the patent's Figure 5)."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     UNIT_FIELD_NUMBER: builtins.int
     COMMIT_FIELD_NUMBER: builtins.int
     PRODUCER_NUMBER_FIELD_NUMBER: builtins.int
     STRUCTURE_FIELD_NUMBER: builtins.int
+    PRODUCER_FIELD_NUMBER: builtins.int
     unit: builtins.int
     commit: builtins.bool
     producer_number: builtins.int
     structure: builtins.str
+    producer: builtins.str
     def __init__(
         self,
         *,
@@ -321,8 +328,9 @@ class EndUnit(google.protobuf.message.Message):
         commit: builtins.bool = ...,
         producer_number: builtins.int = ...,
         structure: builtins.str = ...,
+        producer: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["commit", b"commit", "producer_number", b"producer_number", "structure", b"structure", "unit", b"unit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commit", b"commit", "producer", b"producer", "producer_number", b"producer_number", "structure", b"structure", "unit", b"unit"]) -> None: ...
 
 global___EndUnit = EndUnit
 
