@@ -175,7 +175,7 @@ def _destination(header: records_pb2.SegmentHeader, entry: records_pb2.Entry) ->
 
 
 def ends(builder: BatchBuilder, *, queue_empty: bool, waited_ms: float, interval_ms: int, stopping: bool) -> bool:
-    """Whether the batch is to be sent now: full, or the queue is empty and the batch interval has passed (MQ: BATCHSZ, BATCHLIM, BATCHINT)."""
+    """Whether the batch is to be sent now: full, or queue empty and interval passed (BATCHSZ, BATCHLIM, BATCHINT)."""
     if not builder.pieces:
         return False
     return builder.full or stopping or (queue_empty and waited_ms >= interval_ms)

@@ -19,7 +19,7 @@ from qsg.rules.negotiate import advance, is_ahead
 from qsg.rules.reasons import Reason, Refusal
 
 RETRYABLE = frozenset({Reason.Q_FULL, Reason.PUT_INHIBITED, Reason.STORAGE_NOT_AVAILABLE})
-"""Reasons for which a message is tried again before it goes to the dead-letter queue (MQ: MRRTY, for Q_FULL, PUT_INHIBITED, PAGESET_FULL)."""
+"""Reasons for which a message is tried again before it is a dead letter (MQ: MRRTY, for Q_FULL, PUT_INHIBITED, PAGESET_FULL)."""
 
 
 class BindRefused(Refusal):
@@ -138,7 +138,7 @@ class Course:
         )
 
     def accept(self, batch: channel_pb2.Batch) -> list[Arrival]:
-        """The batch's segments if it is exactly the next one. Raises `Refusal` BATCH_OUT_OF_ORDER, PROTOCOL_ERROR, MSG_TOO_BIG_FOR_Q_MGR."""
+        """The segments of exactly the next batch. Raises `Refusal` BATCH_OUT_OF_ORDER, PROTOCOL_ERROR, MSG_TOO_BIG_FOR_Q_MGR."""
         if batch.number != self.number + 1:
             raise Refusal(Reason.BATCH_OUT_OF_ORDER, f"batch {batch.number} came, {self.number + 1} is next")
         if batch.first_sequence != advance(self.sequence, 1, self.wrap):
