@@ -1,0 +1,228 @@
+"""A real etcd cluster of one or three members on this machine, for tests, demonstrations and development.
+
+Its members can be killed, frozen, woken and started again one by one. They die with the process that started them. Synchronous on
+purpose: it belongs to no event loop, so it can serve many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qsg.process.children import bound_to_parent, free_ports
+
+_START_S = 20.0
+_STOP_S = 5.0
+_ASK_S = 0.5
+_POLL_S = 0.02
+_STARTS = 3
+
+
+class EtcdFailed(Exception):
+    """A member did not start, or the cluster did not become ready; the text has the end of a log."""
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdOptions:
+    """etcd's own settings; the defaults suit 64 to 256 KiB values and one site."""
+
+    heartbeat_ms: int = 50
+    election_ms: int = 500
+    quota_bytes: int = 8 << 30
+    snapshot_count: int = 500
+    max_request_bytes: int = 1_572_864
+    max_txn_operations: int = 128
+    fsync: bool = True
+    extra: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        return [
+            f"--heartbeat-interval={self.heartbeat_ms}",
+            f"--election-timeout={self.election_ms}",
+            f"--quota-backend-bytes={self.quota_bytes}",
+            f"--snapshot-count={self.snapshot_count}",
+            f"--max-request-bytes={self.max_request_bytes}",
+            f"--max-txn-ops={self.max_txn_operations}",
+            "--auto-compaction-mode=periodic",
+            "--auto-compaction-retention=1m",
+            "--logger=zap",
+            "--log-level=warn",
+            "--log-outputs=stderr",
+            *([] if self.fsync else ["--unsafe-no-fsync"]),
+            *self.extra,
+        ]
+
+
+@dataclass(slots=True)
+class Member:
+    name: str
+    directory: Path
+    client_port: int
+    peer_port: int
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.client_port}"
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+
+class EtcdCluster:
+    """`members` (1 or 3) etcd servers with their data under `directory`. `binary`: see `qsg.process.etcd.ensure`."""
+
+    def __init__(self, directory: Path, binary: Path, *, members: int = 1, options: EtcdOptions | None = None) -> None:
+        assert members in (1, 3, 5)
+        self.binary = binary
+        self.options = options or EtcdOptions()
+        self._directory = directory
+        self._count = members
+        self.members: list[Member] = []
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [member.endpoint for member in self.members]
+
+    def start(self) -> None:
+        """Starts all members and waits until they serve. With other ports if somebody took one meanwhile."""
+        for attempt in range(_STARTS):
+            self._lay_out()
+            for index in range(self._count):
+                self._launch(index)
+            try:
+                self.wait_ready()
+            except EtcdFailed:
+                self.stop_all()
+                if attempt == _STARTS - 1:
+                    raise
+            else:
+                return
+
+    def _lay_out(self) -> None:
+        ports = free_ports(2 * self._count)
+        self.members = [
+            Member(f"etcd{i}", self._directory / f"etcd{i}", client_port=ports[2 * i], peer_port=ports[2 * i + 1])
+            for i in range(self._count)
+        ]
+        for member in self.members:
+            shutil.rmtree(member.directory, ignore_errors=True)
+            member.directory.mkdir(parents=True)
+
+    def _launch(self, index: int) -> None:
+        member = self.members[index]
+        assert not member.running, f"{member.name} runs already"
+        client, peer = f"http://{member.endpoint}", f"http://127.0.0.1:{member.peer_port}"
+        arguments = [
+            str(self.binary),
+            f"--name={member.name}",
+            f"--data-dir={member.directory / 'data'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            "--initial-cluster=" + ",".join(f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in self.members),
+            f"--initial-cluster-token={self._directory.name}",
+            *self.options.arguments(),
+        ]
+        with self.log(index).open("ab") as out:
+            member.process = subprocess.Popen(
+                bound_to_parent(arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def log(self, index: int) -> Path:
+        return self.members[index].directory / "log"
+
+    def wait_ready(self, timeout_s: float = _START_S) -> None:
+        """Until every running member serves reads and knows a leader."""
+        until = time.monotonic() + timeout_s
+        for index, member in enumerate(self.members):
+            while not self.ready(index):
+                gone = member.process is None or member.process.poll() is not None
+                if gone or time.monotonic() > until:
+                    lines = self.log(index).read_text(errors="replace").splitlines()[-5:]
+                    raise EtcdFailed(f"{member.name} {'ended' if gone else 'is not ready'}:\n" + "\n".join(lines))
+                time.sleep(_POLL_S)
+
+    def ready(self, index: int) -> bool:
+        answer = self._ask(index, "GET", "/health")
+        return answer is not None and answer.get("health") == "true"
+
+    def leader(self) -> int | None:
+        """Index of the member that says so itself in the highest term; None while there is none."""
+        best: tuple[int, int] | None = None
+        for index, member in enumerate(self.members):
+            answer = self._ask(index, "POST", "/v3/maintenance/status") if member.running else None
+            if answer is not None and answer.get("leader") == answer["header"]["member_id"]:
+                best = max(best or (0, 0), (int(answer["raftTerm"]), index))
+        return best[1] if best else None
+
+    def _ask(self, index: int, method: str, path: str) -> dict[str, Any] | None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.members[index].client_port, timeout=_ASK_S)
+        with contextlib.closing(connection):
+            try:
+                connection.request(method, path, body="{}" if method == "POST" else None)
+                answer = json.loads(connection.getresponse().read())
+            except (OSError, http.client.HTTPException, json.JSONDecodeError):
+                return None
+        return answer if isinstance(answer, dict) else None
+
+    def send(self, index: int, number: signal.Signals) -> None:
+        process = self.members[index].process
+        assert process is not None, "never started"
+        process.send_signal(number)
+
+    def kill(self, index: int) -> None:
+        """Kills it and waits until it is gone."""
+        self.send(index, signal.SIGKILL)
+        process = self.members[index].process
+        assert process is not None
+        process.wait()
+
+    def freeze(self, index: int) -> None:
+        self.send(index, signal.SIGSTOP)
+
+    def wake(self, index: int) -> None:
+        self.send(index, signal.SIGCONT)
+
+    def stop(self, index: int) -> None:
+        """Asks it to end (a leader hands over first) and waits; kills it when that takes too long."""
+        process = self.members[index].process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def restart(self, index: int, *, wait: bool = True) -> None:
+        """Starts a member that has ended, on its data."""
+        self._launch(index)
+        if wait:
+            self.wait_ready()
+
+    def stop_all(self) -> None:
+        """Ends all at once, without a hand-over."""
+        for member in self.members:
+            if member.process is not None and member.process.poll() is None:
+                member.process.kill()
+        for member in self.members:
+            if member.process is not None:
+                member.process.wait()
+
+    def destroy(self) -> None:
+        """Ends all and removes their data."""
+        self.stop_all()
+        shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,180 @@
+"""One etcd endpoint: its channel, its calls, and what we think of its health.
+
+A channel of its own per endpoint (never a load-balanced one): a frozen member would keep its share of the calls until keep-alive
+fires, and a write whose endpoint is not known cannot be judged. An endpoint that fails is *ejected* for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from qsg.pb.etcd import rpc_pb2
+
+_SERVICE = "/etcdserverpb."
+_UNARY: dict[str, tuple[str, type[Message]]] = {
+    "txn": ("KV/Txn", rpc_pb2.TxnResponse),
+    "range": ("KV/Range", rpc_pb2.RangeResponse),
+    "compact": ("KV/Compact", rpc_pb2.CompactionResponse),
+    "grant": ("Lease/LeaseGrant", rpc_pb2.LeaseGrantResponse),
+    "revoke": ("Lease/LeaseRevoke", rpc_pb2.LeaseRevokeResponse),
+    "status": ("Maintenance/Status", rpc_pb2.StatusResponse),
+    "authenticate": ("Auth/Authenticate", rpc_pb2.AuthenticateResponse),
+}
+_STREAMS: dict[str, tuple[str, type[Message]]] = {
+    "watch": ("Watch/Watch", rpc_pb2.WatchResponse),
+    "keep_alive": ("Lease/LeaseKeepAlive", rpc_pb2.LeaseKeepAliveResponse),
+}
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.enable_retries", 0),  # also no transparent retry: a write is sent once
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # really the shortest connect deadline: room for a TLS handshake
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.dns_min_time_between_resolutions_ms", 500),
+    ("grpc.keepalive_time_ms", 5_000),  # etcd ends connections that ping more often
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 256 << 20),
+    ("grpc.max_send_message_length", -1),
+]
+_EJECT_S = 1.0
+_EJECT_MAX_S = 8.0
+_RENEW_AFTER_MISSES = 2
+_CLOSE_GRACE_S = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """PEM files of TLS; read anew for each connection, so that rotated certificates are taken up."""
+
+    ca: Path
+    cert: Path | None = None
+    key: Path | None = None
+    server_name: str = ""
+
+    def credentials(self) -> Any:
+        cert = self.cert.read_bytes() if self.cert else None
+        key = self.key.read_bytes() if self.key else None
+        return grpc.ssl_channel_credentials(self.ca.read_bytes(), key, cert)
+
+
+class Endpoint:
+    """`address` is host:port or unix:path. Not connected before it is first used."""
+
+    def __init__(self, address: str, security: Security | None) -> None:
+        self.address = address.split("://", 1)[1] if address.startswith(("http://", "https://")) else address
+        self.member = 0
+        """The id of the etcd member behind it, once known."""
+        self.ejected_until = 0.0
+        self.failures = 0
+        """In a row."""
+        self.misses = 0
+        """Deadlines missed in a row."""
+        self._security = security
+        self._channel: Any = None
+        self._calls: dict[str, Any] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def calls(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """The call `name`, for the channel as it is now."""
+        call: Callable[..., Awaitable[Any]] = self._calls[name]
+        return call
+
+    def stream(self, name: str, metadata: tuple[tuple[str, str], ...]) -> Any:
+        self._open()
+        return self._calls[name](metadata=metadata)
+
+    def _open(self) -> None:
+        if self._channel is not None:
+            return
+        options = list(_OPTIONS)
+        if self._security is None:
+            self._channel = grpc.aio.insecure_channel(self.address, options=options)
+        else:
+            if self._security.server_name:
+                options.append(("grpc.ssl_target_name_override", self._security.server_name))
+            self._channel = grpc.aio.secure_channel(self.address, self._security.credentials(), options=options)
+        for name, (path, response) in _UNARY.items():
+            self._calls[name] = self._channel.unary_unary(_SERVICE + path, _serialize, response.FromString)
+        for name, (path, response) in _STREAMS.items():
+            self._calls[name] = self._channel.stream_stream(_SERVICE + path, _serialize, response.FromString)
+
+    def state(self) -> grpc.ChannelConnectivity:
+        """The connection's state now; asks for a connection when there is none."""
+        self._open()
+        state: grpc.ChannelConnectivity = self._channel.get_state(try_to_connect=True)
+        return state
+
+    async def connected(self, until: float) -> bool:
+        """Waits for a connection until loop time `until`, or until connecting has failed."""
+        # Polled: a connectivity watch of grpc.aio that is cancelled lives on in its core until the channel ends.
+        clock = asyncio.get_running_loop().time
+        pause = 0.002
+        failed_before = self.state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        while (state := self.state()) is not grpc.ChannelConnectivity.READY:
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not failed_before:
+                return False
+            failed_before = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            left = until - clock()
+            if left <= 0:
+                return False
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 2, 0.02)
+        return True
+
+    def succeeded(self) -> None:
+        self.failures = 0
+        self.misses = 0
+        self.ejected_until = 0.0
+
+    def eject(self, now: float, *, silent: bool) -> None:
+        """Not to be chosen for a while; a connection that was silent twice in a row is replaced."""
+        self.failures += 1
+        self.ejected_until = now + min(_EJECT_S * 2 ** min(self.failures - 1, 8), _EJECT_MAX_S)
+        if silent:
+            self.misses += 1
+            if self.misses >= _RENEW_AFTER_MISSES:
+                self.misses = 0
+                self.renew()
+
+    def renew(self) -> None:
+        """Gives up the connection: to a member that vanished it would stay silent until keep-alive fires."""
+        if self._channel is None:
+            return
+        # Calls on the old one end by their own deadlines.
+        task = asyncio.get_running_loop().create_task(_close(self._channel, _CLOSE_GRACE_S))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._channel = None
+        self._calls = {}
+
+    async def close(self) -> None:
+        for task in list(self._closing):
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        if self._channel is not None:
+            await _close(self._channel, None)
+            self._channel = None
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+async def _close(channel: Any, grace_s: float | None) -> None:
+    if grace_s is not None:
+        try:
+            await asyncio.sleep(grace_s)
+        finally:
+            await channel.close(None)
+    else:
+        await channel.close(None)

@@ -1,0 +1,192 @@
+"""The choice of endpoint: stick to one that works, prefer the leader, leave one that fails.
+
+Invariant: a request is sent at most once by `call`. A request that found no connection was not sent, and says so (`NotApplied`).
+Leadership is a hint for speed only (a follower silently drops a write that it forwards to a dead leader): it is looked up when a
+response shows a new raft term, and after failures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from qsg.pb.etcd import rpc_pb2
+from qsg.store.contract import NotApplied, StoreError, Unavailable
+from qsg.store.etcd import errors
+from qsg.store.etcd.endpoints import Endpoint, Security
+
+log = structlog.get_logger()
+
+_CONNECT_S = 0.25
+"""For one endpoint, while there are others to try."""
+_PAUSE_S = 0.02
+_LEADER_SEARCH_S = 0.3
+_LEADER_SEARCHES = 10
+_HAS_LEADER = ("hasleader", "true")
+
+
+class EndpointPool:
+    def __init__(self, addresses: Sequence[str], security: Security | None, user: str, password: str) -> None:
+        assert addresses, "no endpoints"
+        self.endpoints = [Endpoint(address, security) for address in addresses]
+        self.metadata: tuple[tuple[str, str], ...] = (_HAS_LEADER,)
+        self.on_eject: list[Callable[[Endpoint], None]] = []
+        """Called when an endpoint is given up, for those who hold a stream to it."""
+        self.closed = False
+        self._user, self._password = user, password
+        self._current = self.endpoints[0]
+        self._leader: Endpoint | None = None
+        self._term = 0
+        self._search: asyncio.Task[None] | None = None
+        self._login_lock = asyncio.Lock()
+
+    async def call(self, name: str, request: Message, until: float) -> Any:
+        """One attempt that ends by loop time `until`; raises what the store contract says."""
+        endpoint = await self.connected(until)
+        clock = asyncio.get_running_loop().time
+        try:
+            response = await endpoint.calls(name)(request, timeout=max(until - clock(), 0.001), metadata=self.metadata)
+        except grpc.aio.AioRpcError as rpc_error:
+            raise self.failed(endpoint, errors.from_rpc(rpc_error), missed=_missed(rpc_error)) from rpc_error
+        except asyncio.CancelledError:
+            if this_task_is_cancelled():
+                raise
+            raise Unavailable("connection closed") from None
+        endpoint.succeeded()
+        self.observe(endpoint, response.header)
+        return response
+
+    async def connected(self, until: float) -> Endpoint:
+        """A connected endpoint, by loop time `until`; logged in, if there is a user."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            if self.closed:
+                raise NotApplied("the store is closed")
+            endpoint = self._choose(clock())
+            if endpoint.state() is grpc.ChannelConnectivity.READY:
+                break
+            limit = until if len(self.endpoints) == 1 else min(until, clock() + _CONNECT_S)
+            if await endpoint.connected(limit):
+                break
+            self._eject(endpoint, silent=False)
+            if clock() + _PAUSE_S >= until:
+                raise errors.Unsent(f"no connection to {', '.join(e.address for e in self.endpoints)}")
+            await asyncio.sleep(_PAUSE_S if self._choose(clock()).ejected_until > clock() else 0)
+        if self._user and len(self.metadata) == 1:
+            await self._login(endpoint, until)
+        return endpoint
+
+    def _choose(self, now: float) -> Endpoint:
+        if self._current.ejected_until <= now:
+            return self._current
+        leader = self._leader
+        if leader is not None and leader.ejected_until <= now:
+            self._current = leader
+        else:
+            # Where all are ejected: the one that will be back first, which also takes them in turn.
+            at = self.endpoints.index(self._current)
+            in_turn = self.endpoints[at + 1 :] + self.endpoints[: at + 1]
+            self._current = min(in_turn, key=lambda e: e.ejected_until if e.ejected_until > now else 0.0)
+        return self._current
+
+    def has_better_than(self, endpoint: Endpoint) -> bool:
+        now = asyncio.get_running_loop().time()
+        return endpoint.ejected_until > now and any(e.ejected_until <= now for e in self.endpoints)
+
+    def failed(self, endpoint: Endpoint, error: StoreError, *, missed: bool) -> StoreError:
+        """Takes note of a failed call on `endpoint`; returns `error` for raising."""
+        if isinstance(error, errors.TokenExpired):
+            self.metadata = (_HAS_LEADER,)
+        elif isinstance(error, (Unavailable, NotApplied)):
+            self._eject(endpoint, silent=missed)
+        return error
+
+    def silent(self, endpoint: Endpoint) -> None:
+        """A stream of `endpoint` has gone silent: its connection is not to be used again."""
+        self._eject(endpoint, silent=False)
+        endpoint.renew()
+
+    def _eject(self, endpoint: Endpoint, *, silent: bool) -> None:
+        endpoint.eject(asyncio.get_running_loop().time(), silent=silent)
+        if endpoint is self._leader:
+            self._leader = None
+        if endpoint.failures == 1:
+            log.info("etcd endpoint left for a while", endpoint=endpoint.address)
+        for callback in self.on_eject:
+            callback(endpoint)
+        self._search_leader()
+
+    def observe(self, endpoint: Endpoint, header: rpc_pb2.ResponseHeader) -> None:
+        """A response of `endpoint`: a new term means a new leader."""
+        if header.raft_term > self._term:
+            self._term = header.raft_term
+            endpoint.member = header.member_id
+            self._search_leader()
+
+    def _search_leader(self) -> None:
+        if len(self.endpoints) > 1 and not self.closed and (self._search is None or self._search.done()):
+            self._search = asyncio.get_running_loop().create_task(self._find_leader())
+
+    async def _find_leader(self) -> None:
+        """Asks all endpoints until one of them says that it is the leader, or for a few seconds."""
+        for _ in range(_LEADER_SEARCHES):
+            answers = await asyncio.gather(*(self._leads(endpoint) for endpoint in self.endpoints))
+            if term := max(answers):
+                self._leader = self._current = self.endpoints[answers.index(term)]
+                return
+            await asyncio.sleep(_LEADER_SEARCH_S)
+
+    async def _leads(self, endpoint: Endpoint) -> int:
+        """The term in which it says that it leads, else 0. (A leader that is cut off says so for a while: the highest term is right.)"""
+        until = asyncio.get_running_loop().time() + _LEADER_SEARCH_S
+        if not await endpoint.connected(until):
+            return 0
+        try:
+            status = await endpoint.calls("status")(rpc_pb2.StatusRequest(), timeout=_LEADER_SEARCH_S, metadata=self.metadata)
+        except grpc.aio.AioRpcError:
+            return 0
+        except asyncio.CancelledError:
+            if this_task_is_cancelled():
+                raise
+            return 0
+        endpoint.member = status.header.member_id
+        self._term = max(self._term, status.header.raft_term)
+        if status.leader:
+            endpoint.succeeded()
+        return int(status.header.raft_term) if status.leader == status.header.member_id else 0
+
+    async def _login(self, endpoint: Endpoint, until: float) -> None:
+        async with self._login_lock:
+            if len(self.metadata) > 1:
+                return
+            request = rpc_pb2.AuthenticateRequest(name=self._user, password=self._password)
+            left = max(until - asyncio.get_running_loop().time(), 0.001)
+            try:
+                response = await endpoint.calls("authenticate")(request, timeout=left, metadata=self.metadata)
+            except grpc.aio.AioRpcError as rpc_error:
+                error = self.failed(endpoint, errors.from_rpc(rpc_error), missed=_missed(rpc_error))
+                # The request behind this login was not sent.
+                raise NotApplied(str(error)) if isinstance(error, Unavailable) else error from rpc_error
+            self.metadata = (_HAS_LEADER, ("token", response.token))
+
+    async def close(self) -> None:
+        self.closed = True
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
+        await asyncio.gather(*(endpoint.close() for endpoint in self.endpoints))
+
+
+def this_task_is_cancelled() -> bool:
+    """Whether a `CancelledError` is meant for this task. (gRPC raises it also in those who wait for a call that was cancelled.)"""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _missed(error: grpc.aio.AioRpcError) -> bool:
+    return bool(error.code() is grpc.StatusCode.DEADLINE_EXCEEDED)
