@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qsg.pb import records_pb2 as pb
-from qsg.store.contract import Compare, Op
+from qsg.store.contract import Compare, KeyValue, Op
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +21,18 @@ class Cell:
     value: bytes | None = None
     mod_revision: int = 0
     create_revision: int = 0
+    seen: int = 0
+    """The store was known to be so at this revision; what is older is never put over it."""
+
+    def saw(self, revision: int, kv: KeyValue | None) -> None:
+        """Takes over what a read or a commit at `revision` showed (None = absent), unless something newer is known."""
+        if revision < max(self.seen, self.mod_revision):
+            return
+        self.seen = revision
+        if kv is None:
+            self.value, self.mod_revision, self.create_revision = None, 0, 0
+        else:
+            self.value, self.mod_revision, self.create_revision = kv.value, kv.mod_revision, kv.create_revision
 
 
 @dataclass(slots=True)
