@@ -1,0 +1,404 @@
+"""The two threads of a SQLite store: a writer that commits waiting requests in groups, and a reader.
+
+Requests are functions of the engine (writer) or of a snapshot (reader); each has a future of the event loop. All futures of a group
+resolve in one call of the loop, after the group is durable. Invariant: a request is taken by its thread at most once, or withdrawn, never
+both. While the disk is full each request is committed alone, so that those that shrink the store still pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from qsg.store import sqlite_reads as reads
+from qsg.store.contract import Event, NotApplied, StoreError, Unavailable
+from qsg.store.sqlite_engine import Engine
+from qsg.store.sqlite_file import PAGE_BYTES, is_busy, is_full, meta, open_reader, open_writer, translate
+from qsg.store.sqlite_files import Reserve
+
+log = structlog.get_logger()
+
+GROUP_BYTES = 8 << 20
+GROUP_REQUESTS = 1024
+READS_IN_SNAPSHOT = 64
+WAL_BYTES = 12 << 20
+"""The write-ahead log is copied into the file whenever it has grown by this much."""
+WAL_BYTES_MAX = 64 << 20
+"""From here on the writer waits for readers, so that the log can begin anew."""
+PAGES_A_GROUP = 4
+ERASE_ROWS, ERASE_BYTES = 256, 4 << 20
+"""A step of erasing in one group; more when the group itself writes more."""
+MARK_S = 0.5
+FULL_RETRY_S = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One request. `size` is what it will write, about."""
+
+    run: Callable[[Any], Any]
+    future: asyncio.Future[Any]
+    size: int = 0
+
+
+Outcome = tuple[asyncio.Future[Any], Any, BaseException | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one group did, for the loop."""
+
+    outcomes: list[Outcome]
+    events: list[Event]
+    revision: int
+    bytes_in_use: int
+    failure: str = ""
+
+
+class Inbox:
+    """Requests on their way to a thread."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Call] = deque()
+        self._condition = threading.Condition()
+        self._closed = False
+
+    def add(self, call: Call) -> None:
+        with self._condition:
+            if self._closed:
+                raise NotApplied("the store is closed")
+            self._waiting.append(call)
+            self._condition.notify()
+
+    def withdraw(self, call: Call) -> bool:
+        """True when the thread has not taken it, and now never will."""
+        with self._condition:
+            try:
+                self._waiting.remove(call)
+            except ValueError:
+                return False
+            return True
+
+    def close(self) -> None:
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+
+    def take(self, calls_max: int, bytes_max: int, timeout_s: float | None) -> tuple[list[Call], bool]:
+        """Waits for requests; also says whether this is the end (closed, nothing left)."""
+        with self._condition:
+            if not self._waiting and not self._closed:
+                self._condition.wait(timeout_s)
+            taken: list[Call] = []
+            size = 0
+            while self._waiting and len(taken) < calls_max and size < bytes_max:
+                call = self._waiting.popleft()
+                taken.append(call)
+                size += call.size
+            return taken, self._closed and not taken
+
+
+class Writer(threading.Thread):
+    """Owns the engine. `report` is called in this thread once per group; `opened` with the first report or the error."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        quota_bytes: int,
+        reserve_bytes: int,
+        history_s: float,
+        compact_interval_s: float,
+        report: Callable[[Report], None],
+        opened: Callable[[Report | StoreError], None],
+    ) -> None:
+        super().__init__(name=f"store writer {path.name}", daemon=True)
+        self.inbox = Inbox()
+        self.snapshots = 0
+        self._path = path
+        self._quota_bytes = quota_bytes
+        self._reserve = Reserve(path, reserve_bytes)
+        self._reserve_bytes = reserve_bytes
+        self._history_s = history_s
+        self._compact_interval_s = compact_interval_s
+        self._report = report
+        self._opened = opened
+        self._failure = ""
+        self._wal_bytes = 0
+        self._erasing = False
+        self._marks: deque[tuple[float, int]] = deque()
+        self._compacted_at = 0.0
+        self._full_at = 0.0
+        self._engine: Engine
+
+    def run(self) -> None:
+        try:
+            connection = open_writer(self._path)
+        except StoreError as e:
+            self._opened(e)
+            return
+        try:
+            self._engine = Engine(connection, self._quota_bytes)
+            self._checkpoint("PASSIVE")
+            if not self._reserve.take():
+                self._became_full()
+            self._marks.append((time.monotonic(), self._engine.revision))
+            self._erasing = self._engine.superseded_before(self._engine.compacted)
+        except (sqlite3.Error, OSError) as e:
+            connection.close()
+            self._opened(StoreError(f"{self._path} cannot be opened: {e}"))
+            return
+        self._opened(self._state([], []))
+        try:
+            self._serve()
+        finally:
+            self._finish(connection)
+
+    def _serve(self) -> None:
+        while True:
+            calls, ended = self.inbox.take(GROUP_REQUESTS, GROUP_BYTES, self._pause_s())
+            if ended:
+                return
+            if self._failure:
+                self._answer([(call.future, None, Unavailable(self._failure)) for call in calls], [])
+                continue
+            try:
+                if calls or self._erasing:
+                    self._group(calls)
+                if not self._failure:
+                    self._maintain()
+            except Exception as e:  # a defect: nothing may go on from a half-done group, and nobody may wait for ever
+                log.exception("the store's writer failed", path=str(self._path))
+                self._fail(calls, e)
+
+    def _finish(self, connection: sqlite3.Connection) -> None:
+        try:
+            if not self._failure:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as e:
+            log.warning("the store's log was not copied at closing", path=str(self._path), error=str(e))
+        finally:
+            connection.close()
+
+    def _pause_s(self) -> float | None:
+        """How long to wait for requests; None = for ever."""
+        if self._failure:
+            return None
+        if self._erasing:
+            return 0.0
+        return MARK_S if self._marks or self._engine.allowance is not None else None
+
+    # Groups
+
+    def _group(self, calls: list[Call]) -> None:
+        if self._engine.allowance is not None:
+            self._one_by_one(calls)
+            return
+        try:
+            self._commit(calls)
+        except sqlite3.Error as e:
+            self._recover(calls, e)
+
+    def _commit(self, calls: list[Call]) -> None:
+        self._engine.begin()
+        outcomes = [self._run_call(call) for call in calls]
+        size, rows = self._engine.written
+        if self._erasing:
+            self._erasing = self._engine.erase(max(ERASE_ROWS, 2 * rows), max(ERASE_BYTES, 2 * size))
+        events = self._engine.commit()
+        self._wal_bytes += size + (rows + PAGES_A_GROUP) * PAGE_BYTES
+        self._answer(outcomes, events)
+
+    def _run_call(self, call: Call) -> Outcome:
+        try:
+            return call.future, call.run(self._engine), None
+        except StoreError as e:
+            return call.future, None, e
+
+    def _recover(self, calls: list[Call], error: sqlite3.Error) -> None:
+        """A group has failed as a whole, nothing of it was applied unless the failure was in its commit."""
+        if is_busy(error) and self._roll_back():
+            self._answer([(call.future, None, NotApplied("another program holds the store's file")) for call in calls], [])
+        elif is_full(error) and self._roll_back():
+            self._became_full()
+            self._one_by_one(calls)
+        else:
+            self._fail(calls, error)
+
+    def _one_by_one(self, calls: list[Call]) -> None:
+        """While the disk is full: a group of its own for each request, so that only what needs space is refused."""
+        for i, call in enumerate(calls):
+            self._allow()
+            try:
+                self._engine.begin()
+                outcome = self._run_call(call)
+                events = self._engine.commit()
+                self._answer([outcome], events)
+                self._wal_bytes += sum(len(e.kv.value) for e in events) + PAGES_A_GROUP * PAGE_BYTES
+            except sqlite3.Error as e:
+                if not is_full(e) or not self._roll_back():
+                    self._fail(calls[i:], e)
+                    return
+                self._became_full()
+                self._answer([(call.future, None, translate(e))], [])
+        if self._erasing:
+            self._erase_alone()
+
+    def _erase_alone(self) -> None:
+        self._engine.begin()
+        try:
+            self._erasing = self._engine.erase(ERASE_ROWS, ERASE_BYTES)
+            self._engine.commit()
+        except sqlite3.Error as e:
+            if not is_full(e) or not self._roll_back():
+                self._fail([], e)
+                return
+            self._erasing = False  # taken up again with the next compaction
+
+    def _roll_back(self) -> bool:
+        try:
+            self._engine.rollback()
+        except sqlite3.Error as e:
+            log.error("the store's file failed", path=str(self._path), error=str(e))
+            return False
+        return True
+
+    def _fail(self, calls: list[Call], error: Exception) -> None:
+        """The file cannot be trusted any more (a failed sync may or may not have written): nothing is accepted until it is opened anew."""
+        self._failure = f"the store's file failed: {error}"
+        log.error("the store's file failed", path=str(self._path), error=str(error))
+        self._report(Report([(c.future, None, Unavailable(self._failure)) for c in calls], [], 0, 0, self._failure))
+
+    def _answer(self, outcomes: list[Outcome], events: list[Event]) -> None:
+        self._report(self._state(outcomes, events))
+
+    def _state(self, outcomes: list[Outcome], events: list[Event]) -> Report:
+        engine = self._engine
+        return Report(outcomes, events, engine.revision, engine.bytes_in_use, self._failure)
+
+    # A full disk
+
+    def _became_full(self) -> None:
+        if self._engine.allowance is None:
+            log.warning("the disk is full", path=str(self._path))
+        self._reserve.give_up()
+        self._engine.allowance = 0
+        self._full_at = time.monotonic()
+        self._checkpoint("PASSIVE")
+
+    def _allow(self) -> None:
+        """How much may grow while the disk is full: what is free inside the file, less a part for draining. Ends the state if it can."""
+        engine = self._engine
+        if engine.allowance is None:
+            return
+        now = time.monotonic()
+        if now - self._full_at >= FULL_RETRY_S:
+            self._full_at = now
+            if self._reserve.take():
+                engine.allowance = None
+                log.info("the disk has space again", path=str(self._path))
+                return
+            self._reserve.give_up()
+        engine.allowance = max(0, (engine.bytes_free - self._reserve_bytes) // 2)
+
+    # Between groups
+
+    def _maintain(self) -> None:
+        try:
+            if self._engine.allowance is not None:
+                self._allow()
+            self._compact()
+            if self._wal_bytes >= WAL_BYTES:
+                self._checkpoint("PASSIVE")
+        except sqlite3.Error as e:
+            if not is_full(e) or not self._roll_back():
+                self._fail([], e)
+
+    def _compact(self) -> None:
+        """Forgets what is older than the history to be kept, now and then."""
+        engine, now = self._engine, time.monotonic()
+        if self._compact_interval_s <= 0:
+            self._marks.clear()
+            return
+        if engine.revision > (self._marks[-1][1] if self._marks else engine.compacted) and (
+            not self._marks or now - self._marks[-1][0] >= MARK_S
+        ):
+            self._marks.append((now, engine.revision))
+        if now - self._compacted_at < self._compact_interval_s:
+            return
+        target = 0
+        while self._marks and self._marks[0][0] <= now - self._history_s:
+            target = self._marks.popleft()[1]
+        if target > engine.compacted and engine.superseded_before(target):
+            self._compacted_at = now
+            engine.begin()
+            engine.compact(target)
+            engine.commit()
+            self._erasing = True
+            self._answer([], [])
+
+    def compacted_by_request(self) -> None:
+        """To be called by a request, in this thread."""
+        self._erasing = True
+
+    def _checkpoint(self, mode: str) -> None:
+        """Copies the write-ahead log into the file. A full disk only postpones it."""
+        try:
+            busy, frames, copied = self._engine.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.OperationalError as e:
+            log.warning("the store's log was not copied", path=str(self._path), error=str(e))
+            self._wal_bytes = 0
+            return
+        self._wal_bytes = 0
+        if mode == "PASSIVE" and frames * PAGE_BYTES > WAL_BYTES_MAX and not self.snapshots:
+            self._checkpoint("RESTART")
+        elif busy or copied < frames:
+            log.debug("the store's log is read by others", frames=frames, copied=copied)
+
+
+class Reader(threading.Thread):
+    """Reads committed state; requests that wait together see one snapshot."""
+
+    def __init__(self, path: Path, report: Callable[[list[Outcome]], None]) -> None:
+        super().__init__(name=f"store reader {path.name}", daemon=True)
+        self.inbox = Inbox()
+        self._connection = open_reader(path)
+        self._floor = meta(self._connection, "floor")
+        self._report = report
+
+    def run(self) -> None:
+        try:
+            while True:
+                calls, ended = self.inbox.take(READS_IN_SNAPSHOT, GROUP_BYTES, None)
+                if ended:
+                    return
+                self._report(self._snapshot(calls))
+        finally:
+            self._connection.close()
+
+    def _snapshot(self, calls: list[Call]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        try:
+            self._connection.execute("BEGIN")
+            view = reads.View(self._connection, reads.current_revision(self._connection, self._floor), meta(self._connection, "compacted"))
+            for call in calls:
+                try:
+                    outcomes.append((call.future, call.run(view), None))
+                except StoreError as e:
+                    outcomes.append((call.future, None, e))
+        except sqlite3.Error as e:
+            error = Unavailable(f"the store's file failed: {e}")
+            outcomes += [(call.future, None, error) for call in calls[len(outcomes) :]]
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        return outcomes
