@@ -1,0 +1,243 @@
+"""Definitions of queues, channels and settings, live: the group's (admin structure) and this queue manager's own (private store).
+
+Owns the followers of `dq/`, `dc/` and `dg` and what they say. Invariant: what `queue()` and `channel()` answer was the definition at some
+moment, and it never goes back; an own definition shadows the group's of the same name. Not guaranteed: that it is current, which is why
+every put and get also compares the queue's state `q/<queue>/d` (see `qsg.manager.queues`).
+Writes are compare-and-swap; where a local queue's messages lie is made and removed by `qsg.manager.queue_store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import structlog
+from pydantic import ValidationError
+
+from qsg.manager.structure import Structure
+from qsg.rules import keys
+from qsg.rules.definitions import PRIVATE, Channel, Definition, Queue, Settings
+from qsg.rules.names import Names
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import Change, CompareFailed, Unit
+from qsg.store.contract import KeyValue
+from qsg.store.follow import Follower
+
+log = structlog.get_logger()
+
+ADMIN = "admin"
+ATTEMPTS = 5
+SETTLE_S = 2.0
+D = TypeVar("D", bound=Definition)
+
+
+class _Definitions:
+    """Those of one structure."""
+
+    def __init__(self, structure: Structure, changed: Callable[[], None]) -> None:
+        self.structure = structure
+        self.queues: dict[str, Queue] = {}
+        self.channels: dict[str, Channel] = {}
+        self.settings: Settings | None = None
+        self._changed = changed
+        self._followers: dict[bytes, Follower] = {}
+
+    async def start(self) -> None:
+        for prefix in (keys.QUEUE_DEFINITIONS, keys.CHANNEL_DEFINITIONS, keys.GROUP_DEFINITION):
+            follower = self.structure.follow(prefix)
+            self._followers[prefix] = follower
+            follower.add_listener(lambda _: self._read())
+        for follower in self._followers.values():
+            await follower.ready()
+        self._read()
+
+    async def saw(self, key: bytes, revision: int) -> None:
+        """Returns once the change of `key` at `revision` is known here, or after a while."""
+        follower = next(f for prefix, f in self._followers.items() if key.startswith(prefix))
+        if not await follower.wait(revision - 1, SETTLE_S):
+            log.warning("a definition just written is not seen yet", key=key.decode(), revision=revision)
+
+    def _read(self) -> None:
+        self.queues = self._parsed(keys.QUEUE_DEFINITIONS, Queue)
+        self.channels = self._parsed(keys.CHANNEL_DEFINITIONS, Channel)
+        kv = self._followers[keys.GROUP_DEFINITION].items.get(keys.GROUP_DEFINITION)
+        self.settings = _parse(kv, Settings) if kv else None
+        self._changed()
+
+    def _parsed(self, prefix: bytes, kind: type[D]) -> dict[str, D]:
+        found = {}
+        for key, kv in self._followers[prefix].items.items():
+            definition = _parse(kv, kind)
+            if definition is not None:
+                found[keys.unname(key[len(prefix) :])] = definition
+        return found
+
+    async def close(self) -> None:
+        for follower in self._followers.values():
+            await follower.close()
+
+
+class Catalog:
+    """`structures`: those this member has joined, by name; "admin" holds the group's definitions, "private" its own.
+
+    `on_change` is called after any definition changed, with everything up to date.
+    """
+
+    def __init__(self, structures: Mapping[str, Structure], *, member: str, group: str = "") -> None:
+        self.structures = structures
+        self.member = member
+        self.group = group
+        self.on_change: list[Callable[[], None]] = []
+        self._own = _Definitions(structures[PRIVATE], self._changed) if PRIVATE in structures else None
+        self._group = _Definitions(structures[ADMIN], self._changed) if group and ADMIN in structures else None
+
+    async def start(self) -> None:
+        """Returns once all definitions are known."""
+        for definitions in (self._own, self._group):
+            if definitions is not None:
+                await definitions.start()
+
+    async def close(self) -> None:
+        for definitions in (self._own, self._group):
+            if definitions is not None:
+                await definitions.close()
+
+    def queue(self, name: str) -> Queue | None:
+        for definitions in (self._own, self._group):
+            if definitions is not None and name in definitions.queues:
+                return definitions.queues[name]
+        return None
+
+    def channel(self, name: str) -> Channel | None:
+        for definitions in (self._own, self._group):
+            if definitions is not None and name in definitions.channels:
+                return definitions.channels[name]
+        return None
+
+    def queues(self) -> dict[str, Queue]:
+        return {**(self._group.queues if self._group else {}), **(self._own.queues if self._own else {})}
+
+    def channels(self) -> dict[str, Channel]:
+        return {**(self._group.channels if self._group else {}), **(self._own.channels if self._own else {})}
+
+    @property
+    def settings(self) -> Settings:
+        """The group's; outside a group its own."""
+        for definitions in (self._group, self._own):
+            if definitions is not None and definitions.settings is not None:
+                return definitions.settings
+        return Settings()
+
+    def names(self) -> Names:
+        """For name resolution."""
+        settings = self.settings
+        own = frozenset(n for n in (self.member, self.group) if n)
+        return Names(self.queue, own, settings.default_transmission_queue, settings.hop_limit)
+
+    def structure(self, name: str) -> Structure:
+        """Raises `Refusal` when this member has not joined it."""
+        structure = self.structures.get(name)
+        if structure is None:
+            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"structure {name} is not joined here")
+        return structure
+
+    def is_group_channel(self, name: str) -> bool:
+        """Whether a channel is defined for the group (and not shadowed by an own one)."""
+        own = self._own is not None and name in self._own.channels
+        return not own and self._group is not None and name in self._group.channels
+
+    # Changing definitions
+
+    async def define_channel(self, channel: Channel, *, replace: bool = True, own: bool | None = None) -> None:
+        """Writes a channel's definition; `own` None: private ones and those outside a group are its own."""
+        if channel.type == "receiver" and channel.structure and channel.structure not in self.structures:
+            raise Refusal(Reason.DEFINITION_ERROR, f"channel {channel.name}: structure: no structure {channel.structure}")
+        before = self.channel(channel.name)
+        if before is not None and before.type == channel.type == "receiver" and before.structure != channel.structure:
+            raise Refusal(Reason.DEFINITION_ERROR, f"channel {channel.name}: structure: the home of a receiver is for ever")
+        await self._write(self._home(own, channel.disposition == "private"), keys.channel_definition(channel.name), channel, replace)
+
+    async def delete_channel(self, name: str, *, own: bool | None = None) -> None:
+        if own is None:
+            own = not self.is_group_channel(name)
+        await self._remove(self._home(own, own), keys.channel_definition(name), Reason.CHANNEL_NOT_FOUND, name)
+
+    async def define_settings(self, settings: Settings) -> None:
+        await self._write(self._home(None, False), keys.GROUP_DEFINITION, settings, replace=True)
+
+    async def write_queue(self, queue: Queue, *, replace: bool, own: bool | None = None) -> None:
+        """Writes the definition alone (see `QueueService.define` for the whole)."""
+        await self._write(self._home(own, self._is_own(queue)), keys.queue_definition(queue.name), queue, replace)
+
+    async def remove_queue(self, name: str, *, own: bool | None = None) -> None:
+        if own is None:
+            own = self._own is not None and name in self._own.queues
+        await self._remove(self._home(own, own), keys.queue_definition(name), Reason.UNKNOWN_OBJECT_NAME, name)
+
+    def _is_own(self, queue: Queue) -> bool:
+        """Private local queues are a queue manager's own; everything else is the group's, when there is one."""
+        return queue.type == "local" and queue.structure == PRIVATE
+
+    def _home(self, own: bool | None, default: bool) -> Structure:
+        if self._group is None or (default if own is None else own):
+            if self._own is None:
+                raise Refusal(Reason.DEFINITION_ERROR, "this queue manager has no private store")
+            return self._own.structure
+        return self._group.structure
+
+    async def _write(self, structure: Structure, key: bytes, definition: Definition, replace: bool) -> None:
+        value = definition.model_dump_json(exclude_defaults=True).encode()
+
+        def apply(present: bytes | None) -> bytes:
+            if present is not None and present != value and not replace:
+                raise Refusal(Reason.OBJECT_ALREADY_EXISTS, key.decode())
+            return value
+
+        await self._settled(structure, key, await swap(structure, key, apply))
+
+    async def _remove(self, structure: Structure, key: bytes, unknown: Reason, name: str) -> None:
+        def apply(present: bytes | None) -> None:
+            if present is None:
+                raise Refusal(unknown, name)
+
+        await self._settled(structure, key, await swap(structure, key, apply))
+
+    async def _settled(self, structure: Structure, key: bytes, revision: int) -> None:
+        """Who defined something finds it: waits (not for ever) until the followers show it."""
+        for definitions in (self._own, self._group):
+            if definitions is not None and definitions.structure is structure:
+                await definitions.saw(key, revision)
+
+    def _changed(self) -> None:
+        for callback in list(self.on_change):
+            callback()
+
+
+async def swap(structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes | None]) -> int:
+    """Compare-and-swap of one key that is rarely written; the revision."""
+    cell = await structure.cell(key)
+    for _ in range(ATTEMPTS):
+        try:
+            return (await structure.commit(Unit(f"swap {key.decode()}", changes=[Change(cell, apply)]))).revision
+        except CompareFailed:
+            log.debug("changed meanwhile, trying again", key=key.decode())
+    raise Refusal(Reason.CHANGED_MEANWHILE, key.decode())
+
+
+def parse_definition(data: object, kind: type[D]) -> D:
+    """A definition from what a user wrote. Raises `Refusal` DEFINITION_ERROR that says what is wrong in which field."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(str(part) for part in e['loc']) or kind.__name__.lower()}: {e['msg']}" for e in error.errors())
+        name = data.get("name", "") if isinstance(data, dict) else ""
+        raise Refusal(Reason.DEFINITION_ERROR, f"{kind.__name__.lower()} {name}: {told}") from error
+
+
+def _parse(kv: KeyValue, kind: type[D]) -> D | None:
+    try:
+        return kind.model_validate_json(kv.value)
+    except ValidationError as error:
+        # Written by another version, or by hand: the others must go on working.
+        log.error("definition is not understood", key=kv.key.decode(errors="replace"), error=str(error))
+        return None

@@ -1,0 +1,91 @@
+"""Members of a group over stores in memory, with a catalog each: what tests of queues stand on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from qsg.manager.catalog import Catalog
+from qsg.manager.membership import join
+from qsg.manager.structure import Structure
+from qsg.pb import records_pb2 as pb
+from qsg.rules.definitions import Queue
+from qsg.rules.world import World
+from qsg.store.memory import MemoryServer
+
+
+@dataclass
+class Wall:
+    ms: int = 1_700_000_000_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+@dataclass
+class Member:
+    name: str
+    world: World
+    wall: Wall
+    structures: dict[str, Structure]
+    catalog: Catalog
+
+    async def close(self) -> None:
+        await self.catalog.close()
+        for structure in self.structures.values():
+            await structure.leave()
+
+    async def crash(self) -> None:
+        """Ends without a word; the member keys stay until they are deleted."""
+        await self.catalog.close()
+        for structure in self.structures.values():
+            await structure.close()
+
+
+@dataclass
+class Group:
+    """Stores of a group "G"; members join one after the other."""
+
+    names: Sequence[str] = ("admin", "app1")
+    servers: dict[str, MemoryServer] = field(default_factory=dict)
+    members: list[Member] = field(default_factory=list)
+    wall: Wall = field(default_factory=Wall)
+
+    def server(self, name: str) -> MemoryServer:
+        return self.servers.setdefault(name, MemoryServer())
+
+    async def member(self, name: str, *, slots: int = 2, group: str = "G") -> Member:
+        world = World(self.wall, random.Random(name + str(len(self.members))))
+        stores = {"private": self.server(f"private {name}"), **({n: self.server(n) for n in self.names} if group else {})}
+        structures = {}
+        for store_name, server in stores.items():
+            record = pb.MemberRecord(member=name, process=world.id().hex())
+            structures[store_name] = await join(
+                server.client(), store_name, record, world, slots=slots, lease=store_name != "private", compact=False
+            )
+        catalog = Catalog(structures, member=name, group=group)
+        await catalog.start()
+        member = Member(name, world, self.wall, structures, catalog)
+        self.members.append(member)
+        return member
+
+    async def close(self) -> None:
+        for member in self.members:
+            await member.close()
+        for server in self.servers.values():
+            server.close()
+
+
+@asynccontextmanager
+async def group(*names: str) -> AsyncIterator[Group]:
+    made = Group(names or ("admin", "app1"))
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def shared(name: str, **attributes: object) -> Queue:
+    return Queue.model_validate({"name": name, "structure": "app1", **attributes})
