@@ -44,14 +44,14 @@ class MemberConfig(Definition):
     """Folder of the private store."""
     socket: Path
     """Unix socket between queue manager and channel initiator."""
-    structures: dict[str, StructureConfig] = {}
+    structures: dict[str, StructureConfig] = Field(default_factory=dict)
     address: str = "127.0.0.1:1416"
     """host:port of the client API and peer links."""
     advertise: str = ""
     """host:port that peers and clients use for `address`; "" = as bound."""
     group_listener: str = "127.0.0.1:1415"
     local_listener: str = "127.0.0.1:1414"
-    aliases: dict[str, str] = {}
+    aliases: dict[str, str] = Field(default_factory=dict)
     """Connection name -> host:port, for machines without DNS."""
     definitions: Path | None = None
     """Definitions applied at start where they are absent."""

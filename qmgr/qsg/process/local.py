@@ -1,17 +1,16 @@
 """A queue-sharing group X, Y, Z and a remote queue manager R as real processes on this machine.
 
-Used by `qsg up`, `qsg demo`, the benchmarks and the tests of real processes. Every member reaches R through a proxy of its own, and R reaches
-the group through one portal proxy (standing in for the Kubernetes Service), so that single network paths can be cut.
+Used by `qsg up`, `qsg demo`, the benchmarks and the tests of real processes. Every member reaches R through a proxy of its own, and R
+reaches the group through one portal proxy (standing in for the Kubernetes Service), so that single network paths can be cut.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -141,8 +140,8 @@ class LocalGroup:
         return path
 
     async def _start_member(self, name: str, config: Path) -> None:
-        await self.supervisor.start(name, [*_qsg(), "serve", "--config", str(config)])
-        await self.supervisor.start(self.initiator(name), [*_qsg(), "initiator", "--config", str(config)])
+        await self.supervisor.start(name, [*_process(), "serve", str(config)])
+        await self.supervisor.start(self.initiator(name), [*_process(), "initiator", str(config)])
 
     @staticmethod
     def initiator(member: str) -> str:
@@ -195,6 +194,15 @@ class LocalGroup:
         if self.etcd is not None:
             await self.etcd.stop()
 
+    def pids(self) -> list[int]:
+        """All processes, the store's too."""
+        return [*self.supervisor.pids().values(), *(self.etcd.pids() if self.etcd else [])]
+
+    def member_pids(self) -> list[int]:
+        """The members' queue managers."""
+        pids = self.supervisor.pids()
+        return [pids[m] for m in self.members if m in pids]
+
     def log_lines(self) -> list[str]:
         """All log lines of all processes (JSON, one a line)."""
         folder = self.directory / "log"
@@ -205,16 +213,15 @@ def _qsg() -> list[str]:
     return [sys.executable, "-m", "qsg.cli.main"]
 
 
-async def wait_until(condition: object, timeout_s: float, what: str) -> None:
+def _process() -> list[str]:
+    return [sys.executable, "-m", "qsg.process.run"]
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
     """Polls an async predicate; raises TimeoutError naming what was waited for."""
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout_s
-    assert callable(condition)
     while not await condition():
         if loop.time() > end:
             raise TimeoutError(f"{what}: not within {timeout_s} s")
         await asyncio.sleep(0.05)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
