@@ -80,6 +80,7 @@ async def test_a_killed_process_ends_its_streams_and_refuses(child: Child, kind:
     child.signal(signal.SIGKILL)
     with pytest.raises(Closed):
         await asyncio.wait_for(waiting, 5)
+    await child.process.wait()  # while it is torn down, its listening socket may outlive its streams by an instant
     with pytest.raises(Refused):
         await child.connect(kind)
     assert loop.time() - killed < 2.0  # milliseconds when the machine is idle; no back-off or keepalive may be in it

@@ -49,6 +49,9 @@ SERVER_OPTIONS = (
     ("grpc.http2.max_ping_strikes", 0),
 )
 
+_ACCEPTED = ("qsg-accepted", "1")
+"""Sent by the server at once: only this tells a client that there is a process behind the connection, and that it has the service."""
+
 
 def method_of(service: str) -> str:
     return f"/{service}/{METHODS.get(service, 'Session')}"
@@ -204,7 +207,7 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _session(self, handler: Handler, context: Any) -> None:
         if self.closing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "shutting down")
-        await context.send_initial_metadata(())  # tells the client that it is connected
+        await context.send_initial_metadata((_ACCEPTED,))
         stream = _ServerStream(context)
         task = asyncio.get_running_loop().create_task(self._serve(handler, stream), name=f"stream of {stream.peer}")
         self.tasks.add(task)
@@ -261,13 +264,11 @@ class GrpcTransport:
         call = channel.stream_stream(method_of(service))()
         try:
             async with asyncio.timeout(timeout_s):
-                await call.wait_for_connection()
+                if _ACCEPTED not in tuple(await call.initial_metadata()):
+                    raise await _classify(address, await call.code(), await call.details(), timeout_s)
         except TimeoutError:
             await channel.close()
             raise Unreachable(f"{address}: no answer within {timeout_s} s") from None
-        except grpc.aio.AioRpcError as e:
-            await channel.close()
-            raise await _classify(address, e, timeout_s) from e
         except BaseException:
             call.cancel()
             await channel.close()
@@ -303,10 +304,10 @@ def _host_port(address: str) -> tuple[str, str]:
     return host.strip("[]"), port
 
 
-async def _classify(address: str, error: grpc.aio.AioRpcError, timeout_s: float) -> TransportError:
+async def _classify(address: str, code: grpc.StatusCode, words: str, timeout_s: float) -> TransportError:
     """Asks the kernel there: `Refused` when every address refuses a plain connection. gRPC's own words are not to be relied on."""
-    detail = f"{address}: {error.code().name}: {error.details()}"
-    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+    detail = f"{address}: {code.name}: {words}"
+    if code is not grpc.StatusCode.UNAVAILABLE:
         return Unreachable(detail)
     loop = asyncio.get_running_loop()
     try:
