@@ -127,7 +127,7 @@ async def test_commits_wait_while_the_store_is_out_of_reach(server: MemoryServer
     assert isinstance(store, MemoryStore)
     store.cut()
     task = asyncio.create_task(x.commit(Unit(ops=[Put(b"k", b"v")])))
-    while x.reachable:
+    while x.reachable:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert not task.done()
     store.heal()

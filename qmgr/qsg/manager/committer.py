@@ -77,7 +77,7 @@ class Committer:
         """Set from outside: so much of the quota is in use that puts are refused."""
         self._full_until = 0.0
         self._told_fenced, self._told = fenced, answered
-        self._fenced = False
+        self.is_fenced = False
         self._closed = False
         self._slots = [_SlotDriver(self, Lane(member, i, incarnation), Slot(guard)) for i, guard in enumerate(guards)]
 
@@ -98,7 +98,7 @@ class Committer:
         return min(range(len(self._slots)), key=lambda i: len(self._slots[i].waiting))
 
     async def commit(self, unit: Unit, *, affinity: str = "", slot: int | None = None) -> Committed:
-        if self._fenced:
+        if self.is_fenced:
             raise Fenced
         if self._closed:
             raise Refusal(Reason.Q_MGR_STOPPING)
@@ -118,9 +118,9 @@ class Committer:
 
     def fence(self, cause: str) -> None:
         """Our member key is gone: nothing that was not sent yet will be, and what is out can only settle."""
-        if self._fenced:
+        if self.is_fenced:
             return
-        self._fenced = True
+        self.is_fenced = True
         self._told_fenced(cause)
         for slot in self._slots:
             slot.fence()
@@ -345,7 +345,7 @@ class _SlotDriver:
         for i, error in told.items():
             _fail(batch[i], error)
         again = [batch[i] for i in rest if i not in told]
-        if self.owner._fenced:
+        if self.owner.is_fenced:
             for item in again:
                 _fail(item, Fenced())
         else:

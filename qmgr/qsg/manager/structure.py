@@ -8,6 +8,7 @@ hold at a commit is compared there.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,7 @@ class Structure:
                 continue
             return first.revision, results
 
-    async def _txn(self, gets: list[Get]) -> TxnResult:
+    async def _txn(self, gets: Sequence[Get]) -> TxnResult:
         loop = asyncio.get_running_loop()
         until, timeout_s, pause = loop.time() + READ_S, 0.4, 0.01
         while True:
