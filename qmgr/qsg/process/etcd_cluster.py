@@ -1,11 +1,12 @@
 """A real etcd cluster of one or three members on this machine, for tests, demonstrations and development.
 
-Its members can be killed, frozen, woken and started again one by one. They die with the process that started them. Synchronous on
-purpose: it belongs to no event loop, so it can serve many.
+Its members can be killed, frozen, woken and started again one by one. They die with the process that started them (with its main
+thread, so start them there). It belongs to no event loop: what one loop started can be used and stopped in another.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,11 +14,12 @@ import shutil
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qsg.process.children import bound_to_parent, free_ports
+from qsg.process.etcd_binary import ensure
 
 _START_S = 20.0
 _STOP_S = 5.0
@@ -67,7 +69,9 @@ class Member:
     directory: Path
     client_port: int
     peer_port: int
-    process: subprocess.Popen[bytes] | None = field(default=None)
+    process: subprocess.Popen[bytes] | None = None
+    wanted: bool = False
+    """Started, and not ended by us since."""
 
     @property
     def endpoint(self) -> str:
@@ -81,10 +85,10 @@ class Member:
 class EtcdCluster:
     """`members` (1 or 3) etcd servers with their data under `directory`. `binary`: see `qsg.process.etcd.ensure`."""
 
-    def __init__(self, directory: Path, binary: Path, *, members: int = 1, options: EtcdOptions | None = None) -> None:
+    def __init__(self, directory: Path, *, members: int = 1, options: EtcdOptions | None = None, binary: Path | None = None) -> None:
         assert members in (1, 3, 5)
-        self.binary = binary
         self.options = options or EtcdOptions()
+        self._binary = binary
         self._directory = directory
         self._count = members
         self.members: list[Member] = []
@@ -93,20 +97,43 @@ class EtcdCluster:
     def endpoints(self) -> list[str]:
         return [member.endpoint for member in self.members]
 
-    def start(self) -> None:
-        """Starts all members and waits until they serve. With other ports if somebody took one meanwhile."""
+    async def start(self) -> None:
+        """Starts all members, on empty directories, and waits until they serve. With other ports if somebody took one meanwhile."""
+        if self._binary is None:
+            self._binary = await asyncio.to_thread(ensure)
         for attempt in range(_STARTS):
             self._lay_out()
             for index in range(self._count):
                 self._launch(index)
             try:
-                self.wait_ready()
+                await asyncio.to_thread(self.wait_ready)
             except EtcdFailed:
-                self.stop_all()
+                self.kill_all()
                 if attempt == _STARTS - 1:
                     raise
             else:
                 return
+
+    async def restart(self, index: int) -> None:
+        """Starts a member that has ended, on its data, and waits until it serves."""
+        self._launch(index)
+        await asyncio.to_thread(self.wait_ready)
+
+    async def restart_dead(self) -> None:
+        """Starts all that have ended."""
+        dead = [index for index, member in enumerate(self.members) if not member.running]
+        for index in dead:
+            self._launch(index)
+        if dead:
+            await asyncio.to_thread(self.wait_ready)
+
+    async def leader(self) -> int:
+        """Index of the leader; waits for an election. Raises `EtcdFailed` if there is none for long."""
+        return await asyncio.to_thread(self.wait_leader)
+
+    async def stop(self) -> None:
+        """Ends all at once. Their data stay."""
+        await asyncio.to_thread(self.kill_all)
 
     def _lay_out(self) -> None:
         ports = free_ports(2 * self._count)
@@ -121,9 +148,10 @@ class EtcdCluster:
     def _launch(self, index: int) -> None:
         member = self.members[index]
         assert not member.running, f"{member.name} runs already"
+        assert self._binary is not None, "not started"
         client, peer = f"http://{member.endpoint}", f"http://127.0.0.1:{member.peer_port}"
         arguments = [
-            str(self.binary),
+            str(self._binary),
             f"--name={member.name}",
             f"--data-dir={member.directory / 'data'}",
             f"--listen-client-urls={client}",
@@ -134,6 +162,7 @@ class EtcdCluster:
             f"--initial-cluster-token={self._directory.name}",
             *self.options.arguments(),
         ]
+        member.wanted = True
         with self.log(index).open("ab") as out:
             member.process = subprocess.Popen(
                 bound_to_parent(arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
@@ -143,11 +172,11 @@ class EtcdCluster:
         return self.members[index].directory / "log"
 
     def wait_ready(self, timeout_s: float = _START_S) -> None:
-        """Until every running member serves reads and knows a leader."""
+        """Until every member serves reads and so knows a leader; those that we ended are left out."""
         until = time.monotonic() + timeout_s
         for index, member in enumerate(self.members):
-            while not self.ready(index):
-                gone = member.process is None or member.process.poll() is not None
+            while member.wanted and not self.ready(index):
+                gone = not member.running
                 if gone or time.monotonic() > until:
                     lines = self.log(index).read_text(errors="replace").splitlines()[-5:]
                     raise EtcdFailed(f"{member.name} {'ended' if gone else 'is not ready'}:\n" + "\n".join(lines))
@@ -157,7 +186,15 @@ class EtcdCluster:
         answer = self._ask(index, "GET", "/health")
         return answer is not None and answer.get("health") == "true"
 
-    def leader(self) -> int | None:
+    def wait_leader(self, timeout_s: float = _START_S) -> int:
+        until = time.monotonic() + timeout_s
+        while (index := self.find_leader()) is None:
+            if time.monotonic() > until:
+                raise EtcdFailed("no leader")
+            time.sleep(_POLL_S)
+        return index
+
+    def find_leader(self) -> int | None:
         """Index of the member that says so itself in the highest term; None while there is none."""
         best: tuple[int, int] | None = None
         for index, member in enumerate(self.members):
@@ -184,9 +221,10 @@ class EtcdCluster:
     def kill(self, index: int) -> None:
         """Kills it and waits until it is gone."""
         self.send(index, signal.SIGKILL)
-        process = self.members[index].process
-        assert process is not None
-        process.wait()
+        member = self.members[index]
+        assert member.process is not None
+        member.process.wait()
+        member.wanted = False
 
     def freeze(self, index: int) -> None:
         self.send(index, signal.SIGSTOP)
@@ -194,8 +232,9 @@ class EtcdCluster:
     def wake(self, index: int) -> None:
         self.send(index, signal.SIGCONT)
 
-    def stop(self, index: int) -> None:
+    def terminate(self, index: int) -> None:
         """Asks it to end (a leader hands over first) and waits; kills it when that takes too long."""
+        self.members[index].wanted = False
         process = self.members[index].process
         if process is None or process.poll() is not None:
             return
@@ -207,22 +246,16 @@ class EtcdCluster:
             process.kill()
             process.wait()
 
-    def restart(self, index: int, *, wait: bool = True) -> None:
-        """Starts a member that has ended, on its data."""
-        self._launch(index)
-        if wait:
-            self.wait_ready()
-
-    def stop_all(self) -> None:
-        """Ends all at once, without a hand-over."""
+    def kill_all(self) -> None:
         for member in self.members:
             if member.process is not None and member.process.poll() is None:
                 member.process.kill()
         for member in self.members:
             if member.process is not None:
                 member.process.wait()
+            member.wanted = False
 
     def destroy(self) -> None:
         """Ends all and removes their data."""
-        self.stop_all()
+        self.kill_all()
         shutil.rmtree(self._directory, ignore_errors=True)
