@@ -52,6 +52,8 @@ class _Side(asyncio.Protocol):
         """(loop time due, data or None for the end), towards the other."""
         self._timer: asyncio.TimerHandle | None = None
         self._lost = False
+        self._ended = False
+        """The end of what it sends was passed on."""
         self.on_lost: list[asyncio.Future[None]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -72,16 +74,11 @@ class _Side(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        self.other.source_is_gone()
-        if not self.cut:
-            self._flush()
+        self._flush()
+        self.other._flush()  # what it is still sent is dropped
         for future in self.on_lost:
             if not future.done():
                 future.set_result(None)
-
-    def source_is_gone(self) -> None:
-        """Nothing can be written to the peer any more: what it is still sent is dropped, and it is told if the path lets us."""
-        self._flush()
 
     def pause_writing(self) -> None:
         self.other._fill(True)
@@ -126,12 +123,20 @@ class _Side(asyncio.Protocol):
                 continue
             if data is not None:
                 target.write(data)
-            elif target.can_write_eof():
+            else:
                 target.write_eof()
+                self._ended = True
+                self._close_if_both_ended()
         if self._pending:
             self._timer = loop.call_at(self._pending[0][0], self._flush)
         elif self._lost and not target.is_closing():
             target.close()
+
+    def _close_if_both_ended(self) -> None:
+        if self._ended and self.other._ended:
+            for side in (self, self.other):
+                if side.transport is not None:
+                    side.transport.close()
 
     def reset(self) -> None:
         if self._timer is not None:
