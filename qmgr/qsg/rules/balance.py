@@ -1,0 +1,43 @@
+"""Where to start a channel: MQ's load-balanced start (patent: "a suitable queue manager selected using workload balancing techniques").
+
+Owns: the choice among members by what their beats say. MQ's order: (a) able to (an initiator is joined, the structure is reached, not
+draining, a channel is free), (b) lowest load in percent, (c) most headroom. Ties are broken by a hash of channel and member, the same
+for whoever chooses, so that channels spread and several choosers agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    member: str
+    channels: int
+    """Active channels."""
+    channels_max: int
+    initiator: bool
+    draining: bool = False
+    structures: frozenset[str] = field(default_factory=frozenset)
+    """Reached now."""
+
+
+def able(load: Load, needs: Collection[str]) -> bool:
+    """Can it run another channel that needs the structures `needs`?"""
+    return load.initiator and not load.draining and load.channels < load.channels_max and load.structures.issuperset(needs)
+
+
+def choose(loads: Iterable[Load], channel: str, needs: Collection[str], *, exclude: Collection[str] = ()) -> str | None:
+    """The best member for `channel`, or None: nobody can run it now."""
+    candidates = [load for load in loads if load.member not in exclude and able(load, needs)]
+    if not candidates:
+        return None
+    return min(candidates, key=lambda load: _rank(load, channel)).member
+
+
+def _rank(load: Load, channel: str) -> tuple[float, int, bytes]:
+    percent = 100 * load.channels / load.channels_max
+    tie = hashlib.blake2b(f"{channel}\0{load.member}".encode(), digest_size=8).digest()
+    return percent, load.channels - load.channels_max, tie

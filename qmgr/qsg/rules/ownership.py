@@ -1,0 +1,483 @@
+"""Who runs a channel: taking, releasing, handing over and recovering it, as ordered lists of steps.
+
+Owns: every change of a transmission queue's lock and of the owner in the status table, except for stopping and resolving
+(`qsg.rules.stopping`). Invariants: at most one live incarnation holds a lock, and only after it raised the epoch in the fence; an entry
+that is STOPPED or STOPPING is never taken. The order of the steps is what makes them safe when cut off; each compare names in a comment
+the interleaving that it guards against. Does not run anything, and does not decide *where* a channel starts (`qsg.rules.balance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys, retry, status
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import Commit, Draw, Me, Place, Sight, Steps, look, record, swap, swap_entry
+from qsg.rules.unit import Cell, CompareFailed, Unit
+from qsg.store.contract import Compare, Delete, Get, Relation, Target, created_at, get_prefix, nothing_changed_after, unchanged
+
+Cause = Literal["trigger", "request", "command", "own"]
+"""Why a channel is to start. "request": its owner asks; "own": this member's own retry, recovery or command goes on."""
+
+
+@dataclass(slots=True)
+class Held:
+    """What the taker of a channel holds. The cells are kept up to date by whoever commits with them."""
+
+    place: Place
+    entry: Cell
+    lock: Cell
+    fence: Cell
+    progress: Cell
+    epoch: int
+    stream: bytes
+    partner: str
+    request: bytes
+    """Tells our entry from another taker's."""
+
+    @property
+    def intact(self) -> bool:
+        """Do lock and fence show what we took, as far as this process has seen? (A failed compare brings the cells up to date.)"""
+        lock, fence = pb.Lock.FromString(self.lock.value or b""), pb.SenderFence.FromString(self.fence.value or b"")
+        return lock.epoch == self.epoch and fence.epoch == self.epoch
+
+    @property
+    def status(self) -> pb.ChannelStatus:
+        entry = status.parse(self.entry.value)
+        assert entry is not None, "taken, so there is an entry"
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """Why and when a take is tried. `requester`: the member that asked ("" = nobody)."""
+
+    cause: Cause
+    now_ms: int
+    requester: str = ""
+    takeover: pb.Takeover | None = None
+
+
+def void(member: str, incarnation: int) -> Compare:
+    """True once that incarnation's member key is gone."""
+    return Compare(keys.member(member), Target.CREATE, Relation.NOT_EQUAL, incarnation)
+
+
+def own_lock(me: Me, place: Place, epoch: int) -> bytes:
+    lock = pb.Lock(
+        member=me.member, incarnation=me.incarnations[place.structure], initiator=me.initiator, epoch=epoch, channel=place.channel.name
+    )
+    return record(lock)
+
+
+# --- take -----------------------------------------------------------------------------------------------------------------------------
+
+
+def take(me: Me, place: Place, occasion: Occasion, draw: Draw) -> Steps[Held]:
+    """Takes a channel for this member: entry STARTING, lock, epoch + 1, open. What follows is the bind.
+
+    Raises `Refusal`: CHANNEL_ALREADY_RUNNING ("already running on X"), CHANNEL_IN_USE, CHANNEL_DISABLED (stopped), OBJECT_IN_USE (an
+    application has claimed messages), CHANGED_MEANWHILE (somebody was faster). After a refusal nothing of it is left behind.
+    """
+    queue_side, admin_side = yield from sight_of(me, place)
+    before = status.parse(admin_side.value(keys.status_out(place.channel.name)))
+    check_entry(me, before, occasion, admin_side)
+    lock = queue_side.cell(keys.lock(place.queue))
+    holder = None if lock.value is None else pb.Lock.FromString(lock.value)
+    yield from check_holder(me, place, holder, queue_side, admin_side)
+    check_claims(place, queue_side)
+    fence, progress = queue_side.cell(keys.sender_fence(place.queue)), queue_side.cell(keys.sender_progress(place.queue))
+    after = next_fence(place, fence.value, draw)
+    entry = admin_side.cell(keys.status_out(place.channel.name))
+    request = draw()
+    swapped = swap_entry(entry, _starting(me, place, before, occasion, after, request))
+    held = Held(place, entry, lock, fence, progress, after.epoch, after.stream, after.partner, request)
+    locking = _locking(me, place, held, holder, after, queue_side)
+    if place.together:
+        # One store: the entry and the lock change in one transaction, so nothing can come between them.
+        locking.changes.append(swapped)
+        try:
+            yield Commit(place.structure, locking)
+        except CompareFailed as error:
+            raise Refusal(Reason.CHANGED_MEANWHILE, str(error)) from error
+        return held
+    # The fence was read before the entry is swapped, and the lock's transaction compares it: a stop or another take that came between
+    # has raised the epoch (C7).
+    try:
+        yield Commit(place.admin, Unit("entry starting", changes=[swapped]))
+    except CompareFailed as error:
+        raise Refusal(Reason.CHANGED_MEANWHILE, str(error)) from error
+    try:
+        yield Commit(place.structure, locking)
+    except (CompareFailed, Refusal) as error:
+        yield from _put_back(place, entry, before, occasion.now_ms)
+        raise Refusal(Reason.CHANGED_MEANWHILE, str(error)) from error
+    yield from _still_ours(me, held)
+    return held
+
+
+def sight_of(me: Me, place: Place) -> Steps[tuple[Sight, Sight]]:
+    """The queue's side first, then the admin's: a member that the second read does not show was not starting at the first."""
+    name = place.channel.name
+    there = [
+        Get(keys.sender_fence(place.queue)),
+        Get(keys.sender_progress(place.queue)),
+        Get(keys.lock(place.queue)),
+        get_prefix(keys.consumptions(place.queue)),
+        get_prefix(keys.MEMBERS),
+    ]
+    here = [Get(keys.status_out(name)), get_prefix(keys.INITIATORS)]
+    if place.together:
+        both = yield from look(place.structure, *there, *here)
+        return both, both
+    queue_side = yield from look(place.structure, *there)
+    admin_side = yield from look(place.admin, *here, get_prefix(keys.MEMBERS))
+    return queue_side, admin_side
+
+
+def owner_lives(entry: pb.ChannelStatus, admin_side: Sight) -> bool:
+    return admin_side.lives(entry.owner, entry.owner_incarnation)
+
+
+def check_entry(me: Me, entry: pb.ChannelStatus | None, occasion: Occasion, admin_side: Sight) -> None:
+    """May the channel be taken from what its entry says? Raises `Refusal`."""
+    if entry is None:
+        if occasion.cause == "own":
+            raise Refusal(Reason.CHANGED_MEANWHILE, "no longer wanted")
+        return
+    name = entry.channel
+    # A stopped channel moves nothing until a command has made it INITIALIZING: a late start request or trigger finds STOPPED (C7, N5).
+    if entry.state == pb.STOPPED:
+        raise Refusal(Reason.CHANNEL_DISABLED, f"{name} is stopped: start it by command")
+    if entry.state == pb.STOPPING:
+        raise Refusal(Reason.CHANNEL_IN_USE, f"{name} is being stopped by {entry.owner}")
+    if entry.state in status.HELD:
+        if owner_lives(entry, admin_side) and not _initiator_gone(me, entry):
+            raise Refusal(Reason.CHANNEL_ALREADY_RUNNING, f"already running on {entry.owner}")
+        raise Refusal(Reason.CHANGED_MEANWHILE, f"{name} is to be recovered from {entry.owner} first")
+    if owner_lives(entry, admin_side) and entry.owner != (me.member if occasion.cause == "own" else occasion.requester):
+        raise Refusal(Reason.CHANNEL_IN_USE, f"{entry.owner} is starting {name} ({status.name(entry.state).lower()})")
+
+
+def _initiator_gone(me: Me, entry: pb.ChannelStatus) -> bool:
+    return entry.owner == me.member and entry.owner_initiator != me.initiator
+
+
+def check_holder(me: Me, place: Place, holder: pb.Lock | None, queue_side: Sight, admin_side: Sight) -> Steps[None]:
+    """A live holder is left alone; one that is dead in the admin structure only is finished here (N14: a verdict half carried out)."""
+    if holder is None or not queue_side.lives(holder.member, holder.incarnation):
+        return
+    if holder.member == me.member:
+        if holder.initiator == me.initiator and holder.channel != place.channel.name:
+            raise Refusal(Reason.CHANNEL_IN_USE, f"{place.queue} is locked by {holder.channel}")
+        return  # left over from a list that was cut off, or from our dead initiator (N13): its writes compare lock and fence
+    victim = half_dead(holder.member, queue_side, admin_side)
+    if victim is None:
+        raise Refusal(Reason.CHANNEL_IN_USE, f"{place.queue} is locked by {holder.channel} on {holder.member}")
+    yield Commit(place.structure, execution(holder.member, victim))
+
+
+def half_dead(member: str, there: Sight, admin_side: Sight) -> int | None:
+    """The incarnation in that structure of a member whose process is not (or no longer) registered in the admin structure.
+
+    Members register in the admin structure first, and `there` was read before it, so that a starting one is not taken for dead.
+    """
+    value, master = there.value(keys.member(member)), admin_side.value(keys.member(member))
+    if value is None:
+        return None
+    process = pb.MemberRecord.FromString(value).process
+    if master is not None and pb.MemberRecord.FromString(master).process == process:
+        return None
+    return there.create_revision(keys.member(member))
+
+
+def execution(member: str, incarnation: int) -> Unit:
+    """Carries a verdict out in one structure: only against that incarnation (H3b), and by a live accuser (our own key is compared)."""
+    key = keys.member(member)
+    return Unit(f"{member} is dead", compares=[created_at(key, incarnation)], ops=[Delete(key)])
+
+
+def check_claims(place: Place, queue_side: Sight) -> None:
+    """Nothing of the queue may be claimed by a live unit of work: the channel would send past it (H8)."""
+    for kv in queue_side.under(keys.consumptions(place.queue)):
+        for claim in pb.Consumption.FromString(kv.value).claims:
+            if queue_side.lives(claim.member, claim.incarnation):
+                raise Refusal(Reason.OBJECT_IN_USE, f"an application on {claim.member} has messages of {place.queue} in a unit of work")
+
+
+def next_fence(place: Place, value: bytes | None, draw: Draw) -> pb.SenderFence:
+    """The fence behind a take: epoch + 1, open. A new partner draws a new stream; while open, no other channel or partner may (H2)."""
+    channel = place.channel
+    before = pb.SenderFence.FromString(value or b"")
+    if before.open and before.channel != channel.name:
+        raise Refusal(Reason.CHANNEL_IN_USE, f"{place.queue} is in doubt under channel {before.channel}: start or resolve that one")
+    other = bool(before.partner and channel.partner and before.partner != channel.partner)
+    if before.open and other:
+        raise Refusal(Reason.IN_DOUBT, f"{place.queue} is in doubt with {before.partner}, and {channel.name} now goes to {channel.partner}")
+    after = pb.SenderFence()
+    after.CopyFrom(before)
+    if other or not before.stream:
+        after.stream = draw()
+        after.bound_before = False
+    after.epoch = before.epoch + 1
+    after.partner = channel.partner or before.partner
+    after.channel = channel.name
+    after.open = True
+    return after
+
+
+def _locking(me: Me, place: Place, held: Held, holder: pb.Lock | None, after: pb.SenderFence, seen: Sight) -> Unit:
+    """The transaction in the queue's structure."""
+    unit = Unit("lock", changes=[swap(held.lock, own_lock(me, place, after.epoch)), swap(held.fence, record(after))])
+    if holder is not None and holder.member != me.member:
+        unit.compares.append(void(holder.member, holder.incarnation))
+    # A claim made since the read (H8). Gets in flight fail on the fence, which changes here (P5).
+    unit.compares.append(nothing_changed_after(keys.consumptions(place.queue), seen.revision))
+    before = pb.SenderFence.FromString(held.fence.value or b"")
+    if before.stream != after.stream:
+        unit.changes.append(swap(held.progress, record(pb.Progress())))
+    else:
+        unit.compares.append(unchanged(held.progress.key, held.progress.mod_revision))
+    return unit
+
+
+def _starting(
+    me: Me, place: Place, before: pb.ChannelStatus | None, occasion: Occasion, fence: pb.SenderFence, request: bytes
+) -> pb.ChannelStatus:
+    full = retry.Attempts.full(place.channel.retry)
+    left = full if before is None else retry.Attempts(before.short_retries_left, before.long_retries_left)
+    after = status.altered(
+        before,
+        pb.STARTING,
+        occasion.now_ms,
+        channel=place.channel.name,
+        transmission_queue=place.queue,
+        partner=fence.partner,
+        owner=me.member,
+        owner_incarnation=me.incarnations[place.admin],
+        owner_initiator=me.initiator,
+        type=pb.SENDER,
+        epoch=fence.epoch,
+        stream=fence.stream,
+        instance=1,
+        short_retries_left=min(left.short, 0xFFFFFFFF),
+        long_retries_left=min(left.long, 0xFFFFFFFF),
+        started_at_ms=occasion.now_ms,
+        partner_not_fenced=False,
+        request=request,
+    )
+    if occasion.takeover is not None:
+        after.takeover.CopyFrom(occasion.takeover)
+    return after
+
+
+def _put_back(place: Place, entry: Cell, before: pb.ChannelStatus | None, now_ms: int) -> Steps[None]:
+    """The lock was not had: the entry becomes what it was, so that its owner goes on asking. Only if it still is the one we wrote."""
+    after = None if before is None else status.altered(before, before.state, now_ms)
+    try:
+        yield Commit(place.admin, Unit("entry as before", changes=[swap_entry(entry, after)]))
+    except (CompareFailed, Refusal):
+        return  # somebody else has it already
+
+
+def _still_ours(me: Me, held: Held) -> Steps[None]:
+    """Not exactly the entry that was written? Then it was recovered or stopped between the two transactions: release (C7)."""
+    sight = yield from look(held.place.admin, Get(held.entry.key))
+    if sight.value(held.entry.key) == held.entry.value and sight.mod_revision(held.entry.key) == held.entry.mod_revision:
+        return
+    try:
+        yield Commit(held.place.structure, unlock(held, clean=False))
+    except (CompareFailed, Refusal):
+        pass
+    raise Refusal(Reason.CHANGED_MEANWHILE, f"{held.place.channel.name} was taken by another meanwhile")
+
+
+def raise_epoch(me: Me, held: Held, seen: int) -> Steps[bool]:
+    """The partner has seen a higher epoch (C7b): the holder of the lock raises its own above it, and binds again. False: fenced off."""
+    if not held.intact:
+        return False
+    fence = pb.SenderFence.FromString(held.fence.value or b"")
+    fence.epoch = max(fence.epoch, seen) + 1
+    changes = [swap(held.fence, record(fence)), swap(held.lock, own_lock(me, held.place, fence.epoch))]
+    try:
+        yield Commit(held.place.structure, Unit("raise epoch", changes=changes))
+    except (CompareFailed, Refusal):
+        return False
+    held.epoch = fence.epoch
+    return True
+
+
+# --- release --------------------------------------------------------------------------------------------------------------------------
+
+
+def unlock(held: Held, *, clean: bool) -> Unit:
+    """Gives the lock up, comparing lock and fence. `clean`: all is confirmed behind a bind at the current epoch, so the fence is closed
+    and applications may use the queue; otherwise it stays open, and what is beyond confirmed is in doubt (N1)."""
+    unit = Unit("unlock", changes=[swap(held.lock, None)])
+    if clean:
+        fence = pb.SenderFence.FromString(held.fence.value or b"")
+        fence.open = False
+        unit.changes.append(swap(held.fence, record(fence)))
+    else:
+        unit.compares.append(unchanged(held.fence.key, held.fence.mod_revision))
+    return unit
+
+
+Alter = Callable[[pb.ChannelStatus], pb.ChannelStatus | None]
+"""Before-image of an entry that we own -> after-image."""
+
+
+def release(held: Held, alter: Alter, *, clean: bool, extra: tuple[Compare, ...] = ()) -> Steps[bool]:
+    """Lock first, entry behind it; with one store in one transaction. `extra` compares belong to the entry's change.
+
+    Answers whether the entry became what `alter` says. False: it was changed by somebody else (a stop, a recovery), who goes on.
+    Cut off between the two, the entry still names us and is recovered, or found again by ourselves.
+    """
+    if held.place.together and held.intact and held.entry.value is not None and held.status.request == held.request:
+        unit = unlock(held, clean=clean)
+        unit.changes.append(swap_entry(held.entry, alter(held.status)))
+        unit.compares += extra
+        try:
+            yield Commit(held.place.structure, unit)
+            return True
+        except (CompareFailed, Refusal):
+            pass  # The entry or the lock has changed: what is still ours is given up alone.
+    if held.intact:
+        try:
+            yield Commit(held.place.structure, unlock(held, clean=clean))
+        except (CompareFailed, Refusal):
+            pass  # Fenced off by another instance or a stop: there is nothing to give up.
+    return (yield from alter_entry(held, alter, extra))
+
+
+def alter_entry(held: Held, alter: Alter, extra: tuple[Compare, ...] = ()) -> Steps[bool]:
+    """Compare-and-swap of our entry; False: it is not ours any more."""
+    before = status.parse(held.entry.value)
+    if before is None or before.request != held.request:
+        return False
+    try:
+        yield Commit(held.place.admin, Unit("entry", changes=[swap_entry(held.entry, alter(before))], compares=list(extra)))
+    except (CompareFailed, Refusal):
+        return False
+    return True
+
+
+def release_idle(held: Held) -> Steps[bool]:
+    """Ends an idle channel, only in a transaction that compares its doorbells unchanged (H6, N17: by prefix).
+
+    False: a message has come, or the entry was changed; nothing was released and the channel goes on. Entry INACTIVE = removed.
+    """
+    doorbells = keys.totals(held.place.queue)
+    sight = yield from look(held.place.structure, get_prefix(doorbells))
+    totals = [pb.Totals.FromString(kv.value) for kv in sight.under(doorbells)]
+    if sum(t.put - t.got for t in totals) > 0 or not held.intact or held.entry.value is None or held.status.request != held.request:
+        return False
+    unit = unlock(held, clean=True)
+    unit.compares.append(nothing_changed_after(doorbells, sight.revision))
+    gone = swap_entry(held.entry, None)
+    if held.place.together:
+        unit.changes.append(gone)
+    try:
+        yield Commit(held.place.structure, unit)
+    except (CompareFailed, Refusal):
+        return False
+    if not held.place.together:
+        try:
+            yield Commit(held.place.admin, Unit("entry inactive", changes=[gone]))
+        except (CompareFailed, Refusal):
+            pass  # a stop or a recovery goes on with it
+    return True
+
+
+# --- recover --------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """An entry of the status table that its owner cannot look after any more."""
+
+    cell: Cell
+    entry: pb.ChannelStatus
+    cause: str
+    compare: Compare
+    """Holds only while the owner is as lost as it was when we looked."""
+
+
+def leftovers(me: Me, admin: Sight, *, running: Iterable[str] = (), pinned: Callable[[str], bool] = lambda _: False) -> Iterator[Leftover]:
+    """Entries to recover, from one sight of `t/`, `ti/`, `m/` and `ci/` (patent: "a list of all the entries for the channel instances
+    the failed channel initiator was managing"; "confirmed that the failed channel initiator is still inactive").
+
+    `running`: channels that a task of this process looks after. `pinned`: channels that stay with their member (fixed-shared).
+    """
+    mine = set(running)
+    for kv in sorted((*admin.under(keys.STATUS_OUT), *admin.under(keys.STATUS_IN)), key=lambda kv: kv.key):
+        entry = pb.ChannelStatus.FromString(kv.value)
+        if entry.state == pb.STOPPED:
+            continue  # stays as it is: only a command starts it
+        if not admin.lives(entry.owner, entry.owner_incarnation):
+            if entry.owner == me.member or not pinned(entry.channel):
+                yield Leftover(admin.cell(kv.key), entry, "queue manager failed", void(entry.owner, entry.owner_incarnation))
+        elif entry.owner == me.member and kv.key.startswith(keys.STATUS_OUT) and entry.channel not in mine:
+            initiator = keys.initiator(me.member)
+            cause = "channel initiator failed" if entry.owner_initiator != me.initiator else "owner forgot it"
+            # The list of what a dead initiator ran is of use only while no other has joined.
+            yield Leftover(admin.cell(kv.key), entry, cause, unchanged(initiator, admin.mod_revision(initiator)))
+
+
+def recovery(me: Me, admin: str, leftover: Leftover, now_ms: int, detect_ms: float, draw: Draw) -> tuple[Unit, pb.ChannelStatus | None]:
+    """The unit that takes one entry over, and its after-image (None: removed).
+
+    Inbound entries are removed, so that the partner's new session finds nothing in its way; outbound ones that were running or trying
+    become RECOVERING under our name; a stop is carried on. Of several members one wins by compare-and-swap (patent, scenario 4).
+    """
+    unit = Unit(f"recover {leftover.entry.channel}", compares=[leftover.compare])
+    if leftover.cell.key.startswith(keys.STATUS_IN):
+        unit.changes.append(swap(leftover.cell, None))
+        return unit, None
+    before = leftover.entry
+    takeover = pb.Takeover(to=me.member, cause=leftover.cause, at_ms=now_ms, detect_ms=detect_ms)
+    setattr(takeover, "from", before.owner)  # "from" is a word of Python
+    after = status.altered(
+        before,
+        pb.STOPPING if before.state == pb.STOPPING else pb.RECOVERING,
+        now_ms,
+        owner=me.member,
+        owner_incarnation=me.incarnations[admin],
+        owner_initiator=me.initiator,
+        request=draw(),
+        takeover=takeover,
+        takeovers=before.takeovers + 1,
+    )
+    unit.changes.append(swap_entry(leftover.cell, after))
+    return unit, after
+
+
+def recover(me: Me, admin: str, leftover: Leftover, now_ms: int, detect_ms: float, draw: Draw) -> Steps[bool]:
+    """Recovers one entry; False: another member was faster, or the owner is back."""
+    unit, _ = recovery(me, admin, leftover, now_ms, detect_ms, draw)
+    try:
+        yield Commit(admin, unit)
+    except (CompareFailed, Refusal):
+        return False
+    return True
+
+
+def release_leftover_lock(me: Me, structure: str, queue: str) -> Steps[bool]:
+    """Gives up a lock that a dead initiator of ours still holds (N13: our member key keeps it valid), comparing lock and fence."""
+    lock_key, fence_key = keys.lock(queue), keys.sender_fence(queue)
+    sight = yield from look(structure, Get(lock_key), Get(fence_key))
+    cell = sight.cell(lock_key)
+    holder = pb.Lock.FromString(cell.value or b"")
+    if holder.member != me.member or holder.incarnation != me.incarnations[structure] or holder.initiator == me.initiator:
+        return False
+    try:
+        yield Commit(
+            structure,
+            Unit("unlock for a dead initiator", changes=[swap(cell, None)], compares=[unchanged(fence_key, sight.mod_revision(fence_key))]),
+        )
+    except (CompareFailed, Refusal):
+        return False
+    return True
