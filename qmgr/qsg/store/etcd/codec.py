@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qsg.pb.etcd import kv_pb2, rpc_pb2
-from qsg.store.contract import Compare, Delete, Event, Get, GetResult, KeyValue, Op, Put, Relation, Target, TxnResult
+from qsg.store.contract import Compare, Delete, Event, Get, GetResult, KeyValue, Op, Put, Relation, StoreError, Target, TxnResult
 
 _RESULTS = {
     Relation.EQUAL: rpc_pb2.Compare.EQUAL,
@@ -29,12 +29,25 @@ def txn_request(compares: Sequence[Compare], ops: Sequence[Op], else_ops: Sequen
     for compare in compares:
         target, field = _TARGETS[compare.target]
         operand: dict[str, Any] = {field: compare.operand}
-        add(result=_RESULTS[compare.relation], target=target, key=compare.key, range_end=compare.end, **operand)
-    for op in ops:
-        _fill(request.success.add(), op)
-    for op in else_ops:
-        _fill(request.failure.add(), op)
+        add(result=_RESULTS[compare.relation], target=target, key=_first(compare), range_end=compare.end, **operand)
+    for branch, slots in ((ops, request.success), (else_ops, request.failure)):
+        for op in branch:
+            _fill(slots.add(), op)
+            if isinstance(op, Delete) and op.end == b"\0":
+                _refuse_puts_within(op, branch)
     return request
+
+
+def _first(of: Compare | Delete | Get) -> bytes:
+    """etcd has no empty key; as the start of a range it is the first key there can be."""
+    return of.key or b"\0" if of.end else of.key
+
+
+def _refuse_puts_within(delete: Delete, branch: Sequence[Op]) -> None:
+    """etcd refuses a put inside a deleted range, but overlooks it in one without an end; the contract knows no difference."""
+    for op in branch:
+        if isinstance(op, Put) and op.key >= delete.key:
+            raise StoreError(f"put of {op.key!r} inside a deleted range")
 
 
 def _fill(slot: rpc_pb2.RequestOp, op: Op) -> None:
@@ -47,14 +60,14 @@ def _fill(slot: rpc_pb2.RequestOp, op: Op) -> None:
                 put.lease = op.lease
         case Delete():
             delete = slot.request_delete_range
-            delete.key = op.key
+            delete.key = _first(op)
             delete.range_end = op.end
         case Get():
             _fill_range(slot.request_range, op)
 
 
 def _fill_range(request: rpc_pb2.RangeRequest, get: Get) -> None:
-    request.key = get.key
+    request.key = _first(get)
     request.range_end = get.end
     if get.limit:
         request.limit = get.limit

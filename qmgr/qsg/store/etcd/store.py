@@ -103,13 +103,14 @@ class EtcdStore:
             self._accepted = replace(accepted, bytes=max(accepted.bytes, request.ByteSize()))
 
     def _learn(self, error: TooLarge, compares: Sequence[Compare], operations: int, size: int) -> None:
-        """The server takes less than was thought: at most what it named, else half of what it refused, unless it took more before."""
+        """A refusal of what was within our limits: the server takes what it named, or what it took before, or else half of this."""
         limits, accepted = self.limits, self._accepted
         if isinstance(error, errors.TooManyOperations):
             # etcd has one limit for compares, operations and else-operations.
-            fits = max(accepted.operations, accepted.compares, max(len(compares), operations) // 2)
-            self.limits = replace(limits, operations=min(limits.operations, fits), compares=min(limits.compares, fits))
-        elif isinstance(error, errors.TooManyBytes):
+            if operations <= limits.operations and len(compares) <= limits.compares:
+                fits = max(accepted.operations, accepted.compares, max(len(compares), operations) // 2)
+                self.limits = replace(limits, operations=min(limits.operations, fits), compares=min(limits.compares, fits))
+        elif isinstance(error, errors.TooManyBytes) and size <= limits.bytes:
             fits = error.limit if 0 < error.limit < size else max(accepted.bytes, size // 2)
             self.limits = replace(limits, bytes=min(limits.bytes, fits))
 
@@ -117,8 +118,11 @@ class EtcdStore:
         response = await self._repeat("range", codec.range_request(get))
         return codec.get_result(response, response.header.revision)
 
-    async def _repeat(self, name: str, request: Message) -> Any:
-        """A call that may be repeated, for about 5 s; each attempt that is too short for the answer is followed by a longer one."""
+    async def _repeat(self, name: str, request: Message, doubts: list[Unavailable] | None = None) -> Any:
+        """A call that may be repeated, for about 5 s; each attempt that is too short for the answer is followed by a longer one.
+
+        Attempts that may have been applied before the one that answered are noted in `doubts`.
+        """
         clock = asyncio.get_running_loop().time
         end = clock() + _READ_TOTAL_S
         attempt_s = _READ_ATTEMPT_S
@@ -130,6 +134,8 @@ class EtcdStore:
                     raise Unavailable(str(error)) from error
                 if isinstance(error, Unavailable):
                     attempt_s *= 1.5
+                    if doubts is not None:
+                        doubts.append(error)
                 await asyncio.sleep(_PAUSE_S)
 
     def watch(self, key: bytes, end: bytes, from_revision: int) -> AsyncGenerator[WatchBatch, None]:
@@ -144,18 +150,22 @@ class EtcdStore:
         return await self._leases.keep_alive(lease)
 
     async def revoke(self, lease: int) -> None:
-        """Also when it is gone already: an attempt before may have done it."""
+        """Raises `LeaseNotFound` if it is gone already; not if an attempt whose answer was lost may have done it."""
+        doubts: list[Unavailable] = []
         try:
-            await self._repeat("revoke", rpc_pb2.LeaseRevokeRequest(ID=lease))
+            await self._repeat("revoke", rpc_pb2.LeaseRevokeRequest(ID=lease), doubts)
         except LeaseNotFound:
-            return
+            if not doubts:
+                raise
 
     async def compact(self, revision: int) -> None:
-        """Also when others have compacted beyond it."""
+        """Raises `Compacted` if that is done already; not if an attempt whose answer was lost may have done it."""
+        doubts: list[Unavailable] = []
         try:
-            await self._repeat("compact", rpc_pb2.CompactionRequest(revision=revision))
+            await self._repeat("compact", rpc_pb2.CompactionRequest(revision=revision), doubts)
         except Compacted:
-            return
+            if not doubts:
+                raise
 
     async def status(self) -> StoreStatus:
         response = await self._repeat("status", rpc_pb2.StatusRequest())

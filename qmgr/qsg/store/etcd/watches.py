@@ -57,7 +57,7 @@ class Watch:
     def request(self) -> rpc_pb2.WatchRequest:
         request = rpc_pb2.WatchRequest()
         create = request.create_request
-        create.key, create.range_end, create.start_revision = self.key, self.end, self.next
+        create.key, create.range_end, create.start_revision = self.key or b"\0", self.end, self.next
         create.watch_id, create.fragment = self.id, True
         return request
 
