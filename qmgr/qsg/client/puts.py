@@ -1,0 +1,205 @@
+"""Puts that wait are sent together: one frame per queue, without any added delay when idle.
+
+`PlainPuts` are not numbered: a frame whose answer is lost was perhaps done, and its callers are told `OutcomeUnknown`; a frame that
+provably was not done goes to another member. A frame is all or nothing, so when one message of many callers is refused the frame is cut
+in halves, until each caller has an answer of his own. Numbered puts: `qsg.client.producer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from qsg.client.errors import OutcomeUnknown, QsgError, error_for
+from qsg.client.link import Link
+from qsg.client.session import RETRY_ELSEWHERE, SessionLost
+from qsg.pb import client_pb2 as pb
+from qsg.pb import records_pb2 as records
+from qsg.rules.reasons import Reason
+
+FRAME_MESSAGES = 1_000
+FRAME_BYTES = 512 * 1024
+FRAMES_IN_FLIGHT = 2
+"""Of one queue: the next frame travels while the queue manager commits the one before."""
+WAITING_BYTES_MAX = 64 * 1024 * 1024
+
+OF_THE_QUEUE = frozenset(
+    int(reason)
+    for reason in (
+        Reason.PUT_INHIBITED,
+        Reason.UNKNOWN_OBJECT_NAME,
+        Reason.UNKNOWN_OBJECT_Q_MGR,
+        Reason.UNKNOWN_REMOTE_Q_MGR,
+        Reason.UNKNOWN_ALIAS_BASE_Q,
+        Reason.UNKNOWN_DEF_XMIT_Q,
+        Reason.UNKNOWN_XMIT_Q,
+        Reason.Q_DELETED,
+        Reason.NOT_AUTHORIZED,
+        Reason.STORAGE_NOT_AVAILABLE,
+        Reason.STRUCTURE_NOT_AVAILABLE,
+        Reason.STRUCTURE_RESTORED,
+        Reason.CF_NOT_AVAILABLE,
+        Reason.Q_MGR_NOT_AVAILABLE,
+        Reason.HANDLE_NOT_AVAILABLE,
+    )
+)
+"""Refusals that would meet every message of a frame: everybody in it is told at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Messages of one route may share a frame."""
+
+    queue: str
+    queue_manager: str = ""
+    expires_in_ms: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """The messages of one caller, put together or not at all."""
+
+    route: Route
+    messages: Sequence[records.Message]
+    size: int
+    answer: asyncio.Future[list[bytes]]
+    alone: bool = False
+    """It was refused in company: it is sent on its own, to see whose fault that was."""
+
+    @property
+    def wanted(self) -> bool:
+        return not self.answer.done()
+
+    def done(self, ids: list[bytes]) -> None:
+        if not self.answer.done():
+            self.answer.set_result(ids)
+
+    def failed(self, error: QsgError) -> None:
+        if not self.answer.done():
+            # One error object per caller: each raise adds to the traceback of its own.
+            self.answer.set_exception(type(error)(error.detail, error.reason))
+
+
+def take(waiting: deque[Item]) -> list[Item]:
+    """The next items, up to a frame: as many as fit, at least one, without those whose callers have gone."""
+    items: list[Item] = []
+    messages = size = 0
+    while waiting:
+        item = waiting[0]
+        if item.wanted:
+            messages += len(item.messages)
+            size += item.size
+            if items and (item.alone or items[-1].alone or messages > FRAME_MESSAGES or size > FRAME_BYTES):
+                break
+            items.append(item)
+        waiting.popleft()
+    return items
+
+
+def put_request(items: Sequence[Item], number: int = 0, structure: str = "") -> pb.ClientRequest:
+    route = items[0].route
+    request = pb.ClientRequest()
+    put = request.put
+    put.queue, put.queue_manager, put.expires_in_ms = route.queue, route.queue_manager, route.expires_in_ms
+    put.producer_number, put.structure = number, structure
+    for item in items:
+        put.messages.extend(item.messages)
+    return request
+
+
+def answer_done(items: Sequence[Item], ids: Sequence[bytes]) -> None:
+    start = 0
+    for item in items:
+        item.done(list(ids[start : start + len(item.messages)]))
+        start += len(item.messages)
+
+
+def answer_failed(items: Sequence[Item], error: QsgError) -> None:
+    for item in items:
+        item.failed(error)
+
+
+@dataclass(slots=True)
+class _Lane:
+    waiting: deque[Item] = field(default_factory=deque)
+    pumps: int = 0
+
+
+class PlainPuts:
+    """Puts without a producer number."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._lanes: dict[Route, _Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submit(self, item: Item) -> None:
+        lane = self._lanes.get(item.route)
+        if lane is None:
+            lane = self._lanes[item.route] = _Lane()
+        lane.waiting.append(item)
+        # A second pump only while the first one's frame is under way and there is a decent load for it.
+        if lane.pumps == 0 or (lane.pumps < FRAMES_IN_FLIGHT and len(lane.waiting) >= 64):
+            lane.pumps += 1
+            task = asyncio.create_task(self._pump(item.route, lane), name=f"qsg put {item.route.queue}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, route: Route, lane: _Lane) -> None:
+        items: list[Item] = []
+        try:
+            while items := take(lane.waiting):
+                await self._put(items)
+        except asyncio.CancelledError:
+            answer_failed(items, OutcomeUnknown("the connection was closed"))
+            raise
+        finally:
+            lane.pumps -= 1
+            if not lane.pumps and not lane.waiting:
+                self._lanes.pop(route, None)
+
+    async def _put(self, items: list[Item]) -> None:
+        try:
+            response = await self._call(items)
+        except SessionLost as lost:
+            answer_failed(items, OutcomeUnknown(str(lost)))
+            return
+        except QsgError as error:
+            answer_failed(items, error)
+            return
+        if not response.reason:
+            answer_done(items, response.message_ids)
+        elif len(items) == 1 or response.reason in OF_THE_QUEUE or response.reason == Reason.CALL_INTERRUPTED:
+            answer_failed(items, error_for(response.reason, response.detail))
+        else:
+            half = len(items) // 2
+            await self._put(items[:half])
+            await self._put(items[half:])
+
+    async def _call(self, items: list[Item]) -> pb.ClientResponse:
+        """Raises SessionLost when the frame may have been done, QsgError when no member can be had."""
+        request = put_request(items)
+        while True:
+            session = await self._link.session()
+            try:
+                response = await session.call(request)
+            except SessionLost as lost:
+                if lost.sent:
+                    raise
+                continue
+            if response.reason in RETRY_ELSEWHERE:
+                session.retire(f"{session.address}: {response.detail}")
+                continue
+            return response
+
+    async def close(self) -> None:
+        """Callers that still wait are told."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for lane in self._lanes.values():
+            answer_failed(list(lane.waiting), OutcomeUnknown("the connection was closed"))
+        self._lanes.clear()

@@ -1,0 +1,224 @@
+"""One connection to one member: handshake, requests and their answers, heartbeats.
+
+Invariant: a session that is lost stays lost, and every request on it ends, with its answer or with `SessionLost`. Requests are sent in the
+order in which `call` was entered. Does not reconnect (`qsg.client.link`) and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from google.protobuf.message import DecodeError
+
+from qsg.client.errors import ConnectionBroken, ProtocolError, error_for
+from qsg.pb import client_pb2 as pb
+from qsg.rules.reasons import Reason
+from qsg.transport.codec import encode
+from qsg.transport.contract import Closed, Stream, Transport, TransportError
+
+SERVICE = "qsg.v1.Client"
+HEARTBEAT_S = 0.35
+MISSES_MAX = 4
+"""Heartbeats without a frame after which the member counts as gone: noticed within 1.4 s."""
+
+
+class SessionLost(Exception):
+    """The session ended. `sent` False: the request provably never left."""
+
+    def __init__(self, detail: str, *, sent: bool) -> None:
+        super().__init__(detail)
+        self.sent = sent
+
+
+class Session:
+    def __init__(self, stream: Stream, address: str, connected: pb.Connected) -> None:
+        self.address = address
+        self.queue_manager = connected.queue_manager
+        self.member = connected.member
+        self.left = asyncio.Event()
+        """Set once no new call should go here: the session is lost, or the member takes no new work."""
+        self.why = ""
+        self.units = 0
+        """Units of work that are open on this session."""
+        self._lost = False
+        self._idle = asyncio.Event()
+        self._stream = stream
+        self._next_id = 0
+        self._pending: dict[int, asyncio.Future[pb.ClientResponse]] = {}
+        self._send_lock = asyncio.Lock()
+        self._frames = 0
+        self._tasks = {
+            asyncio.create_task(self._read(), name=f"qsg client reader {address}"),
+            asyncio.create_task(self._watch(), name=f"qsg client heartbeat {address}"),
+        }
+
+    @classmethod
+    async def open(cls, transport: Transport, address: str, connect: pb.Connect, timeout_s: float) -> Session:
+        """Connects and introduces us. Raises TransportError, or QsgError when the member refuses."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                stream = await transport.connect(address, SERVICE, timeout_s=timeout_s)
+                try:
+                    connected = await cls._introduce(stream, connect)
+                except BaseException:
+                    await stream.close()
+                    raise
+        except TimeoutError as timeout:
+            raise TransportError(f"{address}: no answer within {timeout_s:g} s") from timeout
+        return cls(stream, address, connected)
+
+    @staticmethod
+    async def _introduce(stream: Stream, connect: pb.Connect) -> pb.Connected:
+        await stream.send(encode(pb.CLIENT_CONNECT, connect))
+        frame = await stream.receive()
+        if not frame or frame[0] != pb.CLIENT_CONNECTED:
+            raise ProtocolError("the answer to CONNECT is something else: is this a queue manager's client port?")
+        try:
+            connected = pb.Connected.FromString(frame[1:])
+        except DecodeError as problem:
+            raise ProtocolError(f"the answer to CONNECT cannot be read: {problem}") from problem
+        if connected.reason:
+            raise error_for(connected.reason, connected.detail)
+        return connected
+
+    @property
+    def lost(self) -> bool:
+        return self._lost
+
+    async def call(self, request: pb.ClientRequest) -> pb.ClientResponse:
+        """The answer, whatever its reason. Sets `request.id`. Raises SessionLost.
+
+        When the caller is cancelled, a waiting get is cancelled at the member too.
+        """
+        if self._lost:
+            raise SessionLost(self.why, sent=False)
+        self._next_id += 1
+        request.id = number = self._next_id
+        answer: asyncio.Future[pb.ClientResponse] = asyncio.get_running_loop().create_future()
+        self._pending[number] = answer
+        try:
+            await self._send(pb.CLIENT_REQUEST, request.SerializeToString())
+            return await answer
+        except asyncio.CancelledError:
+            if request.HasField("get") and request.get.wait_ms and not self._lost:
+                self._post(pb.ClientRequest(id=number, cancel=pb.Cancel(request=number)))
+            raise
+        finally:
+            self._pending.pop(number, None)
+            self._check_idle()
+
+    def _post(self, request: pb.ClientRequest) -> None:
+        """Sends without waiting; nothing is lost with it."""
+        task = asyncio.create_task(self._send_quietly(pb.CLIENT_REQUEST, request.SerializeToString()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, kind: int, payload: bytes) -> None:
+        async with self._send_lock:
+            if self._lost:
+                raise SessionLost(self.why, sent=False)
+            try:
+                await self._stream.send(encode(kind, payload))
+            except Closed as closed:
+                self.end(f"{self.address}: {closed}")
+                raise SessionLost(self.why, sent=True) from closed
+
+    async def _send_quietly(self, kind: int, payload: bytes) -> None:
+        try:
+            await self._send(kind, payload)
+        except SessionLost:
+            return
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                frame = await self._stream.receive()
+                self._frames += 1
+                if frame and frame[0] == pb.CLIENT_RESPONSE:
+                    self._answer(pb.ClientResponse.FromString(frame[1:]))
+                elif not frame or frame[0] != pb.CLIENT_BEAT:
+                    self.end(f"{self.address}: a frame that is not for a client")
+                    return
+        except Closed as closed:
+            self.end(f"{self.address}: {closed}")
+        except DecodeError as problem:
+            self.end(f"{self.address}: an answer that cannot be read: {problem}")
+
+    def _answer(self, response: pb.ClientResponse) -> None:
+        if not response.id:
+            self.end(f"{self.address}: {response.detail}")
+            return
+        answer = self._pending.get(response.id)
+        if answer is not None and not answer.done():
+            answer.set_result(response)
+
+    async def _watch(self) -> None:
+        """Sends heartbeats and counts those of the member.
+
+        Beats are counted and not timed: when our own event loop stands still, one late beat is one miss.
+        """
+        misses, seen = 0, self._frames
+        while misses < MISSES_MAX:
+            await asyncio.sleep(HEARTBEAT_S)
+            misses = 0 if self._frames != seen else misses + 1
+            seen = self._frames
+            if not self._send_lock.locked():
+                await self._send_quietly(pb.CLIENT_BEAT, b"")
+            if self._lost:
+                return
+        self.end(f"{self.address}: silent for {misses * HEARTBEAT_S:.1f} s")
+
+    def end(self, why: str) -> None:
+        """Gives the session up: whatever is unanswered was perhaps done."""
+        if self._lost:
+            return
+        self.why = why
+        self._lost = True
+        self.left.set()
+        self._idle.set()
+        for answer in self._pending.values():
+            if not answer.done():
+                answer.set_exception(SessionLost(why, sent=True))
+
+    def retire(self, why: str) -> None:
+        """New calls go elsewhere; calls that are out and units of work may still end here."""
+        if not self.left.is_set():
+            self.why = why
+            self.left.set()
+            self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self.left.is_set() and not self._pending and not self.units:
+            self._idle.set()
+
+    def end_unit(self) -> None:
+        """A unit of work on this session has ended."""
+        self.units -= 1
+        self._check_idle()
+
+    async def idle(self) -> None:
+        """Returns once a session that was left has nothing to wait for."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Ends the stream and our tasks. Never raises."""
+        self.end("closed")
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._stream.close()
+
+
+def connect_frame(application: str, queue_manager: str, producer: str) -> pb.Connect:
+    return pb.Connect(application=application, queue_manager=queue_manager, producer=producer, heartbeat_ms=int(HEARTBEAT_S * 1000))
+
+
+def lost_error(lost: SessionLost) -> ConnectionBroken:
+    return ConnectionBroken(str(lost))
+
+
+RETRY_ELSEWHERE = frozenset(
+    int(reason) for reason in (Reason.CONNECTION_BROKEN, Reason.Q_MGR_QUIESCING, Reason.Q_MGR_STOPPING, Reason.FENCED, Reason.DRAINING)
+)
+"""Reasons of a member that did nothing and will do nothing more: the same call goes to another member."""
