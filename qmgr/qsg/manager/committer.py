@@ -16,8 +16,9 @@ from itertools import islice
 
 import structlog
 
-from qsg.rules import pack
-from qsg.rules.pack import Lane, Packed
+from qsg.rules import packed as packing
+from qsg.rules.pack import pack
+from qsg.rules.packed import Lane, Packed
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.slots import Guard, Kind, Slot, Verdict
 from qsg.rules.unit import Committed, CompareFailed, Fenced, OutcomeUnknown, Unit
@@ -222,7 +223,7 @@ class _SlotDriver:
         units = _units(self.waiting, batch)
         if self._alone:
             self._alone, units = False, islice(units, 1)
-        packed = pack.pack(units, self.lane, self.slot.guard, self.owner.world.id(12), self.owner.limits)
+        packed = pack(units, self.lane, self.slot.guard, self.owner.world.id(12), self.owner.limits)
         assert packed.considered, "the first unit always goes on"
         del batch[packed.considered :]
         for _ in range(packed.considered):
@@ -268,7 +269,7 @@ class _SlotDriver:
                 if result.succeeded:
                     verdict = slot.succeeded(result.revision)
                 else:
-                    guard, ours = pack.guard_of(result, self.lane)
+                    guard, ours = packing.guard_of(result, self.lane)
                     verdict = slot.failed(guard, ours)
                     failure = failure if voiding else result
             if verdict.kind is Kind.VOID:
@@ -284,7 +285,7 @@ class _SlotDriver:
     async def _send(self, packed: Packed, copies: int) -> TxnResult:
         timeout_s = min(ATTEMPT_S * max(1, copies - 2), ATTEMPT_LONGEST_S)
         if self.slot.voiding:
-            compares, ops, else_ops = pack.void(self.lane, self.slot.guard)
+            compares, ops, else_ops = packing.void(self.lane, self.slot.guard)
             return await self.owner.store.txn(compares, ops, else_ops, timeout_s=timeout_s)
         return await self.owner.store.txn(packed.compares, packed.ops, packed.else_ops, timeout_s=timeout_s)
 

@@ -18,7 +18,7 @@ import structlog
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
-from qsg.rules.pack import read_guard
+from qsg.rules.packed import read_guard
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.slots import Guard
 from qsg.rules.world import World

@@ -1,6 +1,6 @@
-"""Units of work -> one transaction, and blame: which of them failed.
+"""Units of work -> one transaction.
 
-Owns how a slot's transaction is made: compares (own member key, guard, totals, those of the units), operations, and an else branch that
+Owns how a slot's transaction is built: compares (own member key, guard, totals, those of the units), operations, and an else branch that
 reads every compared key. Invariants: the transaction is equal to its units applied one after the other in the order given (a unit that
 compares what an earlier one writes waits for the next transaction); it is within the store's limits; a unit that is refused leaves no
 trace in it; segment counters are taken here, at publishing, and never twice. Not guaranteed: that every unit given is in it; the caller
@@ -14,193 +14,16 @@ from dataclasses import dataclass, field
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, segments
+from qsg.rules.packed import Denied, Lane, Packed, Write, guard_put, own, range_get, wider
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.slots import Guard
-from qsg.rules.unit import Cell, Change, NewMessage, NewSegment, Taken, Unit
-from qsg.store.contract import (
-    Compare,
-    Delete,
-    Get,
-    KeyValue,
-    Limits,
-    Op,
-    Put,
-    Relation,
-    Target,
-    TxnResult,
-    created_at,
-    unchanged,
-)
+from qsg.rules.unit import Change, NewMessage, NewSegment, Taken, Unit
+from qsg.store.contract import Compare, Delete, Get, Limits, Op, Put, Target, unchanged
 
 OVERHEAD = 48
 """Bytes allowed for the frame of one compare or operation, beyond keys and values."""
 ENTRY_OVERHEAD = 96
 """Bytes allowed for an index entry, beyond ids and destination."""
-
-
-@dataclass(slots=True)
-class Lane:
-    """What one slot of this incarnation remembers from transaction to transaction."""
-
-    member: str
-    slot: int
-    incarnation: int
-    name: str = ""
-    guard_key: bytes = b""
-    member_key: bytes = b""
-    counter: int = 0
-    totals: dict[str, Cell] = field(default_factory=dict)
-    """By queue. One not there is taken for absent; its compare tells when it is not."""
-
-    def __post_init__(self) -> None:
-        self.name = keys.lane(self.member, self.slot)
-        self.guard_key = keys.guard(self.member, self.slot)
-        self.member_key = keys.member(self.member)
-
-    def next_suffix(self) -> keys.Suffix:
-        self.counter += 1
-        return keys.suffix(self.name, self.incarnation, self.counter)
-
-    def totals_of(self, queue: str) -> Cell:
-        cell = self.totals.get(queue)
-        if cell is None:
-            cell = self.totals[queue] = Cell(keys.lane_totals(queue, self.name))
-        return cell
-
-
-@dataclass(slots=True)
-class Write:
-    """What the transaction makes of one key that cells remember."""
-
-    value: bytes | None
-    mod_revision: int
-    cells: list[Cell]
-
-
-@dataclass(slots=True)
-class Denied:
-    index: int
-    error: Exception
-    tentative: bool
-    """It was decided on values that units before it write: true only once they are committed."""
-
-
-@dataclass(slots=True)
-class Packed:
-    attempt: bytes
-    considered: int
-    """How many units were looked at: included or denied. The next transaction begins behind them."""
-    included: list[int]
-    denied: list[Denied]
-    compares: list[Compare]
-    ops: list[Op]
-    else_ops: list[Get]
-    owners: dict[Compare, list[int]]
-    """Units by compare; totals compares have none."""
-    writes: dict[bytes, Write]
-    queues: frozenset[str]
-    """Queues put to."""
-
-    def applied(self, revision: int) -> None:
-        """Brings the cells up to date: the transaction was applied at `revision`."""
-        for key, write in self.writes.items():
-            for cell in write.cells:
-                if write.value is None:
-                    cell.saw(revision, None)
-                else:
-                    created = cell.create_revision if cell.mod_revision else revision
-                    cell.saw(revision, KeyValue(key, write.value, created, revision))
-
-    def learn(self, result: TxnResult) -> None:
-        """Brings the cells up to date from what an else branch read."""
-        found = self._read(result)
-        for key, write in self.writes.items():
-            if (key, b"") in found:
-                kvs = found[key, b""]
-                for cell in write.cells:
-                    cell.saw(result.revision, kvs[0] if kvs else None)
-
-    def _read(self, result: TxnResult) -> dict[tuple[bytes, bytes], tuple[KeyValue, ...]]:
-        return {(get.key, get.end): result.got(i).kvs for i, get in enumerate(self.else_ops)}
-
-    def blame(self, result: TxnResult) -> dict[int, tuple[bytes, ...]]:
-        """Units whose own compares or guarded cells did not hold in a failed copy's else branch -> the keys."""
-        found = self._read(result)
-        failed: dict[int, list[bytes]] = {}
-        for compare, owners in self.owners.items():
-            if owners and not holds(compare, found[compare.key, compare.end]):
-                for index in owners:
-                    failed.setdefault(index, []).append(compare.key)
-        return {index: tuple(dict.fromkeys(names)) for index, names in failed.items()}
-
-    def stale_totals(self, result: TxnResult) -> bool:
-        """Whether totals were not as remembered (the queue was made anew, or is written for the first time): nobody's fault."""
-        found = self._read(result)
-        return any(not owners and not holds(compare, found[compare.key, compare.end]) for compare, owners in self.owners.items())
-
-
-def holds(compare: Compare, kvs: tuple[KeyValue, ...]) -> bool:
-    """Whether a compare holds for what was read of its key or range. A missing key has zero revisions; its value never compares."""
-    if not kvs:
-        if compare.target is Target.VALUE:
-            return False
-        return _relate(0, compare.relation, compare.operand)
-    return all(_relate(_target(kv, compare.target), compare.relation, compare.operand) for kv in kvs)
-
-
-def _target(kv: KeyValue, target: Target) -> int | bytes:
-    match target:
-        case Target.CREATE:
-            return kv.create_revision
-        case Target.MOD:
-            return kv.mod_revision
-        case Target.VERSION:
-            return kv.version
-        case Target.LEASE:
-            return kv.lease
-        case Target.VALUE:
-            return kv.value
-
-
-def _relate(left: int | bytes, relation: Relation, right: int | bytes) -> bool:
-    match relation:
-        case Relation.EQUAL:
-            return left == right
-        case Relation.NOT_EQUAL:
-            return left != right
-        case Relation.LESS:
-            return left < right  # type: ignore[operator]
-        case Relation.GREATER:
-            return left > right  # type: ignore[operator]
-
-
-def guard_of(result: TxnResult, lane: Lane) -> tuple[Guard, bool]:
-    """(guard, member key still ours) from an else branch: its first two reads are these."""
-    member, guard = result.got(0).first, result.got(1).first
-    ours = member is not None and member.create_revision == lane.incarnation
-    return read_guard(guard), ours
-
-
-def read_guard(kv: KeyValue | None) -> Guard:
-    if kv is None:
-        return Guard()
-    record = pb.Guard.FromString(kv.value)
-    return Guard(record.number, record.attempt, kv.mod_revision)
-
-
-def _own(lane: Lane, guard: Guard) -> tuple[list[Compare], list[Get]]:
-    compares = [created_at(lane.member_key, lane.incarnation), unchanged(lane.guard_key, guard.revision)]
-    return compares, [Get(lane.member_key, keys_only=True), Get(lane.guard_key)]
-
-
-def guard_put(lane: Lane, guard: Guard, attempt: bytes) -> Put:
-    return Put(lane.guard_key, pb.Guard(number=guard.number + 1, attempt=attempt).SerializeToString())
-
-
-def void(lane: Lane, guard: Guard) -> tuple[list[Compare], list[Op], list[Get]]:
-    """A void advance of the slot's guard: (compares, operations, else branch)."""
-    compares, gets = _own(lane, guard)
-    return compares, [guard_put(lane, guard, b"")], gets
 
 
 def pack(units: Iterable[Unit], lane: Lane, guard: Guard, attempt: bytes, limits: Limits) -> Packed:
@@ -320,13 +143,13 @@ class _Builder:
     def _written(self, key: bytes, end: bytes = b"") -> bool:
         """Whether units before this one write in [key, end)."""
         if end:
-            if any(key <= k < end for written in (self.writes, self.raw, self.marks) for k in written):
+            if any(_inside(k, key, end) for written in (self.writes, self.raw, self.marks) for k in written):
                 return True
-            return any(d.key < end and key < d.end for d in self.ranges)
+            return any(_inside(d.key, key, end) or _inside(key, d.key, d.end) for d in self.ranges)
         return key in self.writes or key in self.raw or key in self.marks or self._in_deleted_range(key)
 
     def _in_deleted_range(self, key: bytes) -> bool:
-        return any(d.key <= key < d.end for d in self.ranges)
+        return any(_inside(key, d.key, d.end) for d in self.ranges)
 
     def _try_changes(self, unit: Unit, trial: _Trial) -> None:
         for change in unit.changes:
@@ -365,16 +188,16 @@ class _Builder:
                 raise ValueError("a unit holds puts and deletes")
             trial.cost.bytes += OVERHEAD + len(op.key)
             if isinstance(op, Delete) and op.end:
-                if any(op.key <= k < op.end for written in (self.writes, self.raw, self.marks) for k in written):
+                if any(_inside(k, op.key, op.end) for written in (self.writes, self.raw, self.marks) for k in written):
                     raise _Stop
-                if any(op.key <= k < op.end for k in (*trial.values, *trial.raw)):
+                if any(_inside(k, op.key, op.end) for k in (*trial.values, *trial.raw)):
                     raise ValueError(f"a write inside a deleted range: {op.key!r}")
                 trial.ranges.append(op)
                 trial.cost.ops += 1
                 continue
             if op.key in self.writes or op.key in self.marks or (isinstance(op, Put) and self._in_deleted_range(op.key)):
                 raise _Stop
-            if op.key in trial.values or (isinstance(op, Put) and any(d.key <= op.key < d.end for d in trial.ranges)):
+            if op.key in trial.values or (isinstance(op, Put) and any(_inside(op.key, d.key, d.end) for d in trial.ranges)):
                 raise ValueError(f"two writes of one key: {op.key!r}")
             if op.key not in self.raw and op.key not in trial.raw:
                 trial.cost.ops += 1
@@ -386,7 +209,7 @@ class _Builder:
         for put in unit.puts:
             if self.ranges and self._in_deleted_range(keys.lane_headers(put.queue, put.priority, self.lane.name)):
                 raise _Stop
-            if any(d.key < keys.queue(put.queue) + b"o" and keys.queue(put.queue) < d.end for d in trial.ranges):
+            if any(_inside(keys.headers(put.queue), d.key, d.end) for d in trial.ranges):
                 raise ValueError(f"a put to a queue that the same unit clears: {put.queue}")
             self._try_queue(put.queue, trial)
             if isinstance(put, NewSegment):
@@ -480,7 +303,7 @@ class _Builder:
     # The transaction
 
     def finish(self, attempt: bytes, considered: int) -> Packed:
-        compares, else_ops = _own(self.lane, self.guard)
+        compares, else_ops = own(self.lane, self.guard)
         ops: list[Op] = [guard_put(self.lane, self.guard, attempt)]
         if self.included:
             self._segment_ops(ops)
@@ -528,28 +351,15 @@ class _Builder:
         for compare in self.owners:
             where = compare.key, compare.end
             wants_value = compare.key in self.writes or compare.key in valued
-            get = _range_get(compare) if compare.end else Get(compare.key, keys_only=not wants_value)
-            gets[where] = get if where not in gets else _wider(gets[where], get)
+            get = range_get(compare) if compare.end else Get(compare.key, keys_only=not wants_value)
+            gets[where] = get if where not in gets else wider(gets[where], get)
         return list(gets.values())
+
+
+def _inside(key: bytes, start: bytes, end: bytes) -> bool:
+    """Whether [start, end) holds `key`; an end of one zero byte is beyond all keys."""
+    return start <= key and (key < end or end == b"\0")
 
 
 def _fits(entries: int, size: int, kind: bool, more: int, directed: bool) -> bool:
     return kind == directed and entries < segments.ENTRIES_MAX and size + more <= segments.BODIES_MAX
-
-
-def _range_get(compare: Compare) -> Get:
-    if compare.target is Target.MOD and compare.relation is Relation.LESS:
-        assert isinstance(compare.operand, int)
-        return Get(compare.key, compare.end, limit=1, keys_only=True, mod_after=compare.operand - 1)
-    if compare.target is Target.CREATE and compare.relation is Relation.EQUAL and compare.operand == 0:
-        return Get(compare.key, compare.end, limit=1, keys_only=True)
-    return Get(compare.key, compare.end, keys_only=compare.target is not Target.VALUE)
-
-
-def _wider(a: Get, b: Get) -> Get:
-    """One read that serves two compares of the same key or range."""
-    if not a.end:
-        return Get(a.key, keys_only=a.keys_only and b.keys_only)
-    if a.mod_after and b.mod_after:
-        return Get(a.key, a.end, keys_only=True, mod_after=min(a.mod_after, b.mod_after))
-    return Get(a.key, a.end, keys_only=a.keys_only and b.keys_only)
