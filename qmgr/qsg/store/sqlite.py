@@ -35,7 +35,7 @@ from qsg.store.contract import (
 )
 from qsg.store.mvcc import check_branch, check_limits, size_of
 from qsg.store.sqlite_engine import Applied, Engine
-from qsg.store.sqlite_file import own
+from qsg.store.sqlite_file import meta, own
 from qsg.store.sqlite_files import BUMP_REVISION, restore, snapshot
 from qsg.store.sqlite_leases import TICK_S, Leases
 from qsg.store.sqlite_reads import EventPage, View
@@ -81,6 +81,9 @@ class SqliteStore:
         self._reserve_bytes = reserve_bytes
         self._history_s = history_s
         self._compact_interval_s = compact_interval_s
+        self.identity = 0
+        """Drawn when the file was made or restored."""
+        self.bytes_total = 0
         self._bytes_in_use = 0
         self._leases = Leases()
         self._hub = Hub(self._read_events)
@@ -98,9 +101,16 @@ class SqliteStore:
         await self.close()
 
     async def open(self) -> None:
-        """Raises `StoreError` when the file is another's, another process has it, or it cannot be read and written."""
+        """A closed store can be opened again.
+
+        Raises `StoreError` when the file is another's, another process has it, or it cannot be read and written.
+        """
+        assert self._closed, "open already"
         self._loop = asyncio.get_running_loop()
         self._owner = own(self.path)
+        self.failed.clear()
+        self._leases = Leases()
+        self._hub = Hub(self._read_events)
         opened: asyncio.Future[Report] = self._loop.create_future()
         self._writer = Writer(
             self.path,
@@ -123,6 +133,7 @@ class SqliteStore:
         self._reader.start()
         self._closed = False
         self._committed(report)
+        self.identity = await self._read(lambda view: meta(view.connection, "identity"))
         now = self._loop.time()
         for lease, ttl_s in (await self._write(lambda engine: dict(engine.leases), 0, CONTROL_TIMEOUT_S)).items():
             self._leases.add(lease, ttl_s, now)
@@ -182,6 +193,7 @@ class SqliteStore:
             self._hub.end(Unavailable(report.failure))
             return
         self._bytes_in_use = report.bytes_in_use
+        self.bytes_total = report.bytes_total
         self._hub.committed(report.events, report.revision)
 
     async def _read_events(self, key: bytes, end: bytes, from_revision: int, bytes_max: int) -> EventPage:
@@ -214,6 +226,7 @@ class SqliteStore:
         check_limits(self.limits, compares, ops, else_ops)
         timeout_s = TXN_TIMEOUT_S if timeout_s is None else timeout_s
         if not compares and all(isinstance(op, Get) for op in ops):
+            check_branch(else_ops)
             return await self._read_all(ops)
         size = size_of((), ops)
         return await self._write(lambda engine: engine.txn(compares, ops, else_ops), size, timeout_s)

@@ -8,7 +8,7 @@ before the next read that needs them and at the end of the group.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -97,6 +97,8 @@ class Engine:
         self.revision = reads.current_revision(self.connection, self.floor)
         self.compacted = meta(self.connection, "compacted")
         self.leases: dict[int, int] = dict(self.connection.execute("SELECT id, ttl_s FROM lease"))
+        self._erased = 0
+        """Erasing has come to this row of `past`."""
         self._measure()
 
     def _measure(self) -> None:
@@ -312,27 +314,33 @@ class Engine:
             raise Compacted(self.compacted)
         self.connection.execute("UPDATE meta SET value = ? WHERE name = 'compacted'", (revision,))
         self.compacted = revision
+        self._erased = 0
 
-    def superseded_before(self, revision: int) -> bool:
-        return self.connection.execute("SELECT 1 FROM past WHERE id < ? LIMIT 1", (row_id(revision),)).fetchone() is not None
+    def superseded_by(self, revision: int) -> bool:
+        """Would compacting to `revision` free anything?"""
+        return self.connection.execute("SELECT 1 FROM past WHERE id < ? LIMIT 1", (row_id(revision + 1),)).fetchone() is not None
 
     def erase(self, rows_max: int, bytes_max: int) -> bool:
-        """One step of erasing what was superseded before the compacted revision; True when there is more.
+        """One step of erasing what cannot be read any more; True when there is more.
 
-        Deletions at exactly that revision stay, for watches that begin there.
+        Deletions at exactly the compacted revision stay (their rows of `past` with no old row), for watches that begin there.
         """
-        sql = "SELECT id, old, deleted, size FROM past WHERE id < ? ORDER BY id LIMIT ?"
-        found: Iterable[tuple[int, int, int, int]] = self.connection.execute(sql, (row_id(self.compacted), rows_max)).fetchall()
-        taken, gone, size = 0, [], 0
+        sql = "SELECT id, old, deleted, size FROM past WHERE id > ? AND id < ? ORDER BY id LIMIT ?"
+        found = self.connection.execute(sql, (self._erased, row_id(self.compacted + 1), rows_max)).fetchall()
+        kept_from = row_id(self.compacted)
+        gone, done, kept, size = [], [], [], 0
         for row, old, deleted, old_size in found:
             gone.append((old,))
-            if deleted:
-                gone.append((row,))
-            taken, size = row, size + old_size
+            if deleted and row >= kept_from:
+                kept.append((row,))
+            else:
+                done.append((row,))
+                if deleted:
+                    gone.append((row,))
+            self._erased, size = row, size + old_size
             if size >= bytes_max:
                 break
-        if not gone:
-            return False
         self.connection.executemany("DELETE FROM version WHERE id = ?", gone)
-        self.connection.execute("DELETE FROM past WHERE id <= ?", (taken,))
-        return self.superseded_before(self.compacted)
+        self.connection.executemany("DELETE FROM past WHERE id = ?", done)
+        self.connection.executemany("UPDATE past SET old = 0, size = 0 WHERE id = ?", kept)
+        return len(found) == rows_max or size >= bytes_max

@@ -10,6 +10,7 @@ dies). Not guaranteed: protection from programs that ignore the lock, or on file
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -33,9 +34,10 @@ CREATE INDEX head_lease ON head (lease) WHERE lease != 0;
 CREATE TABLE past (id INTEGER PRIMARY KEY, old INTEGER NOT NULL, deleted INTEGER NOT NULL, size INTEGER NOT NULL, key BLOB NOT NULL);
 CREATE TABLE lease (id INTEGER PRIMARY KEY, ttl_s INTEGER NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO meta VALUES ('compacted', 0), ('floor', 1);
+INSERT INTO meta VALUES ('compacted', 0), ('floor', 1), ('identity', random() & 0x7FFFFFFFFFFFFFFF);
 """
-"""A deletion is a row of `version` with number 0. `floor`: the revision is never below it (a new store's is 1, as etcd's)."""
+"""A deletion is a row of `version` with number 0. The revision is never below `floor` (a new store's is 1, as etcd's); `identity`
+is drawn when the file is made or restored."""
 
 
 def row_id(revision: int) -> int:
@@ -114,6 +116,30 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"{path} has format {found}, this program knows {FORMAT}")
     connection.execute("BEGIN IMMEDIATE")  # fails at once where the file cannot be written
     connection.execute("ROLLBACK")
+
+
+def lay_out_log(connection: sqlite3.Connection, path: Path, size: int) -> None:
+    """Empties the write-ahead log and fills its file with zeros, before the first write.
+
+    Syncing a file that grows costs the file system's own journal, several times a commit in blocks that exist. SQLite takes a log without
+    a valid header as empty. A disk without the room is no error: the log then grows as it is used.
+    """
+    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    log = path.with_name(path.name + "-wal")
+    if busy or not log.exists() or log.stat().st_size:
+        return
+    fd = os.open(log, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        for offset in range(0, size, 1 << 20):
+            os.pwrite(fd, bytes(min(1 << 20, size - offset)), offset)
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
 
 
 def open_reader(path: Path) -> sqlite3.Connection:

@@ -89,6 +89,7 @@ def _bump(path: Path, bump_revision: int) -> int:
         revision = engine.revision + bump_revision
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("UPDATE meta SET value = ? WHERE name IN ('floor', 'compacted')", (revision,))
+        connection.execute("UPDATE meta SET value = random() & 0x7FFFFFFFFFFFFFFF WHERE name = 'identity'")
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = DELETE")  # one file, no log beside it
     finally:

@@ -22,7 +22,7 @@ import structlog
 from qsg.store import sqlite_reads as reads
 from qsg.store.contract import Event, NotApplied, StoreError, Unavailable
 from qsg.store.sqlite_engine import Engine
-from qsg.store.sqlite_file import PAGE_BYTES, is_busy, is_full, meta, open_reader, open_writer, translate
+from qsg.store.sqlite_file import PAGE_BYTES, is_busy, is_full, lay_out_log, meta, open_reader, open_writer, translate
 from qsg.store.sqlite_files import Reserve
 
 log = structlog.get_logger()
@@ -61,6 +61,7 @@ class Report:
     events: list[Event]
     revision: int
     bytes_in_use: int
+    bytes_total: int
     failure: str = ""
 
 
@@ -148,11 +149,11 @@ class Writer(threading.Thread):
             return
         try:
             self._engine = Engine(connection, self._quota_bytes)
-            self._checkpoint("PASSIVE")
+            lay_out_log(connection, self._path, WAL_BYTES + WAL_BYTES // 4)
             if not self._reserve.take():
                 self._became_full()
             self._marks.append((time.monotonic(), self._engine.revision))
-            self._erasing = self._engine.superseded_before(self._engine.compacted)
+            self._erasing = self._engine.superseded_by(self._engine.compacted)
         except (sqlite3.Error, OSError) as e:
             connection.close()
             self._opened(StoreError(f"{self._path} cannot be opened: {e}"))
@@ -276,14 +277,14 @@ class Writer(threading.Thread):
         """The file cannot be trusted any more (a failed sync may or may not have written): nothing is accepted until it is opened anew."""
         self._failure = f"the store's file failed: {error}"
         log.error("the store's file failed", path=str(self._path), error=str(error))
-        self._report(Report([(c.future, None, Unavailable(self._failure)) for c in calls], [], 0, 0, self._failure))
+        self._report(Report([(c.future, None, Unavailable(self._failure)) for c in calls], [], 0, 0, 0, self._failure))
 
     def _answer(self, outcomes: list[Outcome], events: list[Event]) -> None:
         self._report(self._state(outcomes, events))
 
     def _state(self, outcomes: list[Outcome], events: list[Event]) -> Report:
         engine = self._engine
-        return Report(outcomes, events, engine.revision, engine.bytes_in_use, self._failure)
+        return Report(outcomes, events, engine.revision, engine.bytes_in_use, engine.bytes_in_use + engine.bytes_free, self._failure)
 
     # A full disk
 
@@ -338,7 +339,7 @@ class Writer(threading.Thread):
         target = 0
         while self._marks and self._marks[0][0] <= now - self._history_s:
             target = self._marks.popleft()[1]
-        if target > engine.compacted and engine.superseded_before(target):
+        if target > engine.compacted and engine.superseded_by(target):
             self._compacted_at = now
             engine.begin()
             engine.compact(target)

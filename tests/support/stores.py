@@ -1,0 +1,162 @@
+"""Every store behind one face: the conformance suite runs on each entry of `STORES`.
+
+An entry is an asynchronous context manager that takes a folder of its own and yields a `Harness` on an empty store. What a store needs
+is imported when it is asked for, so that one that is broken does not take the others along.
+"""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from qsg.store.contract import Compacted, Delete, Store
+
+if TYPE_CHECKING:
+    from qsg.process.etcd import EtcdCluster
+
+
+@dataclass(slots=True)
+class Harness:
+    store: Store
+    second: Store
+    """Another client of the same store."""
+    cut_connections: Callable[[], None] | None = None
+    """Breaks every connection of `store`; new ones can be made."""
+    lose_replies: Callable[[bool], None] | None = None
+    """While on, what `store` sends arrives, but no answer does."""
+    restart: Callable[[], Awaitable[None]] | None = None
+    """The store's process dies and comes back on its data."""
+    ends_watches: bool = False
+    """`restart` ends the iterators of watches, as the store is in this process."""
+
+
+Factory = Callable[[Path], AbstractAsyncContextManager[Harness]]
+
+
+@asynccontextmanager
+async def memory(folder: Path) -> AsyncIterator[Harness]:
+    from qsg.store.memory import Fault, Faults, MemoryServer
+
+    class LostReplies(Faults):
+        on = False
+
+        def request(self, kind: str) -> Fault:
+            return Fault(reply_lost=self.on)
+
+    faults = LostReplies()
+    server = MemoryServer(random=Random(1))
+    store = server.client(faults)
+
+    def lose_replies(on: bool) -> None:
+        faults.on = on
+
+    yield Harness(store, server.client(), cut_connections=store.cut_watches, lose_replies=lose_replies)
+    server.close()
+
+
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncIterator[Harness]:
+    from qsg.store.sqlite import SqliteStore
+
+    store = SqliteStore(folder / "store.db", compact_interval_s=0)
+    await store.open()
+    harness = Harness(store, store, ends_watches=True)
+
+    async def restart() -> None:
+        await store.close()
+        await store.open()
+
+    harness.restart = restart
+    yield harness
+    await store.close()
+
+
+@asynccontextmanager
+async def serve(folder: Path) -> AsyncIterator[Harness]:
+    """`qsg store` before a file, and the etcd client in front of it."""
+    from qsg.process.proxy import Proxy
+    from qsg.store.etcd import EtcdStore
+    from qsg.store.serve import LIMITS, StoreServer
+    from qsg.store.sqlite import SqliteStore
+
+    server = StoreServer(SqliteStore(folder / "store.db", compact_interval_s=0, limits=LIMITS), "127.0.0.1:0")
+    await server.start()
+    proxy = await Proxy.start("127.0.0.1:0", [server.address])
+    store, second = EtcdStore([proxy.address]), EtcdStore([server.address])
+
+    def lose_replies(on: bool) -> None:
+        if on:
+            proxy.cut(direction="from_target")
+        else:
+            proxy.reset()
+            proxy.heal()
+
+    async def restart() -> None:
+        await server.stop()
+        await server.start()
+
+    yield Harness(store, second, cut_connections=proxy.reset, lose_replies=lose_replies, restart=restart)
+    await store.close()
+    await second.close()
+    await proxy.close()
+    await server.stop()
+
+
+_cluster: list[EtcdCluster] = []
+
+
+async def etcd_cluster() -> EtcdCluster:
+    """One etcd for all tests of this process."""
+    from qsg.process.etcd import EtcdCluster, EtcdOptions
+
+    if not _cluster:
+        cluster = EtcdCluster(Path(tempfile.mkdtemp(prefix="qsg-etcd-")), options=EtcdOptions(fsync=False))
+        atexit.register(cluster.destroy)
+        await cluster.start()
+        _cluster.append(cluster)
+    await _cluster[0].restart_dead()
+    return _cluster[0]
+
+
+@asynccontextmanager
+async def etcd(folder: Path) -> AsyncIterator[Harness]:
+    from qsg.process.proxy import Proxy
+    from qsg.store.etcd import EtcdStore
+
+    cluster = await etcd_cluster()
+    proxy = await Proxy.start("127.0.0.1:0", cluster.endpoints)
+    store, second = EtcdStore([proxy.address]), EtcdStore(cluster.endpoints)
+    await second.txn([], [Delete(b"\0", b"\0")], timeout_s=5)
+    try:
+        await second.compact((await second.status()).revision)
+    except Compacted:
+        pass  # nothing was written since the last test
+
+    def lose_replies(on: bool) -> None:
+        if on:
+            proxy.cut(direction="from_target")
+        else:
+            proxy.reset()
+            proxy.heal()
+
+    async def restart() -> None:
+        cluster.kill(0)
+        await cluster.restart(0)
+
+    yield Harness(store, second, cut_connections=proxy.reset, lose_replies=lose_replies, restart=restart)
+    await store.close()
+    await second.close()
+    await proxy.close()
+
+
+STORES: dict[str, Factory] = {"memory": memory, "sqlite": sqlite, "serve": serve, "etcd": etcd}
+CUTTABLE = ("memory", "serve", "etcd")
+"""Those with `cut_connections` and `lose_replies`."""
+RESTARTABLE = ("sqlite", "serve", "etcd")
+"""Those with `restart`."""
