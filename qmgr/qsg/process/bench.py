@@ -61,7 +61,7 @@ async def drain(group: LocalGroup, messages: int, size: int) -> Drained:
         await wait_until(lambda: _stopped(inside), 60, "the channel to stop")
         await fill(group.group_addresses, "TO.R", messages, size)
         before, began = usage.cpu_s(group.pids()), time.monotonic()
-        await inside.command("start", {"channel": OUT_CHANNEL})
+        await inside.command("start", channel=OUT_CHANNEL)
 
         async def arrived() -> bool:
             return int((await outside.inquire_queue("FROM.QSG"))["depth"]) >= messages
@@ -73,10 +73,10 @@ async def drain(group: LocalGroup, messages: int, size: int) -> Drained:
         return Drained(messages, seconds, cpu, peak)
 
 
-async def _stopped(queue_manager: qsg.Connection) -> bool:
+async def _stopped(queue_manager: qsg.QueueManager) -> bool:
     try:
-        await queue_manager.command("stop", {"channel": OUT_CHANNEL})
-        answer = await queue_manager.command("status", {"channel": OUT_CHANNEL})
+        await queue_manager.command("stop", channel=OUT_CHANNEL)
+        answer = await queue_manager.inquire("status", OUT_CHANNEL)
     except qsg.QsgError as error:
         log.info("not stopped yet", reason=error.reason.name)
         return False

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -140,19 +141,20 @@ class Demo:
 
     # --- kills
 
-    async def _all_kills(self, observer: qsg.Connection, producers: list[asyncio.Task[None]]) -> None:
+    async def _all_kills(self, observer: qsg.QueueManager, producers: list[asyncio.Task[None]]) -> None:
         if self.plan.kill == "none" or not self.plan.kills:
             for d in self.directions:
                 d.pace.allowed = d.pace.total
             return
         windows = self.plan.kills + 1
         self._allow(1, windows)
-        await self._until(lambda: self._arrived(1 / windows / 2), READY_S, "the first messages to arrive")
+        await self._until(partial(self._arrived, 0.5 / windows), READY_S, "the first messages to arrive")
         for k in range(self.plan.kills):
             self._check(producers)
             await self._until(lambda: self._redundant(observer), READY_S, "the group to be whole again")
             self._allow(k + 2, windows)
-            await self._until(lambda k=k: self._arrived((k + 1 + self._random.uniform(0.05, 0.3)) / windows), READY_S, "messages to arrive")
+            share = (k + 1 + self._random.uniform(0.05, 0.3)) / windows
+            await self._until(partial(self._arrived, share), READY_S, "messages to arrive")
             channel = OUT_CHANNEL if self.directions[k % len(self.directions)].name == "out" else IN_CHANNEL
             self.takeovers.append(await self._kill_owner(observer, channel))
         for d in self.directions:
@@ -171,7 +173,7 @@ class Demo:
             if task.done() and not task.cancelled() and (failure := task.exception()):
                 raise failure
 
-    async def _kill_owner(self, observer: qsg.Connection, channel: str) -> Takeover:
+    async def _kill_owner(self, observer: qsg.QueueManager, channel: str) -> Takeover:
         before = await self._channel(observer, channel)
         owner, kill = str(before.get("owner", "")), self.plan.kill
         at = time.monotonic()
@@ -208,7 +210,7 @@ class Demo:
 
     # --- looking
 
-    async def _watch_status(self, observer: qsg.Connection) -> None:
+    async def _watch_status(self, observer: qsg.QueueManager) -> None:
         while True:
             try:
                 await self._channel(observer, OUT_CHANNEL)
@@ -220,9 +222,9 @@ class Demo:
             self.watch(self, "")
             await asyncio.sleep(0.2)
 
-    async def _channel(self, observer: qsg.Connection, channel: str) -> dict[str, Any]:
+    async def _channel(self, observer: qsg.QueueManager, channel: str) -> dict[str, Any]:
         try:
-            answer = await observer.command("status", {"channel": channel})
+            answer = await observer.inquire("status", channel)
         except qsg.QsgError:
             return {}
         rows: list[dict[str, Any]] = answer["channels"]
@@ -231,10 +233,10 @@ class Demo:
             self.status[channel] = found
         return found
 
-    async def _redundant(self, observer: qsg.Connection) -> bool:
+    async def _redundant(self, observer: qsg.QueueManager) -> bool:
         """Every member is there with its initiator, and the channels with traffic run."""
         try:
-            answer = await observer.command("group", {})
+            answer = await observer.inquire("group")
         except qsg.QsgError:
             return False
         ready = {m["member"] for m in answer["members"] if m["reachable"] and m["initiator"]}
@@ -266,7 +268,7 @@ class Demo:
         await self._until(empty, DRAIN_S, "the last messages to arrive")
         await asyncio.sleep(0.5)  # what is sent twice arrives a little later
 
-    async def _verdict(self, observer: qsg.Connection, error: str) -> Result:
+    async def _verdict(self, observer: qsg.QueueManager, error: str) -> Result:
         counts = Counts()
         for d in self.directions:
             counts = counts.plus(d.ledger.counts())

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import structlog
 import yaml
 
+from qsg.process.children import free_ports
 from qsg.process.config import ADMIN
-from qsg.process.etcd import EtcdCluster
+from qsg.process.etcd_cluster import EtcdCluster
 from qsg.process.proxy import Proxy
 from qsg.process.supervise import Supervisor
 
@@ -58,19 +57,6 @@ REMOTE_DEFINITIONS = {
         {"name": IN_CHANNEL, "type": "sender", "transmission_queue": GROUP, "connection_names": ["qsg:1415"], "partner": GROUP},
     ],
 }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            with closing(s):
-                pass
 
 
 class LocalGroup:
@@ -196,12 +182,17 @@ class LocalGroup:
 
     def pids(self) -> list[int]:
         """All processes, the store's too."""
-        return [*self.supervisor.pids().values(), *(self.etcd.pids() if self.etcd else [])]
+        etcd = [m.process.pid for m in self.etcd.members if m.process is not None and m.running] if self.etcd else []
+        return [*self._pids().values(), *etcd]
 
     def member_pids(self) -> list[int]:
         """The members' queue managers."""
-        pids = self.supervisor.pids()
+        pids = self._pids()
         return [pids[m] for m in self.members if m in pids]
+
+    def _pids(self) -> dict[str, int]:
+        children = (self.supervisor.child(name) for name in self.supervisor.names)
+        return {child.name: child.process.pid for child in children if child.process is not None and child.running}
 
     def log_lines(self) -> list[str]:
         """All log lines of all processes (JSON, one a line)."""

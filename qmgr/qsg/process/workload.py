@@ -78,13 +78,14 @@ async def produce(direction: Direction, index: int, producer: str) -> None:
             direction.ledger.acknowledged(index, first + count - 1)
 
 
-async def _put(queue_manager: qsg.Connection, direction: Direction, bodies: list[bytes]) -> None:
-    while True:
+async def _put(queue_manager: qsg.QueueManager, direction: Direction, bodies: list[bytes]) -> None:
+    while bodies:
         try:
             await queue_manager.put_many(direction.put_queue, bodies)
         except qsg.QsgError as error:
             if error.reason not in _AGAIN:
                 raise
+            bodies = bodies[len(error.done) :]
             log.info("put refused, again", direction=direction.name, reason=error.reason.name, detail=str(error))
             await asyncio.sleep(0.02)
         else:

@@ -1,0 +1,53 @@
+"""The channel initiator as a process: joined to its queue manager by the Unix socket, with the group and the local listener."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import structlog
+
+from qsg.initiator.service import Initiator
+from qsg.process.config import MemberConfig
+from qsg.process.security import transport_of
+from qsg.process.world import real_world
+from qsg.transport.contract import TransportError
+from qsg.transport.unix import connect_unix
+
+log = structlog.get_logger()
+
+
+async def run(config: MemberConfig) -> int:
+    structlog.contextvars.bind_contextvars(member=config.member, process="initiator")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    initiator = Initiator(
+        real_world(),
+        transport_of(config),
+        lambda: connect_unix(str(config.socket)),
+        member=config.member,
+        group_listener=config.group_listener if config.group else "",
+        local_listener=config.local_listener,
+        aliases=config.aliases,
+        pid=os.getpid(),
+    )
+    try:
+        await initiator.start()
+    except (TransportError, OSError) as error:
+        log.error("a listener cannot be opened", error=str(error))
+        return 1
+    serving = loop.create_task(initiator.run())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    failed = serving.done() and not serving.cancelled() and serving.exception()
+    for task in (serving, stopping):
+        task.cancel()
+    await asyncio.gather(serving, stopping, return_exceptions=True)
+    await initiator.close()
+    if failed:
+        log.error("initiator failed", error=repr(failed))
+        return 1
+    return 0
