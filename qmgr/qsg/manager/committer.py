@@ -11,7 +11,7 @@ import asyncio
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import structlog
@@ -71,7 +71,7 @@ class Committer:
     ) -> None:
         self.store, self.member, self.incarnation, self.world = store, member, incarnation, world
         self.counters = Counters()
-        self.limits: Limits = store.limits
+        self._learnt: Limits | None = None
         self.on_commit: list[Callable[[int, frozenset[str]], None]] = []
         self.revision = incarnation
         self.over_quota = False
@@ -85,6 +85,18 @@ class Committer:
     def start(self) -> None:
         for slot in self._slots:
             slot.start()
+
+    @property
+    def limits(self) -> Limits:
+        """What the store says that it takes, or less if it was found to take less."""
+        said, learnt = self.store.limits, self._learnt
+        if learnt is None:
+            return said
+        return Limits(min(said.operations, learnt.operations), min(said.compares, learnt.compares), min(said.bytes, learnt.bytes))
+
+    def learn_limits(self, limits: Limits) -> None:
+        log.warning("the store takes less in one transaction than it said", limits=limits)
+        self._learnt = limits
 
     @property
     def slots(self) -> int:
@@ -368,13 +380,13 @@ class _SlotDriver:
             return told
         size = sum(len(op.key) + len(op.value) for op in packed.ops if isinstance(op, Put))
         limits = self.owner.limits
-        self.owner.limits = replace(
-            limits,
-            operations=max(8, min(limits.operations, max(len(packed.ops), len(packed.else_ops)) * 3 // 4)),
-            compares=max(8, min(limits.compares, len(packed.compares) * 3 // 4)),
-            bytes=max(16_384, min(limits.bytes, size * 3 // 4)),
+        self.owner.learn_limits(
+            Limits(
+                operations=max(8, min(limits.operations, max(len(packed.ops), len(packed.else_ops)) * 3 // 4)),
+                compares=max(8, min(limits.compares, len(packed.compares) * 3 // 4)),
+                bytes=max(16_384, min(limits.bytes, size * 3 // 4)),
+            )
         )
-        log.warning("the store takes less in one transaction than it said", limits=self.owner.limits)
         return told
 
     def _one_by_one(self, packed: Packed, error: Exception) -> dict[int, Exception]:
