@@ -430,7 +430,7 @@ class Connection:
         return Reason.UNEXPECTED_ERROR, repr(problem)
 
     async def _perform(self, kind: str, request: pb.ClientRequest, response: pb.ClientResponse) -> None:
-        if self._service.draining and not (kind == "end_unit" or self._unit_of(kind, request) in self._units):
+        if self._service.draining and not self._ends_something(kind, request):
             raise Refusal(Reason.Q_MGR_QUIESCING, f"{self._service.member} is draining")
         match kind:
             case "put":
@@ -449,9 +449,18 @@ class Connection:
             case "command":
                 response.result = json.dumps(await self._backend.command(request.command.name, _arguments(request.command.arguments)))
 
-    @staticmethod
-    def _unit_of(kind: str, request: pb.ClientRequest) -> int:
-        return request.put.unit if kind == "put" else request.get.unit if kind == "get" else 0
+    def _ends_something(self, kind: str, request: pb.ClientRequest) -> bool:
+        """Requests that belong to an open unit of work go on while the queue manager drains."""
+        match kind:
+            case "end_unit":
+                return True
+            case "open_producer":
+                return bool(self._units)
+            case "put":
+                return request.put.unit in self._units
+            case "get":
+                return request.get.unit in self._units
+        return False
 
     def _unit(self, number: int) -> Work | None:
         """The unit of work `number`, begun when it is first named; None for 0."""

@@ -1,0 +1,187 @@
+"""A queue manager's back end in memory, shared by the members of a group: queues, producers' records, units of work.
+
+Each change passes `group.gate(step, member)` before and after it becomes durable, where a test may cut, kill or delay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from qsg.manager.clients import Numbered, OpenedProducer
+from qsg.pb import client_pb2 as pb
+from qsg.pb import records_pb2 as records
+from qsg.rules.reasons import Reason, Refusal
+
+Gate = Callable[[str, str], Awaitable[None]]
+
+
+async def _open_gate(step: str, member: str) -> None:
+    return
+
+
+@dataclass
+class FakeGroup:
+    """What is durable."""
+
+    queues: dict[str, deque[tuple[records.Message, int]]] = field(default_factory=lambda: defaultdict(deque))
+    producers: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    homes: dict[str, str] = field(default_factory=dict)
+    full: dict[str, int] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+    gate: Gate = _open_gate
+    commits: int = 0
+    frames: list[int] = field(default_factory=list)
+    ids: count[int] = field(default_factory=lambda: count(1))
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def home(self, queue: str) -> str:
+        if queue in self.missing:
+            raise Refusal(Reason.UNKNOWN_OBJECT_NAME, queue)
+        return self.homes.get(queue, "admin")
+
+    def payloads(self, queue: str) -> list[bytes]:
+        return [message.payload for message, _ in self.queues[queue]]
+
+    def advance(self, producer: Numbered | None) -> bool:
+        """False: it was applied before."""
+        if producer is None:
+            return True
+        epoch, last = self.producers[producer.producer, producer.structure]
+        if epoch != producer.epoch:
+            raise Refusal(Reason.PRODUCER_FENCED, f"epoch {epoch} has replaced {producer.epoch}")
+        if producer.first <= last:
+            return False
+        if producer.first != last + 1:
+            raise Refusal(Reason.PRODUCER_GAP, f"{producer.first} follows {last}")
+        self.producers[producer.producer, producer.structure] = (epoch, last + producer.count)
+        return True
+
+
+@dataclass(eq=False)
+class FakeWork:
+    group: FakeGroup
+    member: str
+    puts: list[tuple[str, records.Message]] = field(default_factory=list)
+    got: list[tuple[str, records.Message, int]] = field(default_factory=list)
+
+    async def commit(self, producer: Numbered | None) -> None:
+        await self.group.gate("before commit", self.member)
+        if self.group.advance(producer):
+            for queue, message in self.puts:
+                self.group.queues[queue].append((message, 0))
+            self.group.commits += 1
+        self.group.arrived.set()
+        await self.group.gate("after commit", self.member)
+
+    async def backout(self) -> None:
+        for queue, message, backouts in reversed(self.got):
+            self.group.queues[queue].appendleft((message, backouts + 1))
+        self.got.clear()
+        self.group.arrived.set()
+
+
+@dataclass(eq=False)
+class FakeBackend:
+    """Implements qsg.manager.clients.Backend for one member."""
+
+    group: FakeGroup
+    member: str = "X"
+    commands: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    objects: dict[str, object] = field(default_factory=dict)
+
+    def begin(self) -> FakeWork:
+        return FakeWork(self.group, self.member)
+
+    async def put(self, put: pb.Put, *, work: FakeWork | None, affinity: str, producer: Numbered | None) -> list[bytes]:
+        group = self.group
+        home = group.home(put.queue)
+        for message in put.messages:
+            if not message.message_id:
+                message.message_id = next(group.ids).to_bytes(24, "big")
+            if len(message.payload) > 1_000_000:
+                raise Refusal(Reason.MSG_TOO_BIG_FOR_Q, put.queue)
+        if work is not None:
+            work.puts += [(put.queue, message) for message in put.messages]
+            return [message.message_id for message in put.messages]
+        await group.gate("before put", self.member)
+        if producer is not None and home != producer.structure:
+            epoch, last = group.producers[producer.producer, producer.structure]
+            if epoch != producer.epoch or producer.first != last + 1:
+                group.advance(producer)
+            raise Refusal(Reason.OBJECT_CHANGED, f"{put.queue} lies in {home} now")
+        if put.queue in group.full and len(group.queues[put.queue]) + len(put.messages) > group.full[put.queue]:
+            raise Refusal(Reason.Q_FULL, put.queue)
+        if group.advance(producer):
+            group.queues[put.queue].extend((message, 0) for message in put.messages)
+            group.commits += 1
+            group.frames.append(len(put.messages))
+        group.arrived.set()
+        await group.gate("after put", self.member)
+        return [message.message_id for message in put.messages]
+
+    async def get(self, get: pb.Get, *, work: FakeWork | None, cancel: asyncio.Event) -> list[pb.GotMessage]:
+        self.group.home(get.queue)
+        ends = asyncio.get_running_loop().time() + get.wait_ms / 1000
+        while not (taken := self._take(get)):
+            left_s = ends - asyncio.get_running_loop().time()
+            if left_s <= 0 or cancel.is_set():
+                raise Refusal(Reason.NO_MSG_AVAILABLE, get.queue)
+            self.group.arrived.clear()
+            await _either(self.group.arrived, cancel, left_s)
+        if work is not None:
+            work.got += [(get.queue, message, backouts) for message, backouts in taken]
+        await self.group.gate("after get", self.member)
+        return [pb.GotMessage(message=message, backouts=backouts) for message, backouts in taken]
+
+    def _take(self, get: pb.Get) -> list[tuple[records.Message, int]]:
+        queue = self.group.queues[get.queue]
+        wanted = [
+            entry
+            for entry in queue
+            if get.message_id in (b"", entry[0].message_id) and get.correlation_id in (b"", entry[0].correlation_id)
+        ][: get.messages_max]
+        for entry in wanted:
+            queue.remove(entry)
+        return wanted
+
+    async def browse(self, browse: pb.Browse) -> tuple[list[pb.GotMessage], bytes]:
+        start = int(browse.cursor or b"0")
+        page = list(self.group.queues[browse.queue])[start : start + browse.messages_max]
+        return [pb.GotMessage(message=message, backouts=backouts) for message, backouts in page], b"%d" % (start + len(page))
+
+    async def open_producer(self, opening: pb.OpenProducer) -> OpenedProducer:
+        structure = opening.structure or self.group.home(opening.queue)
+        await self.group.gate("before open", self.member)
+        epoch, last = self.group.producers.get((opening.producer, structure), (0, 0))
+        self.group.producers[opening.producer, structure] = (epoch + 1, last)
+        await self.group.gate("after open", self.member)
+        return OpenedProducer(structure, epoch + 1, last)
+
+    async def inquire(self, kind: str, name: str) -> object:
+        if kind == "queue":
+            self.group.home(name)
+            return {"name": name, "depth": len(self.group.queues[name])}
+        return self.objects.get(kind, [])
+
+    async def command(self, name: str, arguments: dict[str, object]) -> object:
+        await self.group.gate("before command", self.member)
+        self.commands.append((name, arguments))
+        if name == "refuse":
+            raise Refusal(Reason.CHANNEL_NOT_FOUND, "no such channel")
+        return {"done": name}
+
+
+async def _either(a: asyncio.Event, b: asyncio.Event, timeout_s: float) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in (a, b)]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*waits)
