@@ -92,6 +92,14 @@ class Reason(enum.IntEnum):
     LARGE_MESSAGE_INCOMPLETE = 9024
 
 
+def reason_of(number: int) -> Reason:
+    """The reason that a number from elsewhere means; one that is not known here is an unexpected error."""
+    try:
+        return Reason(number)
+    except ValueError:
+        return Reason.UNEXPECTED_ERROR
+
+
 class Refusal(Exception):
     """A call refused for a reason that the caller is told. Nothing was changed."""
 

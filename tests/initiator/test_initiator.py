@@ -1,0 +1,275 @@
+"""The initiator joined to its queue manager: sessions, relaying, silence, bad bytes, and the end of either process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from qsg.manager.link import InboundSession, Session, SessionFailed
+from qsg.pb import channel_pb2 as pb
+from qsg.pb import initiator_pb2
+from qsg.rules.reasons import Reason
+from qsg.transport.codec import encode
+from qsg.transport.contract import Closed
+from qsg.transport.memory import MemoryNetwork
+from qsg.transport.mux import WINDOW
+from support.members import Group, group
+from support.pair import Pair, pair
+
+SERVICE = "qsg.v1.Channel"
+
+
+@dataclass
+class Two:
+    """Member X opens sessions, member R accepts them: BIND is answered with BOUND, PING with PONG; then `script` has the session."""
+
+    network: MemoryNetwork
+    x: Pair
+    r: Pair
+    accepted: asyncio.Queue[InboundSession] = field(default_factory=asyncio.Queue)
+    refuse: pb.Refused | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def accept(self, session: InboundSession) -> None:
+        kind, payload = await session.receive()
+        if self.refuse is not None:
+            await session.refuse(self.refuse)
+            return
+        if kind == pb.FRAME_PING:
+            await session.send(pb.FRAME_PONG, payload)
+            return
+        bind = pb.Bind.FromString(payload)
+        await session.send(pb.FRAME_BOUND, pb.Bound(receiver="R", member=session.portal, parameters=pb.Parameters(heartbeat_ms=bind.epoch)))
+        await self.accepted.put(session)
+        await self.done.wait()
+
+    async def open(self, *addresses: str, **values: object) -> Session:
+        bind = pb.Bind(channel="CH", sender="X", stream=b"s", epoch=100, instance=1)
+        order = initiator_pb2.Open(
+            channel="CH", addresses=addresses or ("R:1414",), bind=bind, silence_ms=300, connect_timeout_ms=200, heartbeat_ms=100, **values
+        )  # type: ignore[arg-type]
+        return await self.x.link.open(order)
+
+
+@pytest.fixture
+async def members() -> AsyncIterator[Group]:
+    async with group("admin") as made:
+        yield made
+
+
+@pytest.fixture
+async def two(members: Group) -> AsyncIterator[Two]:
+    network = MemoryNetwork()
+    pairs = []
+    for name in ("X", "R"):
+        member = await members.member(name)
+        pairs.append(await pair(name, network, member.structures["private"], member.world))
+    made = Two(network, *pairs)
+    made.r.link.on_accept = made.accept
+    yield made
+    made.done.set()
+    for one in pairs:
+        await one.close()
+
+
+async def test_a_session_relays_both_ways(two: Two) -> None:
+    session = await two.open()
+    inbound = await two.accepted.get()
+    assert (session.bound.receiver, session.address, inbound.portal) == ("R", "R:1414", "local")
+    assert session.initiator == two.x.link.initiator > 0
+    for number in range(20):
+        await session.send(pb.FRAME_BATCH, pb.Batch(number=number))
+    numbers = [pb.Batch.FromString((await inbound.receive())[1]).number for _ in range(20)]
+    assert numbers == list(range(20))
+    await inbound.send(pb.FRAME_CONFIRM, pb.Confirm(number=7))
+    kind, payload = await session.receive()
+    assert kind == pb.FRAME_CONFIRM and pb.Confirm.FromString(payload).number == 7
+    await session.close(Reason.NONE, "done")
+    with pytest.raises(SessionFailed) as ended:
+        await inbound.receive()
+    assert (ended.value.reason, ended.value.detail) == (Reason.PARTNER_CLOSED, "done")
+
+
+async def test_addresses_are_tried_in_turn_and_aliases_resolved(two: Two) -> None:
+    assert (await two.open("gone:1", "r.example:1414")).address == "R:1414"
+    assert (await two.accepted.get()).portal == "local"
+    assert (await two.open("R:1415")).address == "R:1415"
+    assert (await two.accepted.get()).portal == "group"
+
+
+async def test_nobody_there(two: Two) -> None:
+    with pytest.raises(SessionFailed) as failed:
+        await two.open("gone:1", "away:2")
+    assert failed.value.reason is Reason.HOST_UNREACHABLE
+    assert "gone:1" in failed.value.detail and "away:2" in failed.value.detail
+
+
+async def test_a_refusal_reaches_the_queue_manager_with_the_epoch_seen(two: Two) -> None:
+    two.refuse = pb.Refused(reason=int(Reason.EPOCH_TOO_LOW), detail="old", epoch_seen=7, instance_seen=3)
+    with pytest.raises(SessionFailed) as failed:
+        await two.open("R:1414", "R:1415")
+    assert (failed.value.reason, failed.value.epoch_seen, failed.value.instance_seen) == (Reason.EPOCH_TOO_LOW, 7, 3)
+
+
+async def test_ping_and_query(two: Two) -> None:
+    session = await two.open(ping=True)
+    assert session.address == "R:1414" and not session.bound.receiver
+    answered = await two.open(query=True)
+    assert answered.bound.receiver == "R"
+    with pytest.raises(SessionFailed):
+        await answered.receive()
+
+
+async def test_heartbeats_keep_an_idle_session_and_silence_ends_it(two: Two) -> None:
+    session = await two.open()
+    inbound = await two.accepted.get()
+    await asyncio.sleep(0.8)
+    assert not session.over and not inbound.over
+    two.network.cut("X", "R")
+    with pytest.raises(SessionFailed) as ended:
+        await asyncio.wait_for(session.receive(), 2)
+    assert ended.value.reason is Reason.PARTNER_SILENT
+
+
+async def test_a_broken_stream_ends_the_session_at_once(two: Two) -> None:
+    session = await two.open()
+    inbound = await two.accepted.get()
+    two.network.reset("X", "R")
+    for end in (session, inbound):
+        with pytest.raises(SessionFailed) as ended:
+            await asyncio.wait_for(end.receive(), 0.2)
+        assert ended.value.reason is Reason.PARTNER_CLOSED
+
+
+async def test_a_killed_initiator_is_noticed_at_once_and_another_joins(two: Two) -> None:
+    session = await two.open()
+    old = two.x.link.initiator
+    await two.x.stop_initiator()
+    with pytest.raises(SessionFailed) as ended:
+        await asyncio.wait_for(session.receive(), 0.2)
+    assert ended.value.reason is Reason.NO_INITIATOR
+    assert [initiator for initiator, _ in two.x.lost] == [old] and not two.x.link.joined
+    assert two.x.killed == []
+    with pytest.raises(SessionFailed) as failed:
+        await two.open()
+    assert failed.value.reason is Reason.NO_INITIATOR
+    await two.x.link.settled()
+    assert two.x.link.cell.mod_revision > old
+    await two.x.start_initiator()
+    assert two.x.link.initiator > two.x.link.cell.create_revision > 0
+    assert (await two.open()).bound.receiver == "R"
+
+
+async def test_a_silent_initiator_is_ended_by_pid(two: Two) -> None:
+    session = await two.open()
+    two.network.cut("X", "X-qm")
+    with pytest.raises(SessionFailed) as ended:
+        await asyncio.wait_for(session.receive(), 3)
+    assert ended.value.reason is Reason.NO_INITIATOR
+    assert two.x.killed == [4711]
+
+
+async def test_an_initiator_without_its_queue_manager_closes_sessions_and_refuses(two: Two) -> None:
+    session = await two.open()
+    await two.r.link.close()
+    await two.r.listener.close()
+    with pytest.raises(SessionFailed) as ended:
+        await asyncio.wait_for(session.receive(), 0.3)
+    assert ended.value.reason is Reason.PARTNER_CLOSED
+    with pytest.raises(SessionFailed) as refused:
+        await two.open()
+    assert refused.value.reason is Reason.Q_MGR_NOT_AVAILABLE
+
+
+async def test_a_queue_manager_that_is_silent_loses_its_sessions_and_gets_the_initiator_back(two: Two) -> None:
+    session = await two.open()
+    two.network.cut("R", "R-qm")
+    with pytest.raises(SessionFailed):
+        await asyncio.wait_for(session.receive(), 3)
+    assert not two.r.initiator.joined.is_set()
+    two.network.heal("R", "R-qm")
+    await asyncio.wait_for(two.r.initiator.joined.wait(), 3)
+    assert (await two.open()).bound.receiver == "R"
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\x63abc", encode(pb.FRAME_BATCH, b""), bytes([pb.FRAME_BIND]) + b"\xff\xff\xff", encode(pb.FRAME_BIND, bytes(200_000))]
+)
+async def test_bad_first_bytes_are_refused_and_harm_nothing(two: Two, frame: bytes) -> None:
+    session = await two.open()
+    stream = await two.network.transport("stranger").connect("R:1414", SERVICE)
+    await stream.send(frame)
+    answer = await asyncio.wait_for(stream.receive(), 1)
+    assert answer[0] == pb.FRAME_REFUSED and pb.Refused.FromString(answer[1:]).reason == Reason.PROTOCOL_ERROR
+    with pytest.raises(Closed):
+        await asyncio.wait_for(stream.receive(), 1)
+    assert not session.over
+
+
+async def test_bad_bytes_in_a_session_end_only_that_session(two: Two) -> None:
+    session = await two.open()
+    await two.accepted.get()
+    stream = await two.network.transport("stranger").connect("R:1414", SERVICE)
+    await stream.send(encode(pb.FRAME_BIND, pb.Bind(channel="CH", epoch=100)))
+    assert (await stream.receive())[0] == pb.FRAME_BOUND
+    inbound = await two.accepted.get()
+    await stream.send(encode(pb.FRAME_CONFIRM, b""))
+    with pytest.raises(SessionFailed) as ended:
+        await inbound.receive()
+    assert ended.value.reason is Reason.PROTOCOL_ERROR
+    assert (await asyncio.wait_for(stream.receive(), 1))[0] == pb.FRAME_REFUSED
+    assert not session.over
+
+
+async def test_a_session_that_takes_nothing_holds_up_no_other(two: Two) -> None:
+    slow, slow_there = await two.open(), await two.accepted.get()
+    quick, quick_there = await two.open(), await two.accepted.get()
+    big = bytes(256 << 10)
+    sent = 0
+
+    async def pour() -> None:
+        nonlocal sent
+        while True:
+            await slow.send(pb.FRAME_BATCH, big)
+            sent += len(big)
+
+    pouring = asyncio.create_task(pour())
+    await asyncio.sleep(0.5)
+    assert WINDOW < sent < 6 * WINDOW
+    stuck = sent
+    await quick.send(pb.FRAME_BATCH, b"quick")
+    assert await asyncio.wait_for(quick_there.receive(), 0.5) == (pb.FRAME_BATCH, b"quick")
+    await asyncio.sleep(0.5)
+    assert not slow.over and sent == stuck, "waiting for room is not silence"
+    for _ in range(40):
+        await slow_there.receive()
+    await asyncio.sleep(0.05)
+    assert sent > stuck
+    pouring.cancel()
+    await asyncio.gather(pouring, return_exceptions=True)
+
+
+async def test_giving_up_an_open_frees_the_session(two: Two) -> None:
+    two.network.cut("X", "R")
+    opening = asyncio.create_task(two.open())
+    await asyncio.sleep(0.05)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    assert opening.cancelled()
+    assert not two.x.initiator._sessions
+
+
+async def test_an_address_that_did_not_answer_a_bind_is_tried_last(two: Two) -> None:
+    async def mute(stream: object) -> None:
+        await asyncio.sleep(5)
+
+    listener = await two.network.transport("M").listen("M:1414", {SERVICE: mute})
+    assert (await two.open("M:1414", "R:1414")).address == "R:1414"
+    started = asyncio.get_running_loop().time()
+    assert (await two.open("M:1414", "R:1414")).address == "R:1414"
+    assert asyncio.get_running_loop().time() - started < 0.2
+    await listener.close()
