@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -255,6 +256,14 @@ def test_two_cells_of_one_key_that_differ_are_not_merged(member: Member) -> None
     assert stale.value == b"1"
 
 
+def test_a_refusal_that_rests_on_a_unit_that_fails_is_taken_back(member: Member) -> None:
+    cell = Cell(b"c")
+    failing = Unit(compares=[absent(keys.member("X"))], changes=[Change(cell, lambda _: b"1")])
+    refusing = Unit(changes=[Change(cell, _apply("refuse-if-set", b"2"))])
+    assert member.run([failing, refusing]) == ["changed", "committed"]
+    assert member.run([Unit(), refusing])[1] == str(Refusal(Reason.PRODUCER_GAP))
+
+
 def test_own_key_and_guard_are_compared_and_read(member: Member) -> None:
     packed = member.pack([Unit(ops=[Put(b"k", b"")])])
     member.state.apply([], [Delete(keys.member("X"))], [])
@@ -303,21 +312,31 @@ def _apply(kind: str, text: bytes) -> Callable[[bytes | None], bytes | None]:
     return apply
 
 
+@dataclass
+class Recipe:
+    compares: list[tuple[str, bytes]]
+    changes: list[tuple[str, bytes]]
+    ops: list[tuple[str, bytes]]
+    puts: list[int]
+    """Priorities."""
+    taken: list[str]
+
+
 @st.composite
-def recipes(draw: st.DrawFn) -> dict[str, list[object]]:
+def recipes(draw: st.DrawFn) -> Recipe:
     name = st.sampled_from(NAMES)
-    return {
-        "compares": draw(st.lists(st.tuples(st.sampled_from(["absent", "unchanged", "prefix", "doorbell"]), name), max_size=2)),
-        "changes": draw(st.lists(st.tuples(st.sampled_from(["append", "delete", "refuse-if-set"]), name), max_size=2)),
-        "ops": draw(st.lists(st.tuples(st.sampled_from(["put", "delete", "range"]), name), max_size=2)),
-        "puts": draw(st.lists(st.sampled_from([0, 1]), max_size=2)),
-        "taken": draw(st.lists(st.just("Q"), max_size=1)),
-    }
+    return Recipe(
+        draw(st.lists(st.tuples(st.sampled_from(["absent", "unchanged", "prefix", "doorbell"]), name), max_size=2)),
+        draw(st.lists(st.tuples(st.sampled_from(["append", "delete", "refuse-if-set"]), name), max_size=2)),
+        draw(st.lists(st.tuples(st.sampled_from(["put", "delete", "range"]), name), max_size=2)),
+        draw(st.lists(st.sampled_from([0, 1]), max_size=2)),
+        draw(st.lists(st.just("Q"), max_size=1)),
+    )
 
 
-def build(index: int, recipe: dict[str, list[object]], cells: dict[bytes, Cell], revisions: dict[bytes, int], start: int) -> Unit:
+def build(index: int, recipe: Recipe, cells: dict[bytes, Cell], revisions: dict[bytes, int], start: int) -> Unit:
     unit = Unit(str(index))
-    for kind, name in recipe["compares"]:  # type: ignore[misc]
+    for kind, name in recipe.compares:
         made = {
             "absent": absent(name),
             "unchanged": unchanged(name, revisions[name]),
@@ -325,13 +344,13 @@ def build(index: int, recipe: dict[str, list[object]], cells: dict[bytes, Cell],
             "doorbell": nothing_changed_after(keys.totals("Q"), start),
         }
         unit.compares.append(made[kind])
-    for kind, name in recipe["changes"]:  # type: ignore[misc]
+    for kind, name in recipe.changes:
         unit.changes.append(Change(cells[name], _apply(kind, b"%d." % index)))
-    for kind, name in recipe["ops"]:  # type: ignore[misc]
+    for kind, name in recipe.ops:
         op: dict[str, Op] = {"put": Put(name, b"%d" % index), "delete": Delete(name), "range": Delete(name, name + b"~")}
         unit.ops.append(op[kind])
-    unit.puts.extend(message(index * 10 + i, priority=p) for i, p in enumerate(recipe["puts"]))  # type: ignore[arg-type]
-    unit.taken.extend(Taken("Q", 1, 10) for _ in recipe["taken"])
+    unit.puts.extend(message(index * 10 + i, priority=p) for i, p in enumerate(recipe.puts))
+    unit.taken.extend(Taken("Q", 1, 10) for _ in recipe.taken)
     return unit
 
 
@@ -357,10 +376,10 @@ class Model:
             return not counted
         return not any(k in self.written and k.startswith(name[:1]) for k in self.data) and not (counted and name[:1] == b"q")
 
-    def changed(self, index: int, recipe: dict[str, list[object]]) -> dict[bytes, bytes | None]:
+    def changed(self, index: int, recipe: Recipe) -> dict[bytes, bytes | None]:
         """Values after the unit's changes; raises `Refusal`."""
         values: dict[bytes, bytes | None] = {}
-        for kind, name in recipe["changes"]:  # type: ignore[misc]
+        for kind, name in recipe.changes:
             values[name] = _apply(kind, b"%d." % index)(values.get(name, self.data.get(name)))
         return values
 
@@ -371,20 +390,20 @@ class Model:
         else:
             self.data[name] = value
 
-    def commit(self, index: int, recipe: dict[str, list[object]]) -> None:
-        assert all(self.holds(kind, name) for kind, name in recipe["compares"])  # type: ignore[misc]
+    def commit(self, index: int, recipe: Recipe) -> None:
+        assert all(self.holds(kind, name) for kind, name in recipe.compares)
         for name, value in self.changed(index, recipe).items():
             self.write(name, value)
             self.suspect.discard(name)
-        for kind, name in recipe["ops"]:  # type: ignore[misc]
+        for kind, name in recipe.ops:
             self.write(name, b"%d" % index if kind == "put" else None)
             self.suspect.add(name)
-        for i, priority in enumerate(recipe["puts"]):
-            self.messages[priority].append(index * 10 + i)  # type: ignore[index]
-        self.taken += len(recipe["taken"])
+        for i, priority in enumerate(recipe.puts):
+            self.messages[priority].append(index * 10 + i)
+        self.taken += len(recipe.taken)
 
-    def may_refuse(self, index: int, recipe: dict[str, list[object]]) -> bool:
-        if any(name in self.suspect for _, name in recipe["changes"]):  # type: ignore[misc]
+    def may_refuse(self, index: int, recipe: Recipe) -> bool:
+        if any(name in self.suspect for _, name in recipe.changes):
             return True
         try:
             self.changed(index, recipe)
@@ -392,9 +411,9 @@ class Model:
             return True
         return False
 
-    def may_have_changed(self, recipe: dict[str, list[object]]) -> bool:
-        stale = any(name in self.suspect for _, name in recipe["changes"])  # type: ignore[misc]
-        return stale or not all(self.holds(kind, name) for kind, name in recipe["compares"])  # type: ignore[misc]
+    def may_have_changed(self, recipe: Recipe) -> bool:
+        stale = any(name in self.suspect for _, name in recipe.changes)
+        return stale or not all(self.holds(kind, name) for kind, name in recipe.compares)
 
 
 @settings(max_examples=300, deadline=None)
@@ -403,7 +422,7 @@ class Model:
     st.lists(st.booleans(), min_size=4, max_size=4),
     st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_together_is_one_after_the_other(recipe: list[dict[str, list[object]]], present: list[bool], stale: list[bool]) -> None:
+def test_together_is_one_after_the_other(recipe: list[Recipe], present: list[bool], stale: list[bool]) -> None:
     state = Mvcc()
     member = Member(state)
     revisions, cells = {}, {}
@@ -423,7 +442,7 @@ def test_together_is_one_after_the_other(recipe: list[dict[str, list[object]]], 
         elif Reason.PRODUCER_GAP.name in text:
             assert model.may_refuse(index, unit)
         else:
-            assert "write" in text and len(unit["changes"]) + len(unit["ops"]) > 1
+            assert "write" in text and len(unit.changes) + len(unit.ops) > 1
     assert {name: kv.value for name in NAMES if (kv := state.read(Get(name)).first)} == model.data
     found: tuple[list[int], list[int]] = ([], [])
     for priority, header, _ in headers(member):
