@@ -18,7 +18,7 @@ from qsg.rules.ownership import (
     recover,
     release,
     release_idle,
-    release_leftover_lock,
+    release_own_lock,
     take,
 )
 from qsg.rules.reasons import Reason, Refusal
@@ -54,7 +54,7 @@ def stop(model: Model, me: Me, to: status.State = pb.STOPPED, force: bool = True
 
 def recover_all(model: Model, me: Me) -> Steps[int]:
     """What a member does when another (or its own initiator) is lost: every left-over entry, and the stops among them."""
-    yield from release_leftover_lock(me, model.place.structure, "XQ")
+    yield from release_own_lock(me, model.place.structure, "XQ")
     prefixes = (keys.STATUS_OUT, keys.STATUS_IN, keys.MEMBERS, keys.INITIATORS)
     sight = yield from look("admin", *(get_prefix(p) for p in prefixes))
     count = 0

@@ -29,12 +29,16 @@ def able(load: Load, needs: Collection[str]) -> bool:
     return load.initiator and not load.draining and load.channels < load.channels_max and load.structures.issuperset(needs)
 
 
+def ranked(loads: Iterable[Load], channel: str, needs: Collection[str], *, exclude: Collection[str] = ()) -> list[str]:
+    """The members that can run `channel`, best first."""
+    candidates = [load for load in loads if load.member not in exclude and able(load, needs)]
+    return [load.member for load in sorted(candidates, key=lambda load: _rank(load, channel))]
+
+
 def choose(loads: Iterable[Load], channel: str, needs: Collection[str], *, exclude: Collection[str] = ()) -> str | None:
     """The best member for `channel`, or None: nobody can run it now."""
-    candidates = [load for load in loads if load.member not in exclude and able(load, needs)]
-    if not candidates:
-        return None
-    return min(candidates, key=lambda load: _rank(load, channel)).member
+    candidates = ranked(loads, channel, needs, exclude=exclude)
+    return candidates[0] if candidates else None
 
 
 def _rank(load: Load, channel: str) -> tuple[float, int, bytes]:

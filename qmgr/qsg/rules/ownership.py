@@ -87,7 +87,7 @@ def take(me: Me, place: Place, occasion: Occasion, draw: Draw) -> Steps[Held]:
     check_entry(me, before, occasion, admin_side)
     lock = queue_side.cell(keys.lock(place.queue))
     holder = None if lock.value is None else pb.Lock.FromString(lock.value)
-    yield from check_holder(me, place, holder, queue_side, admin_side)
+    yield from check_holder(me, place, holder, before, occasion, queue_side, admin_side)
     check_claims(place, queue_side)
     fence, progress = queue_side.cell(keys.sender_fence(place.queue)), queue_side.cell(keys.sender_progress(place.queue))
     after = next_fence(place, fence.value, draw)
@@ -166,32 +166,42 @@ def _initiator_gone(me: Me, entry: pb.ChannelStatus) -> bool:
     return entry.owner == me.member and entry.owner_initiator != me.initiator
 
 
-def check_holder(me: Me, place: Place, holder: pb.Lock | None, queue_side: Sight, admin_side: Sight) -> Steps[None]:
-    """A live holder is left alone; one that is dead in the admin structure only is finished here (N14: a verdict half carried out)."""
+def check_holder(
+    me: Me,
+    place: Place,
+    holder: pb.Lock | None,
+    entry: pb.ChannelStatus | None,
+    occasion: Occasion,
+    queue_side: Sight,
+    admin_side: Sight,
+) -> Steps[None]:
+    """A live holder is left alone, unless the table says that it is none any more; a half-done verdict is finished here (N14)."""
     if holder is None or not queue_side.lives(holder.member, holder.incarnation):
         return
-    if holder.member == me.member:
-        if holder.initiator == me.initiator and holder.channel != place.channel.name:
-            raise Refusal(Reason.CHANNEL_IN_USE, f"{place.queue} is locked by {holder.channel}")
+    ours = holder.channel == place.channel.name
+    if ours and holder.member == me.member:
         return  # left over from a list that was cut off, or from our dead initiator (N13): its writes compare lock and fence
     victim = half_dead(holder.member, queue_side, admin_side)
-    if victim is None:
-        raise Refusal(Reason.CHANNEL_IN_USE, f"{place.queue} is locked by {holder.channel} on {holder.member}")
-    yield Commit(place.structure, execution(holder.member, victim))
+    if victim is not None:
+        try:
+            yield Commit(place.structure, execution(holder.member, victim))
+        except CompareFailed:
+            pass  # another member was faster
+        return
+    if ours and entry is not None and (entry.owner != holder.member or occasion.requester == holder.member):
+        return  # the table shows another owner, or the holder itself asks: it was cut off between entry and lock, or from the queue
+    raise Refusal(Reason.CHANNEL_IN_USE, f"{place.queue} is locked by {holder.channel} on {holder.member}")
 
 
 def half_dead(member: str, there: Sight, admin_side: Sight) -> int | None:
-    """The incarnation in that structure of a member whose process is not (or no longer) registered in the admin structure.
+    """The incarnation in that structure of a member that the admin structure does not show, None when it does.
 
     Members register in the admin structure first, and `there` was read before it, so that a starting one is not taken for dead.
     """
-    value, master = there.value(keys.member(member)), admin_side.value(keys.member(member))
-    if value is None:
+    key = keys.member(member)
+    if there.value(key) is None or admin_side.value(key) is not None:
         return None
-    process = pb.MemberRecord.FromString(value).process
-    if master is not None and pb.MemberRecord.FromString(master).process == process:
-        return None
-    return there.create_revision(keys.member(member))
+    return there.create_revision(key)
 
 
 def execution(member: str, incarnation: int) -> Unit:
@@ -232,7 +242,7 @@ def next_fence(place: Place, value: bytes | None, draw: Draw) -> pb.SenderFence:
 def _locking(me: Me, place: Place, held: Held, holder: pb.Lock | None, after: pb.SenderFence, seen: Sight) -> Unit:
     """The transaction in the queue's structure."""
     unit = Unit("lock", changes=[swap(held.lock, own_lock(me, place, after.epoch)), swap(held.fence, record(after))])
-    if holder is not None and holder.member != me.member:
+    if holder is not None and not seen.lives(holder.member, holder.incarnation):
         unit.compares.append(void(holder.member, holder.incarnation))
     # A claim made since the read (H8). Gets in flight fail on the fence, which changes here (P5).
     unit.compares.append(nothing_changed_after(keys.consumptions(place.queue), seen.revision))
@@ -465,19 +475,18 @@ def recover(me: Me, admin: str, leftover: Leftover, now_ms: int, detect_ms: floa
     return True
 
 
-def release_leftover_lock(me: Me, structure: str, queue: str) -> Steps[bool]:
-    """Gives up a lock that a dead initiator of ours still holds (N13: our member key keeps it valid), comparing lock and fence."""
+def release_own_lock(me: Me, structure: str, queue: str) -> Steps[bool]:
+    """Gives up a lock that this incarnation holds and no task of it uses: left over from a list that was cut off, or from a dead
+    initiator (N13: our member key keeps it valid). Compares lock and fence."""
     lock_key, fence_key = keys.lock(queue), keys.sender_fence(queue)
     sight = yield from look(structure, Get(lock_key), Get(fence_key))
     cell = sight.cell(lock_key)
     holder = pb.Lock.FromString(cell.value or b"")
-    if holder.member != me.member or holder.incarnation != me.incarnations[structure] or holder.initiator == me.initiator:
+    if holder.member != me.member or holder.incarnation != me.incarnations[structure]:
         return False
+    unit = Unit("unlock what nobody uses", changes=[swap(cell, None)], compares=[unchanged(fence_key, sight.mod_revision(fence_key))])
     try:
-        yield Commit(
-            structure,
-            Unit("unlock for a dead initiator", changes=[swap(cell, None)], compares=[unchanged(fence_key, sight.mod_revision(fence_key))]),
-        )
+        yield Commit(structure, unit)
     except (CompareFailed, Refusal):
         return False
     return True

@@ -99,8 +99,9 @@ class Sight:
     kvs: dict[bytes, KeyValue] = field(default_factory=dict)
 
     def cell(self, key: bytes) -> Cell:
-        kv = self.kvs.get(key)
-        return Cell(key) if kv is None else Cell(key, kv.value, kv.mod_revision, kv.create_revision)
+        cell = Cell(key)
+        cell.saw(self.revision, self.kvs.get(key))
+        return cell
 
     def value(self, key: bytes) -> bytes | None:
         kv = self.kvs.get(key)
