@@ -142,7 +142,7 @@ def test_a_segment_handed_in_whole_keeps_its_place_among_messages(member: Member
 
 
 def test_destinations_are_named_once_and_messages_without_one_lie_apart(member: Member) -> None:
-    puts = [message(1, to=("A", "R")), message(2, to=("B", "R")), message(3, to=("A", "R")), message(4)]
+    puts: list[NewMessage | NewSegment] = [message(1, to=("A", "R")), message(2, to=("B", "R")), message(3, to=("A", "R")), message(4)]
     member.run([Unit(puts=puts)])
     (_, directed, _), (_, plain, _) = headers(member)
     assert [(d.queue, d.queue_manager) for d in directed.destinations] == [("A", "R"), ("B", "R")]
@@ -236,14 +236,14 @@ def test_what_is_newer_in_a_cell_is_not_put_back() -> None:
     cell.saw(9, None)
     assert cell.value == b"new"
     cell.saw(11, None)
-    assert (cell.value, cell.mod_revision) == (None, 0)
+    assert cell.value is None and cell.mod_revision == 0
 
 
 def test_a_cell_changed_to_nothing_is_deleted(member: Member) -> None:
     cell = Cell(b"c")
     assert member.run([Unit(changes=[Change(cell, lambda _: b"1")]), Unit(changes=[Change(cell, lambda _: None)])]) == ["committed"] * 2
     assert member.state.read(Get(b"c")).first is None
-    assert (cell.value, cell.mod_revision) == (None, 0)
+    assert cell.value is None and cell.mod_revision == 0
 
 
 def test_two_cells_of_one_key_that_differ_are_not_merged(member: Member) -> None:

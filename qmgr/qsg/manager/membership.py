@@ -42,7 +42,10 @@ from qsg.store.contract import (
 log = structlog.get_logger()
 
 TTL_S = 5
+ATTEMPT_S = 0.4
 BEAT_S = 1.2
+CALL_S = 0.8
+"""A renewal or a look that takes longer is given up and repeated: several fit into a lease."""
 PAUSE_S = 0.2
 RESTORED_JUMP = 10**8
 """A store's revision that jumps by this much between two looks was restored from a snapshot (which bumps it by more)."""
@@ -73,14 +76,16 @@ async def register(
     its own copies apply at most once (that it compares *absent* alone would not: the key comes and goes).
     """
     value = record.SerializeToString()
-    attempts = 0
+    timeout_s = ATTEMPT_S
     while True:
-        attempts += 1
         try:
-            return await _register(store, record.member, value, world, slots, ttl_s if lease else 0, highest, min(0.4 * attempts, 3.0))
-        except (Unavailable, NotApplied, LeaseNotFound, _Again) as error:
+            return await _register(store, record.member, value, world, slots, ttl_s if lease else 0, highest, timeout_s)
+        except (NotApplied, LeaseNotFound, _Again) as error:
             log.info("registering again", member=record.member, error=repr(error))
-            await asyncio.sleep(PAUSE_S * (0.5 + world.random.random()))
+        except (Unavailable, TimeoutError) as error:
+            log.info("registering again", member=record.member, error=repr(error), timeout_s=timeout_s)
+            timeout_s = min(timeout_s * 1.25, 2.0)
+        await asyncio.sleep(PAUSE_S * (0.5 + world.random.random()))
 
 
 class _Again(Exception):
@@ -102,7 +107,10 @@ async def _register(
         if old is not None:
             raise _Again
     sent = loop.time()
-    lease = await store.grant(ttl_s) if ttl_s else 0
+    lease = 0
+    if ttl_s:
+        async with asyncio.timeout(CALL_S):
+            lease = await store.grant(ttl_s)
     join_id = world.id(12)
     ops: list[Op] = [Put(key, value, lease)]
     for name, guard in zip(guard_keys, guards, strict=True):
@@ -208,11 +216,12 @@ class Membership:
             try:
                 if self.lease:
                     sent = loop.time()
-                    self.valid_until = sent + await self.store.keep_alive(self.lease)
+                    async with asyncio.timeout(CALL_S):
+                        self.valid_until = sent + await self.store.keep_alive(self.lease)
                 await self._look()
             except LeaseNotFound:
                 self.fence("our lease has expired")
-            except StoreError as error:
+            except (StoreError, TimeoutError) as error:
                 self.answered(False, 0)
                 pause = PAUSE_S
                 log.info("no answer to a keep-alive", member=self.member, error=repr(error))
@@ -220,7 +229,8 @@ class Membership:
 
     async def _look(self) -> int:
         before = self.highest
-        result = await self.store.get(Get(keys.member(self.member), keys_only=True))
+        async with asyncio.timeout(CALL_S):
+            result = await self.store.get(Get(keys.member(self.member), keys_only=True))
         if result.revision < before:
             self._was_restored(result.revision)
             return result.revision
@@ -246,7 +256,7 @@ class Membership:
             await asyncio.sleep(PAUSE_S)
             try:
                 revision = max(revision, await self._look())
-            except StoreError:
+            except (StoreError, TimeoutError):
                 self.answered(False, 0)
 
 
