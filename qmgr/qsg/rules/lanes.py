@@ -153,13 +153,22 @@ class LaneReader:
         """Everything that was published up to `revision` has been handed to `ready`."""
         return self.revision > 0 and all(not lane.moved and not lane.waiting for lanes in self._lanes.values() for lane in lanes.values())
 
+    def complete(self, priority: int) -> bool:
+        """All of this priority that was published up to `revision` has been handed to `ready`."""
+        return all(not lane.moved and not lane.waiting for lane in self._lanes.get(priority, {}).values())
+
+    @property
+    def known_priorities(self) -> list[int]:
+        """Those that anything was ever put with, highest first."""
+        return sorted(self._lanes, reverse=True)
+
     @property
     def messages(self) -> int:
         """Messages on the queue at `revision`, consumed by nobody."""
         return sum(t.put - t.got for _, t in self._totals.values())
 
     @property
-    def bytes(self) -> int:
+    def payload_bytes(self) -> int:
         """Their payload bytes."""
         return sum(t.put_bytes - t.got_bytes for _, t in self._totals.values())
 
@@ -207,11 +216,22 @@ class LaneReader:
             start = keys.name(lane_name) + b"/"
             for priority, last in totals.last.items():
                 # A lane not seen before had published nothing when the totals were read last: that is its bound.
-                lane = self._lanes.setdefault(priority, {}).setdefault(lane_name, _Lane(start, (self.revision, LAST)))
+                lane = self._lane(priority, lane_name, start)
                 published = last if last.startswith(start) else start + last
                 if published > lane.published:
                     lane.published = published
                     lane.used_at = self._round
+
+    def _lane(self, priority: int, lane_name: str, start: bytes) -> _Lane:
+        lanes = self._lanes.setdefault(priority, {})
+        lane = lanes.get(lane_name)
+        if lane is None:
+            lane = lanes[lane_name] = _Lane(start, (self.revision, LAST))
+            settled = self._start_after.get(priority)
+            if settled is not None and settled.suffix.startswith(start):
+                # Within its own lane a position says where to begin: just before its segment.
+                lane.cursor = settled.suffix[:-1] + bytes([settled.suffix[-1] - 1]) + LAST
+        return lane
 
     def _feed_page(self, priority: int, lane: _Lane, limit: int, revision: int, result: GetResult) -> None:
         settled = self._start_after.get(priority)

@@ -1,0 +1,558 @@
+"""Getting messages: the getters of one queue in one member share one loop, which serves them in rounds.
+
+Owns the requests that wait, first come first served. A round takes what is there for all of them: plain gets in one unit that marks
+messages gone, gets of a unit of work by claiming (only what was asked for). Invariants: a message is handed out only after the unit that
+took or claimed it was committed; `NO_MSG_AVAILABLE` is said only after a read that began behind the request found nothing free. Who
+loses two compare-and-swaps of a segment in a row leaves it alone for a moment, with jitter. Not guaranteed: that a message of a higher
+priority that another member put within the last `STALE_S` overtakes; and the messages of a plain get whose answer is lost on its way are
+lost, as in MQ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from qsg.manager import large
+from qsg.manager.consuming import Guarded, Segment, Segments, claim_unit, take
+from qsg.manager.queue_store import Opened, QueueStore
+from qsg.manager.window import Window, matches
+from qsg.pb import records_pb2 as pb
+from qsg.rules import consume, keys, segments
+from qsg.rules.consume import Claimer
+from qsg.rules.lanes import LaneReader, Position
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown, Unit
+from qsg.store.contract import Event, StoreError
+from qsg.store.follow import Follower
+
+log = structlog.get_logger()
+
+MESSAGES_MAX = 10_000
+BYTES_MAX = 4 << 20
+"""Of one get that asks for no less; a larger message comes alone."""
+UNIT_SEGMENTS = 24
+"""Segments that a round's plain gets touch at most, so that they fit into one transaction."""
+STALE_S = 0.05
+POLL_S = 1.0
+"""How often somebody who waits looks for claims of dead members."""
+LINGER_S = 2.0
+"""How long the watch of the doorbell outlives its last waiter."""
+LOSSES = 2
+QUIET_S = (0.005, 0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class GetSpec:
+    """`wait_ms` 0: do not wait. Ids empty: any. `bytes_max` 0: as much as one get may bring."""
+
+    queue: str
+    queue_manager: str = ""
+    messages_max: int = 1
+    bytes_max: int = 0
+    wait_ms: int = 0
+    message_id: bytes = b""
+    correlation_id: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class GotMessage:
+    """`raw` is the stored `pb.Message`, serialised; `backouts` how often it was backed out before."""
+
+    raw: bytes
+    backouts: int
+    position: Position
+
+    @property
+    def message(self) -> pb.Message:
+        return pb.Message.FromString(self.raw)
+
+
+class Unitlike(Protocol):
+    """What a get needs of a unit of work."""
+
+    id: bytes
+
+    def room_for_segments(self, guarded: Guarded) -> int:
+        """How many more segments its commit can take off this queue."""
+        ...
+
+    def holds(self, segment: Segment) -> bool: ...
+
+    def hold(self, guarded: Guarded, parts: dict[Segment, int]) -> None:
+        """These entries are claimed for it now."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    spec: GetSpec
+    unit: Unitlike | None
+    future: asyncio.Future[list[GotMessage]]
+    deadline: float
+    arrived: int
+    """The read that was out when it came: what is refused must have been read after."""
+    cancelled: bool = False
+    again: bool = False
+    """It got nothing for a reason that passes: it is not told that there is no message."""
+    parts: dict[Segment, int] = field(default_factory=dict)
+    """This round's: entries meant for it."""
+    messages: int = 0
+    bytes: int = 0
+    scan: LaneReader | None = None
+    found: list[tuple[Segment, int]] = field(default_factory=list)
+
+    @property
+    def by_id(self) -> bool:
+        return bool(self.spec.message_id or self.spec.correlation_id)
+
+    def clear(self) -> None:
+        self.parts, self.messages, self.bytes = {}, 0, 0
+
+    def add(self, segment: Segment, index: int) -> None:
+        self.parts[segment] = self.parts.get(segment, 0) | 1 << index
+        self.messages += 1
+        self.bytes += segment.entry(index).size
+
+    def takes(self, size: int) -> bool:
+        if self.messages >= min(self.spec.messages_max, MESSAGES_MAX):
+            return False
+        return not self.messages or self.bytes + size <= min(self.spec.bytes_max or BYTES_MAX, BYTES_MAX)
+
+
+class GetterLoop:
+    """Serves the getters of one queue."""
+
+    def __init__(self, opened: Opened, queues: QueueStore) -> None:
+        self.world = queues.world
+        self.queues = queues
+        self.segments = Segments(opened.name)
+        self.window = Window(Guarded(opened), self.segments)
+        self.requests: deque[Request] = deque()
+        self._bell = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._reads = 0
+        self._read_at = float("-inf")
+        self._rung = True
+        self._follower: Follower | None = None
+        self._sums: dict[bytes, tuple[int, int]] = {}
+        self._waited_at = 0.0
+        self._closed = False
+
+    @property
+    def guarded(self) -> Guarded:
+        return self.window.guarded
+
+    @property
+    def idle(self) -> bool:
+        return self._task is None
+
+    async def get(self, spec: GetSpec, unit: Unitlike | None, cancel: asyncio.Event | None) -> list[GotMessage]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + spec.wait_ms / 1000
+        request = Request(spec, unit, loop.create_future(), deadline, self._reads)
+        self.requests.append(request)
+        self._bell.set()
+        if self._task is None:
+            self._task = loop.create_task(self._run(), name=f"getters of {self.window.queue}")
+        watch = loop.create_task(self._watch_cancel(request, cancel)) if cancel is not None else None
+        try:
+            return await request.future
+        finally:
+            if watch is not None:
+                watch.cancel()
+
+    async def _watch_cancel(self, request: Request, cancel: asyncio.Event) -> None:
+        await cancel.wait()
+        request.cancelled = True
+        self._bell.set()
+
+    def ring(self) -> None:
+        """Something was put, or given back."""
+        self._rung = True
+        self._bell.set()
+
+    async def close(self) -> None:
+        self._closed = True
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        for request in self.requests:
+            _fail(request, Refusal(Reason.Q_MGR_STOPPING))
+        self.requests.clear()
+        await self._unfollow()
+
+    # Rounds
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._bell.clear()
+                await self._round()
+                if not self._sift():
+                    if not self._bell.is_set() and not await self._linger():
+                        return
+                elif not self._bell.is_set() and not self._rung and not any(r.again for r in self.requests):
+                    await self._wait()
+        except (StoreError, Fenced) as error:
+            self._fail_all(error if isinstance(error, Fenced) else Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)))
+        except Exception as error:
+            log.error("getters failed", queue=self.window.queue, exc_info=error)
+            self._fail_all(Refusal(Reason.UNEXPECTED_ERROR, repr(error)))
+        finally:
+            if not self._closed:
+                self._task = None
+                self.window.rescan()
+                await self._unfollow()
+
+    async def _round(self) -> None:
+        try:
+            await self._check_queue()
+            await self._serve()
+        except Refusal as refusal:
+            self._fail_all(refusal)
+
+    async def _check_queue(self) -> None:
+        definition = self.queues.catalog.queue(self.window.queue)
+        if definition is None or definition.structure != self.window.structure.name:
+            raise Refusal(Reason.Q_DELETED, self.window.queue)
+        opened = await self.queues.open(definition)
+        if opened.id != self.guarded.opened.id:
+            self.segments = Segments(opened.name)
+            self.window = Window(Guarded(opened), self.segments)
+        self.guarded.opened = opened
+        if not opened.definition.get_enabled:
+            raise Refusal(Reason.GET_INHIBITED, opened.name)
+
+    async def _serve(self) -> None:
+        """Reads as much as is needed, assigns, loads bodies and commits."""
+        reads = self._reads
+        while True:
+            waiting = [r for r in self.requests if not r.future.done() and not r.cancelled]
+            if not waiting:
+                return
+            expired = self._assign(waiting)
+            if self._must_read(waiting, first=self._reads == reads):
+                await self._read()
+                continue
+            if await self._scan_deep(waiting):
+                continue
+            bare = [s for r in waiting for s in r.parts if s.body is None and self._needs_body(s)]
+            if bare:
+                await self.window.load({s: None for r in waiting for s in r.parts})
+                continue
+            break
+        if expired or any(r.messages for r in waiting):
+            await self._commit(waiting, expired)
+
+    @staticmethod
+    def _needs_body(segment: Segment) -> bool:
+        return segments.needs_bodies(segment.at.header)
+
+    def _must_read(self, waiting: list[Request], *, first: bool) -> bool:
+        """Whether something must be read before this round's assignment is good; `first`: nothing was read in this round."""
+        stale = self._rung or asyncio.get_running_loop().time() - self._read_at > STALE_S
+        if self._reads == 0 or (first and stale):
+            return True
+        hungry = [r for r in waiting if not r.messages]
+        if not hungry:
+            return False
+        if self.window.full and not any(s.free(self.window.live) for s in self.window if s.checked):
+            self.window.drop_claimed()
+        return any(r.arrived >= self._reads for r in hungry) or (self.window.unread and not self._blocked())
+
+    def _blocked(self) -> bool:
+        """Nothing more can be read: the window is full, and everything in it was checked."""
+        return self.window.full and all(s.checked for s in self.window)
+
+    async def _read(self) -> None:
+        self._reads += 1
+        self._rung = False
+        self._read_at = asyncio.get_running_loop().time()
+        await self.window.read(ahead=True)
+
+    # Assigning
+
+    def _assign(self, waiting: list[Request]) -> dict[Segment, int]:
+        """Distributes what is free over the requests, in order; answers expired entries met on the way."""
+        now, wall_ms = asyncio.get_running_loop().time(), self.world.wall_ms()
+        taken: dict[Segment, int] = {}
+        expired: dict[Segment, int] = {}
+        room: dict[Unitlike | None, int] = {None: UNIT_SEGMENTS}
+        for request in waiting:
+            request.clear()
+            request.again = False
+            if request.unit is not None and request.unit not in room:
+                room[request.unit] = min(UNIT_SEGMENTS, request.unit.room_for_segments(self.guarded))
+        for request in waiting:
+            if request.by_id:
+                self._assign_by_id(request, taken, room, now, wall_ms)
+        plain = deque(r for r in waiting if not r.by_id)
+        if plain:
+            self._assign_plain(plain, taken, expired, room, now, wall_ms)
+        return expired
+
+    def _assign_by_id(
+        self, request: Request, taken: dict[Segment, int], room: dict[Unitlike | None, int], now: float, wall_ms: int
+    ) -> None:
+        spec = request.spec
+        for segment, index in [*self.window.find(spec.message_id, spec.correlation_id), *request.found]:
+            entry = segment.entry(index)
+            free = segment.checked and segment.quiet_until <= now and segment.free(self.window.live) & ~taken.get(segment, 0)
+            if not free or not free >> index & 1 or (entry.expires_at_ms and entry.expires_at_ms <= wall_ms):
+                continue
+            if not request.takes(entry.size) or not self._spend(request, segment, room):
+                return
+            taken[segment] = taken.get(segment, 0) | 1 << index
+            request.add(segment, index)
+
+    def _assign_plain(
+        self,
+        plain: deque[Request],
+        taken: dict[Segment, int],
+        expired: dict[Segment, int],
+        room: dict[Unitlike | None, int],
+        now: float,
+        wall_ms: int,
+    ) -> None:
+        for segment in self.window.offered(now):
+            free = segment.free(self.window.live) & ~taken.get(segment, 0)
+            if not free:
+                continue
+            if segment.at.header.earliest_expiry_ms and segment.at.header.earliest_expiry_ms <= wall_ms:
+                dead = consume.bits(i for i in consume.indexes_of(free) if 0 < segment.entry(i).expires_at_ms <= wall_ms)
+                if dead and room[None] > 0:
+                    room[None] -= 1
+                    expired[segment] = dead
+                free &= ~dead
+            used = 0
+            for index in consume.indexes_of(free):
+                size = segment.entry(index).size
+                while plain and not (plain[0].takes(size) and self._spend(plain[0], segment, room)):
+                    plain.popleft()
+                if not plain:
+                    break
+                plain[0].add(segment, index)
+                used |= 1 << index
+            taken[segment] = taken.get(segment, 0) | used
+            if not plain:
+                return
+
+    def _spend(self, request: Request, segment: Segment, room: dict[Unitlike | None, int]) -> bool:
+        """Counts a segment against what the commit can take; False when there is no more room."""
+        unit = request.unit
+        if segment in request.parts or (unit is not None and unit.holds(segment)):
+            return True
+        if room[unit] <= 0:
+            if unit is not None and not request.messages and unit.room_for_segments(self.guarded) <= 0:
+                _fail(request, Refusal(Reason.SYNCPOINT_LIMIT_REACHED, "commit or back out first"))
+            request.again = True
+            return False
+        room[unit] -= 1
+        return True
+
+    async def _scan_deep(self, waiting: list[Request]) -> bool:
+        """Looks behind the window for ids: each request scans the headers once, then only what is new. True: assign again."""
+        progress = False
+        for request in waiting:
+            if not request.by_id or request.messages or self.window.complete:
+                continue
+            if request.scan is None:
+                request.scan = LaneReader(self.window.queue, hold_max_bytes=1 << 20)
+            reader = request.scan
+            before = len(request.found)
+            while len(request.found) == before and not (reader.caught_up and reader.revision >= self.window.revision):
+                revision, results = await self.window.structure.read(*reader.plan())
+                reader.feed(revision, results)
+                for priority in reader.priorities():
+                    while reader.ready(priority):
+                        segment = self.segments.at(reader.ready(priority).popleft())
+                        spec = request.spec
+                        hits = (i for i in range(segment.count) if matches(segment, i, spec.message_id, spec.correlation_id))
+                        request.found.extend((segment, i) for i in hits)
+            new = [s for s, _ in request.found[before:]]
+            if new:
+                progress = True
+                await self.window.check(new)
+        return progress
+
+    # Committing
+
+    async def _commit(self, waiting: list[Request], expired: dict[Segment, int]) -> None:
+        served = [r for r in waiting if r.messages]
+        got = {r: await self._messages(r) for r in served}
+        plain = [r for r in served if r.unit is None]
+        jobs: list[tuple[Unit, list[Request], dict[Segment, int]]] = []
+        if plain or expired:
+            parts = dict(expired)
+            for request in plain:
+                for segment, mask in request.parts.items():
+                    parts[segment] = parts.get(segment, 0) | mask
+            unit = Unit(f"get {self.window.queue}")
+            take(unit, self.guarded, parts, self.window.live)
+            jobs.append((unit, plain, parts))
+        for request in served:
+            if request.unit is not None:
+                structure = self.window.structure
+                claimer = Claimer(structure.member, structure.incarnation, request.unit.id)
+                jobs.append((claim_unit(self.guarded, request.parts, claimer, self.window.live), [request], request.parts))
+        # All of one slot and in this order: units see each other's changes.
+        outcomes = await asyncio.gather(*(self.window.structure.commit(unit, slot=0) for unit, _, _ in jobs), return_exceptions=True)
+        for (_, requests, parts), outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                self._lost(requests, parts, outcome)
+            else:
+                self._won(requests, parts, got)
+
+    async def _messages(self, request: Request) -> list[GotMessage]:
+        found = []
+        for segment, mask in request.parts.items():
+            backouts = segment.backouts()
+            for index in consume.indexes_of(mask):
+                entry = segment.entry(index)
+                if entry.stage:
+                    raw = await large.read(self.window.structure, self.window.queue, entry)
+                else:
+                    raw = segments.body_at(segment.at.header, index, segment.body or b"")
+                found.append(GotMessage(raw, backouts.get(index, 0), segment.at.position(index)))
+        return found
+
+    def _won(self, requests: list[Request], parts: dict[Segment, int], got: dict[Request, list[GotMessage]]) -> None:
+        for segment in parts:
+            segment.settle()
+            if segment.gone:
+                self.window.remove(segment)
+        for request in requests:
+            if request.unit is not None:
+                request.unit.hold(self.guarded, request.parts)
+            if not request.future.done():
+                request.future.set_result(got[request])
+            elif request.unit is None:
+                log.warning("a message was got by nobody", queue=self.window.queue, messages=request.messages)
+
+    def _lost(self, requests: list[Request], parts: dict[Segment, int], error: BaseException) -> None:
+        """Nothing of the unit was applied: what is not so any more is read again."""
+        self.ring()
+        for request in requests:
+            request.again = True
+        if isinstance(error, CompareFailed):
+            self._changed(parts, set(error.keys))
+        elif isinstance(error, Refusal) and error.reason is Reason.CHANGED_MEANWHILE:
+            for segment in parts:
+                segment.losses += 1
+        elif isinstance(error, Refusal | Fenced | OutcomeUnknown):
+            for request in requests:
+                _fail(request, error)
+        else:
+            raise error
+        now = asyncio.get_running_loop().time()
+        for segment in parts:
+            if segment.losses >= LOSSES:
+                segment.quiet_until = now + self.world.random.uniform(*QUIET_S)
+                segment.losses = 0
+                segment.checked = False
+
+    def _changed(self, parts: dict[Segment, int], changed: set[bytes]) -> None:
+        queue = self.window.queue
+        for segment in parts:
+            if keys.header(queue, segment.at.priority, segment.at.suffix) in changed:
+                segment.gone = True
+                self.window.remove(segment)
+            elif segment.cell.key in changed:
+                segment.losses += 1
+            elif any(key.startswith(keys.MEMBERS) for key in changed):
+                segment.checked = False
+        if self.guarded.opened.state.key in changed:
+            self.queues.forget(self.guarded.opened)
+
+    # Waiting
+
+    def _sift(self) -> bool:
+        """Answers those who need not wait any longer; whether anybody is left."""
+        now = asyncio.get_running_loop().time()
+        left: deque[Request] = deque()
+        disputed = bool(self.window.disputed(now))
+        for request in self.requests:
+            if request.future.done():
+                continue
+            late = request.deadline <= now and request.arrived < self._reads and not request.again and not disputed
+            if request.cancelled or late:
+                _fail(request, Refusal(Reason.NO_MSG_AVAILABLE, self.window.queue))
+            else:
+                left.append(request)
+        self.requests = left
+        return bool(left)
+
+    async def _wait(self) -> None:
+        """Until the bell rings, somebody's time is up, or it is time to look for claims of the dead."""
+        loop = asyncio.get_running_loop()
+        await self._follow()
+        if self._bell.is_set():
+            return
+        self._waited_at = loop.time()
+        deadlines = [r.deadline for r in self.requests if r.deadline > loop.time()]
+        until = min([loop.time() + POLL_S, *deadlines, *self.window.disputed(loop.time())])
+        try:
+            async with asyncio.timeout_at(until):
+                await self._bell.wait()
+        except TimeoutError:
+            self._rung = True
+            if loop.time() - self._waited_at >= POLL_S * 0.9:
+                self._look_again()
+
+    def _look_again(self) -> None:
+        if self.window.dropped:
+            self.window.rescan()
+        else:
+            self.window.doubt_claimed()
+
+    async def _linger(self) -> bool:
+        """Nobody waits: keeps the watch a little while. False: the loop ends."""
+        try:
+            async with asyncio.timeout(LINGER_S):
+                await self._bell.wait()
+        except TimeoutError:
+            return bool(self.requests)
+        return True
+
+    async def _follow(self) -> None:
+        if self._follower is not None:
+            return
+        prefix = keys.totals(self.window.queue)
+        self._follower = self.window.structure.follow(prefix)
+        self._follower.add_listener(self._heard)
+        await self._follower.ready()
+        self._rung = True
+        self._bell.set()
+
+    async def _unfollow(self) -> None:
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            await follower.close()
+
+    def _heard(self, events: list[Event]) -> None:
+        """The totals moved: rings when something was put, or given back (rewritten without a change)."""
+        for event in events:
+            totals = pb.Totals.FromString(event.kv.value)
+            before = self._sums.get(event.kv.key, (-1, -1))
+            self._sums[event.kv.key] = totals.put, totals.got
+            if totals.put != before[0]:
+                self.ring()
+            elif totals.got == before[1]:
+                self._look_again()
+                self.ring()
+
+    def _fail_all(self, error: Exception) -> None:
+        for request in self.requests:
+            _fail(request, error)
+        self.requests.clear()
+
+
+def _fail(request: Request, error: Exception) -> None:
+    if not request.future.done():
+        request.future.set_exception(error)

@@ -1,0 +1,125 @@
+"""Idempotent puts: the record of a producer, advanced in the transaction that puts its messages.
+
+Owns `p/<producer>` = (epoch, last number committed, when it may be forgotten) in the queue's structure. Invariants: opening raises the
+epoch by compare-and-swap and keeps last; each commit compares the whole record by its revision, demands its own epoch and last = n - 1,
+and advances last. So a number is applied once, by whichever member, and a refused number refuses everything behind it. Not guaranteed:
+an answer after the record's lifetime: it begins anew with last 0, and an epoch that no earlier connection can have (it starts at the
+wall clock, since the record's own count is gone).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qsg.manager.catalog import swap
+from qsg.manager.structure import Structure
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import Cell, Change
+from qsg.rules.world import World
+
+LIFETIME_MS = 7 * 24 * 3600 * 1000
+KNOWN_MAX = 10_000
+"""Cells kept by one member; the oldest are read again at next use."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerNumber:
+    """What a commit compares and advances: last = first - 1 at `epoch` becomes first + count - 1."""
+
+    producer: str
+    structure: str
+    epoch: int
+    first: int
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerState:
+    structure: str
+    epoch: int
+    last: int
+    """Last number committed, 0 = none known."""
+
+
+class Applied(Refusal):
+    """Numbers up to `last` were committed before: nothing of the unit was put again."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__(Reason.NONE, f"numbers up to {last} were committed before")
+        self.last = last
+
+
+class Producers:
+    """Records of producers as this member last saw them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._cells: dict[tuple[str, str], Cell] = {}
+        self._lifetimes: dict[tuple[str, str], int] = {}
+
+    async def open(self, structure: Structure, producer: str, lifetime_ms: int = 0) -> ProducerState:
+        """Raises the producer's epoch; older connections are refused from now on."""
+        now_ms = self.world.wall_ms()
+        lifetime_ms = lifetime_ms or LIFETIME_MS
+        opened = pb.ProducerRecord()
+
+        def apply(value: bytes | None) -> bytes:
+            present = pb.ProducerRecord.FromString(value) if value is not None else pb.ProducerRecord()
+            known = value is not None and present.expires_at_ms > now_ms
+            opened.epoch = max(present.epoch + 1, 0 if known else now_ms)
+            opened.last = present.last if known else 0
+            opened.expires_at_ms = max(present.expires_at_ms, now_ms + lifetime_ms)
+            return opened.SerializeToString()
+
+        await swap(structure, keys.producer(producer), apply)
+        self._remember(structure.name, producer, Cell(keys.producer(producer)), lifetime_ms)
+        return ProducerState(structure.name, opened.epoch, opened.last)
+
+    async def state(self, structure: Structure, producer: str) -> ProducerState:
+        """As committed now."""
+        cell = await self._cell(structure, producer, anew=True)
+        record = pb.ProducerRecord.FromString(cell.value or b"")
+        return ProducerState(structure.name, record.epoch, record.last)
+
+    async def change(self, structure: Structure, number: ProducerNumber) -> Change:
+        """What a unit that carries this number does to the record. Its apply refuses with PRODUCER_FENCED, PRODUCER_GAP or `Applied`."""
+        cell = await self._cell(structure, number.producer)
+        expires_at_ms = self.world.wall_ms() + self._lifetimes.get((structure.name, number.producer), LIFETIME_MS)
+
+        def apply(value: bytes | None) -> bytes:
+            return advance(value, number, expires_at_ms)
+
+        return Change(cell, apply)
+
+    async def _cell(self, structure: Structure, producer: str, *, anew: bool = False) -> Cell:
+        cell = self._cells.get((structure.name, producer))
+        if cell is None:
+            cell = Cell(keys.producer(producer))
+            self._remember(structure.name, producer, cell, LIFETIME_MS)
+        if anew or not cell.mod_revision:
+            await structure.refresh(cell)
+        return cell
+
+    def _remember(self, structure: str, producer: str, cell: Cell, lifetime_ms: int) -> None:
+        while len(self._cells) >= KNOWN_MAX:
+            oldest = next(iter(self._cells))
+            del self._cells[oldest]
+            self._lifetimes.pop(oldest, None)
+        self._cells[structure, producer] = cell
+        self._lifetimes[structure, producer] = lifetime_ms
+
+
+def advance(value: bytes | None, number: ProducerNumber, expires_at_ms: int) -> bytes:
+    """The record after a commit of `number`."""
+    record = pb.ProducerRecord.FromString(value or b"")
+    if record.epoch != number.epoch:
+        raise Refusal(Reason.PRODUCER_FENCED, f"{number.producer}: epoch {record.epoch} has replaced {number.epoch}")
+    if number.first <= record.last:
+        raise Applied(record.last)
+    if number.first != record.last + 1:
+        raise Refusal(Reason.PRODUCER_GAP, f"{number.producer}: {number.first} follows {record.last}")
+    record.last = number.first + number.count - 1
+    record.expires_at_ms = max(record.expires_at_ms, expires_at_ms)
+    return record.SerializeToString()

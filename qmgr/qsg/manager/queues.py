@@ -1,0 +1,359 @@
+"""Queues as the queue manager offers them: put, get, browse, units of work, definitions.
+
+Owns the opened queues, the getter loops and the producers' records of one member's incarnation. Invariants: a put is one unit (all of
+its messages or none) that compares the state of each queue; a message is acknowledged only after that unit was committed. Not guaranteed:
+order between puts of different affinity, and `max_depth` to the message (see `qsg.manager.placing`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from qsg.manager import large
+from qsg.manager.browsing import Browser, BrowseSpec
+from qsg.manager.catalog import Catalog
+from qsg.manager.getting import GetSpec, GetterLoop, GotMessage
+from qsg.manager.large import Stage, StageCleaner
+from qsg.manager.placing import Depth, Placement, Placer, check_message, check_size, depth_of, entry_of
+from qsg.manager.producers import Applied, ProducerNumber, Producers, ProducerState
+from qsg.manager.queue_store import Opened, QueueStore
+from qsg.manager.structure import Structure
+from qsg.manager.units import Held, UnitOfWork
+from qsg.pb import records_pb2 as pb
+from qsg.rules.definitions import PRIVATE, Queue
+from qsg.rules.names import resolve_get
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import CompareFailed, NewMessage, Unit
+from qsg.rules.world import World
+from qsg.store.contract import StoreError
+
+log = structlog.get_logger()
+
+ATTEMPTS = 10
+ID_BYTES = 24
+
+
+@dataclass(slots=True)
+class PutRequest:
+    """A message for a queue. An empty `message.message_id` is drawn; `expires_in_ms` above 0 sets when it expires."""
+
+    queue: str
+    message: pb.Message
+    queue_manager: str = ""
+    expires_in_ms: int = 0
+
+
+class QueueService:
+    """`close()` ends the loops; the structures belong to the caller."""
+
+    def __init__(self, catalog: Catalog, world: World) -> None:
+        self.catalog = catalog
+        self.world = world
+        self.store = QueueStore(catalog, world)
+        self.placer = Placer(catalog, self.store)
+        self.producers = Producers(world)
+        self._loops: dict[tuple[str, str], GetterLoop] = {}
+        self._cleaner: asyncio.Task[None] | None = None
+        self._bells: list[tuple[Structure, Callable[[int, frozenset[str]], None]]] = []
+
+    def start(self) -> None:
+        for structure in self.catalog.structures.values():
+            self._listen(structure)
+        self._cleaner = asyncio.get_running_loop().create_task(StageCleaner(self.catalog).run(), name="cleaner of staged bodies")
+
+    def _listen(self, structure: Structure) -> None:
+        def bell(_: int, queues: frozenset[str]) -> None:
+            for queue in queues:
+                loop = self._loops.get((structure.name, queue))
+                if loop is not None:
+                    loop.ring()
+
+        structure.on_commit.append(bell)
+        self._bells.append((structure, bell))
+
+    async def close(self) -> None:
+        for structure, bell in self._bells:
+            structure.on_commit.remove(bell)
+        self._bells.clear()
+        cleaner, self._cleaner = self._cleaner, None
+        if cleaner is not None:
+            cleaner.cancel()
+            await asyncio.wait([cleaner])
+        loops, self._loops = self._loops, {}
+        for loop in loops.values():
+            await loop.close()
+
+    # Putting
+
+    async def put(
+        self, requests: Sequence[PutRequest], *, unit: UnitOfWork | None = None, affinity: str = "", producer: ProducerNumber | None = None
+    ) -> list[bytes]:
+        """Puts all or none; the message ids. With `unit` they are held until it is committed.
+
+        Raises `Refusal` (nothing was put), `Fenced`, `OutcomeUnknown`.
+        """
+        ids = [self._complete(request) for request in requests]
+        if unit is not None:
+            if producer is not None:
+                raise Refusal(Reason.OPTIONS_ERROR, "in a unit of work the commit carries the producer number")
+            await self._hold(requests, unit)
+            return ids
+        if producer is not None:
+            structure = self.catalog.structure(producer.structure)
+            affinity = affinity or f"producer {producer.producer}"
+        else:
+            structure = None
+        try:
+            await self._put(requests, structure, affinity, producer)
+        except Applied as applied:
+            assert producer is not None
+            done = applied.last - producer.first + 1
+            if done < len(requests):
+                # A call that was cut differently committed the first of them.
+                rest = ProducerNumber(producer.producer, producer.structure, producer.epoch, applied.last + 1, len(requests) - done)
+                await self.put(requests[done:], affinity=affinity, producer=rest)
+        return ids
+
+    def _complete(self, request: PutRequest) -> bytes:
+        """Checks the descriptor and fills in what the queue manager sets."""
+        message = request.message
+        check_message(message)
+        now_ms = self.world.wall_ms()
+        if not message.message_id:
+            message.message_id = self.world.id(ID_BYTES)
+        if not message.put_at_ms:
+            message.put_at_ms = now_ms
+        if request.expires_in_ms:
+            message.expires_at_ms = now_ms + request.expires_in_ms
+        if not message.origin:
+            message.origin = self.catalog.member
+        if message.reply_to_queue and not message.reply_to_queue_manager:
+            reply = self.catalog.queue(message.reply_to_queue)
+            shared = reply is not None and self.catalog.group and not (reply.type == "local" and reply.structure == PRIVATE)
+            message.reply_to_queue_manager = self.catalog.group if shared else self.catalog.member
+        return message.message_id
+
+    async def _place(self, requests: Sequence[PutRequest]) -> list[Placement]:
+        """One look-up per distinct destination."""
+        counts: dict[tuple[str, str], int] = {}
+        for request in requests:
+            where = request.queue, request.queue_manager
+            counts[where] = counts.get(where, 0) + 1
+        found = {where: await self.placer.put(*where, messages=count) for where, count in counts.items()}
+        placements = []
+        for request in requests:
+            placement = found[request.queue, request.queue_manager]
+            check_size(placement.opened, len(request.message.payload))
+            placements.append(placement)
+        return placements
+
+    async def _hold(self, requests: Sequence[PutRequest], unit: UnitOfWork) -> None:
+        placements = await self._place(requests)
+        for placement in placements:
+            unit.adopt(placement.structure)
+        bodies = [request.message.SerializeToString() for request in requests]
+        unit.require_room(placements, [len(body) for body in bodies])
+        unit.add(await self._held(requests, placements, bodies))
+
+    async def _held(self, requests: Sequence[PutRequest], placements: list[Placement], bodies: list[bytes]) -> list[Held]:
+        """Messages ready to be put; large ones are staged."""
+        held: list[Held] = []
+        try:
+            for request, placement, body in zip(requests, placements, bodies, strict=True):
+                stage: Stage | None = None
+                entry = entry_of(request.message, len(body))
+                if large.is_large(len(body)):
+                    stage, body = await self._stage(placement, body), b""
+                held.append(
+                    Held(placement, NewMessage(placement.queue, request.message.priority, entry, body, placement.destination), stage)
+                )
+        except BaseException:
+            await self.discard(held)
+            raise
+        return held
+
+    async def _stage(self, placement: Placement, body: bytes) -> Stage:
+        try:
+            return await large.stage_message(placement.opened, self.world, body)
+        except CompareFailed as failed:
+            self.store.forget(placement.opened)
+            raise Refusal(Reason.OBJECT_CHANGED, f"{placement.queue} was changed while a large message was staged") from failed
+
+    async def discard(self, held: Sequence[Held]) -> None:
+        """Removes what was staged for puts that will not be made."""
+        for h in held:
+            if h.stage is not None:
+                await large.discard(h.placement.structure, h.stage)
+
+    async def _put(
+        self, requests: Sequence[PutRequest], structure: Structure | None, affinity: str, producer: ProducerNumber | None
+    ) -> None:
+        placements = await self._resolved(requests, structure, producer)
+        home = placements[0].structure
+        if any(p.structure is not home for p in placements):
+            raise Refusal(Reason.OPTIONS_ERROR, "the queues of one put lie in several structures")
+        held = await self._held(requests, placements, [request.message.SerializeToString() for request in requests])
+        try:
+            await self._commit_puts(home, held, affinity, producer)
+        except (Refusal, CompareFailed):
+            await self.discard(held)
+            raise
+
+    async def _resolved(
+        self, requests: Sequence[PutRequest], structure: Structure | None, producer: ProducerNumber | None
+    ) -> list[Placement]:
+        try:
+            placements = await self._place(requests)
+        except Refusal:
+            if structure is not None and producer is not None:
+                await self._settled_before(structure, producer)
+            raise
+        if structure is not None and producer is not None and placements[0].structure is not structure:
+            await self._settled_before(structure, producer)
+            where = placements[0].structure.name
+            raise Refusal(Reason.OBJECT_CHANGED, f"{requests[0].queue} now leads to structure {where}: open the producer again")
+        return placements
+
+    async def _settled_before(self, structure: Structure, producer: ProducerNumber) -> None:
+        """Before a numbered put is refused for where it leads: it may have been committed there. Raises `Applied` when it was."""
+        state = await self.producers.state(structure, producer.producer)
+        if state.epoch == producer.epoch and state.last >= producer.first:
+            raise Applied(state.last)
+
+    async def _commit_puts(self, structure: Structure, held: list[Held], affinity: str, producer: ProducerNumber | None) -> None:
+        problem: Exception = Refusal(Reason.CHANGED_MEANWHILE)
+        for _ in range(ATTEMPTS):
+            unit = Unit("put")
+            for opened in {h.placement.opened: None for h in held}:
+                unit.compares.append(opened.same())
+            for h in held:
+                if h.stage is not None:
+                    h.stage.publish(unit, h.message.entry)
+                unit.puts.append(h.message)
+            if producer is not None:
+                unit.changes.append(await self.producers.change(structure, producer))
+            try:
+                await structure.commit(unit, affinity=affinity)
+                return
+            except CompareFailed as failed:
+                problem = failed
+                await self._reopened(held, set(failed.keys))
+        raise Refusal(Reason.CHANGED_MEANWHILE, str(problem))
+
+    async def _reopened(self, held: list[Held], changed: set[bytes]) -> None:
+        """Queues found changed are opened again; those that only were altered take the put if they still may."""
+        for h in held:
+            opened = h.placement.opened
+            if opened.state.key in changed:
+                again = await self.reopen(opened)
+                if not again.definition.put_enabled:
+                    raise Refusal(Reason.PUT_INHIBITED, again.name)
+                h.placement = Placement(again, h.placement.destination)
+            if h.stage is not None and h.stage.marker in changed:
+                raise Refusal(Reason.OBJECT_CHANGED, f"{opened.name} was changed while a large message was staged")
+
+    async def reopen(self, opened: Opened) -> Opened:
+        """The same queue as it is now. Raises `Refusal` Q_DELETED when it was deleted, even if made again."""
+        if self.store.opened(opened.definition) is opened:
+            self.store.forget(opened)
+        queue = self.catalog.queue(opened.name)
+        if queue is None or queue.type != "local" or queue.structure != opened.structure.name:
+            raise Refusal(Reason.Q_DELETED, opened.name)
+        again = await self.store.open(queue)
+        if again.id != opened.id:
+            raise Refusal(Reason.Q_DELETED, f"{opened.name} was deleted and made again")
+        return again
+
+    async def place(
+        self, structure: str, queue: str, queue_manager: str, *, hops: int = 0, messages: int = 1, payload_bytes: int = 0
+    ) -> Placement:
+        """Where messages go that arrive by a channel whose home is `structure`; see `Placer.place`."""
+        return await self.placer.place(structure, queue, queue_manager, hops=hops, messages=messages, payload_bytes=payload_bytes)
+
+    # Getting
+
+    async def get(self, spec: GetSpec, *, unit: UnitOfWork | None = None, cancel: asyncio.Event | None = None) -> list[GotMessage]:
+        """At least one message; in a unit of work it is claimed until commit.
+
+        Raises `Refusal` NO_MSG_AVAILABLE when there is none within `wait_ms`, or once `cancel` is set.
+        """
+        if spec.messages_max < 1:
+            raise Refusal(Reason.OPTIONS_ERROR, "a get asks for at least one message")
+        opened = await self.open_for_get(spec.queue, spec.queue_manager)
+        if unit is not None:
+            unit.adopt(opened.structure)
+        where = opened.structure.name, opened.name
+        loop = self._loops.get(where)
+        if loop is None:
+            loop = self._loops[where] = GetterLoop(opened, self.store)
+        return await loop.get(spec, unit, cancel)
+
+    async def browse(self, spec: BrowseSpec) -> tuple[list[GotMessage], bytes]:
+        """A page and the cursor behind it. Raises `Refusal` NO_MSG_AVAILABLE when there is nothing (more)."""
+        opened = await self.open_for_get(spec.queue, spec.queue_manager)
+        try:
+            return await Browser(opened, spec, self.world.wall_ms()).page()
+        except StoreError as error:
+            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)) from error
+
+    async def open_for_get(self, queue: str, queue_manager: str = "") -> Opened:
+        resolved = resolve_get(self.catalog.names(), queue, queue_manager)
+        try:
+            return await self.store.open(resolved.queue)
+        except StoreError as error:
+            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)) from error
+
+    def begin(self) -> UnitOfWork:
+        return UnitOfWork(self)
+
+    def ring(self, opened: Opened) -> None:
+        """Messages were given back to a queue."""
+        loop = self._loops.get((opened.structure.name, opened.name))
+        if loop is not None:
+            loop.ring()
+
+    # Producers
+
+    async def open_producer(
+        self, producer: str, queue: str = "", queue_manager: str = "", *, structure: str = "", lifetime_ms: int = 0
+    ) -> ProducerState:
+        """Raises the producer's epoch in `structure`, or in the one that the queue's name leads to."""
+        if structure:
+            where = self.catalog.structure(structure)
+        else:
+            where = (await self.placer.put(queue, queue_manager, messages=0)).structure
+        return await self.producers.open(where, producer, lifetime_ms)
+
+    # Administration
+
+    async def depth(self, name: str) -> Depth:
+        queue = self.catalog.queue(name)
+        if queue is None:
+            raise Refusal(Reason.UNKNOWN_OBJECT_NAME, name)
+        if queue.type != "local":
+            raise Refusal(Reason.OPTIONS_ERROR, f"{name} holds no messages: it is of type {queue.type}")
+        return await depth_of(await self.store.open(queue))
+
+    async def inquire(self, name: str) -> dict[str, object]:
+        """A queue's definition, and of a local one its depth."""
+        queue = self.catalog.queue(name)
+        if queue is None:
+            raise Refusal(Reason.UNKNOWN_OBJECT_NAME, name)
+        told: dict[str, object] = queue.model_dump(mode="json")
+        if queue.type == "local":
+            depth = await self.depth(name)
+            told |= {"depth": depth.messages, "depth_bytes": depth.bytes}
+        return told
+
+    async def define(self, queue: Queue, *, replace: bool = True, own: bool | None = None) -> None:
+        await self.store.define(queue, replace=replace, own=own)
+
+    async def delete(self, name: str, *, purge: bool = False) -> None:
+        await self.store.delete(name, purge=purge)
+
+    async def purge(self, name: str) -> None:
+        await self.store.purge(name)
