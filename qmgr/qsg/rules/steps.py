@@ -97,10 +97,13 @@ class Sight:
 
     revision: int = 0
     kvs: dict[bytes, KeyValue] = field(default_factory=dict)
+    mod_overrides: dict[bytes, int] = field(default_factory=dict)
+    """Revisions known from elsewhere, for keys that were not read."""
 
     def cell(self, key: bytes) -> Cell:
         cell = Cell(key)
-        cell.saw(self.revision, self.kvs.get(key))
+        kv = self.kvs.get(key)
+        cell.saw(max(self.revision, kv.mod_revision if kv is not None else 0), kv)
         return cell
 
     def value(self, key: bytes) -> bytes | None:
@@ -113,7 +116,7 @@ class Sight:
 
     def mod_revision(self, key: bytes) -> int:
         kv = self.kvs.get(key)
-        return 0 if kv is None else kv.mod_revision
+        return self.mod_overrides.get(key, 0 if kv is None else kv.mod_revision)
 
     def under(self, prefix: bytes) -> list[KeyValue]:
         return [kv for key, kv in self.kvs.items() if key.startswith(prefix)]

@@ -1,0 +1,76 @@
+"""The shared channel status table as a member sees it: live copies of its entries, and of who is registered to own them.
+
+Owns the followers of `t/` and `ti/` in one structure (the group's admin structure, or the private store for private channels). What it
+shows may be old: it serves to notice and to find before-images; every change is a compare-and-swap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from qsg.manager.structure import Structure
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
+from qsg.rules.steps import Sight
+from qsg.store.contract import Event, Get
+from qsg.store.follow import Follower
+
+Listener = Callable[[str, pb.ChannelStatus | None], None]
+"""(channel, its entry now; None = inactive), outbound entries only."""
+
+
+class StatusTable:
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self.on_change: list[Listener] = []
+        self._out = structure.follow(keys.STATUS_OUT)
+        self._in = structure.follow(keys.STATUS_IN)
+        self._members = structure.follow(keys.MEMBERS)
+
+    async def start(self) -> None:
+        self._out.add_listener(self._changed)
+        await asyncio.gather(*(f.ready() for f in self._followers))
+
+    async def close(self) -> None:
+        for follower in self._followers:
+            await follower.close()
+
+    @property
+    def _followers(self) -> tuple[Follower, ...]:
+        return self._out, self._in, self._members
+
+    def entry(self, channel: str) -> pb.ChannelStatus | None:
+        kv = self._out.items.get(keys.status_out(channel))
+        return None if kv is None else pb.ChannelStatus.FromString(kv.value)
+
+    def has(self, channel: str) -> bool:
+        return keys.status_out(channel) in self._out.items
+
+    def entries(self) -> list[pb.ChannelStatus]:
+        """All, outbound first."""
+        return [pb.ChannelStatus.FromString(kv.value) for f in (self._out, self._in) for _, kv in sorted(f.items.items())]
+
+    def sight(self, gone: dict[str, int], initiator: tuple[bytes, int]) -> Sight:
+        """What recovery looks at, without asking the store. `gone`: member -> newest incarnation that is known to be dead, whether or not
+        the copy shows it yet. `initiator`: our `ci/` key and its revision."""
+        sight = Sight(min(f.revision for f in self._followers))
+        for follower in self._followers:
+            sight.kvs.update(follower.items)
+        for member, incarnation in gone.items():
+            if sight.create_revision(keys.member(member)) <= incarnation:
+                sight.kvs.pop(keys.member(member), None)
+        sight.mod_overrides[initiator[0]] = initiator[1]
+        return sight
+
+    async def read(self, channel: str) -> pb.ChannelStatus | None:
+        """The entry as it is in the store now."""
+        _, (result,) = await self.structure.read(Get(keys.status_out(channel)))
+        return None if result.first is None else pb.ChannelStatus.FromString(result.first.value)
+
+    def _changed(self, events: list[Event]) -> None:
+        for event in events:
+            channel = keys.unname(event.kv.key[len(keys.STATUS_OUT) :])
+            entry = None if event.deleted else pb.ChannelStatus.FromString(event.kv.value)
+            for listener in list(self.on_change):
+                listener(channel, entry)
