@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from random import Random
 
 import pytest
@@ -11,13 +10,12 @@ import pytest
 from qsg.store.contract import Delete, Event, Get, KeyValue, Put, StoreError, get_prefix
 from qsg.store.follow import Follower
 from qsg.store.memory import MemoryServer, MemoryStore, RandomFaults
+from support.simulated import simulated
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[MemoryServer]:
-    server = MemoryServer(random=Random(1))
-    yield server
-    server.close()
+def server() -> MemoryServer:
+    return MemoryServer(random=Random(1))
 
 
 async def put(store: MemoryStore, key: bytes, value: bytes = b"v") -> int:
@@ -28,6 +26,7 @@ async def delete(store: MemoryStore, key: bytes) -> int:
     return (await store.txn([], [Delete(key)])).revision
 
 
+@simulated
 async def test_lists_then_follows(server: MemoryServer) -> None:
     writer = server.client()
     await put(writer, b"a/1", b"one")
@@ -43,6 +42,7 @@ async def test_lists_then_follows(server: MemoryServer) -> None:
         assert f.revision == revision
 
 
+@simulated
 async def test_every_subscriber_and_listener_sees_every_later_list(server: MemoryServer) -> None:
     writer = server.client()
     heard: list[list[Event]] = []
@@ -62,6 +62,7 @@ async def test_every_subscriber_and_listener_sees_every_later_list(server: Memor
     assert [e async for e in third] == []
 
 
+@simulated
 async def test_compaction_while_cut_off_tells_the_differences(server: MemoryServer) -> None:
     """The re-list after a compaction shows deletions, and a key that was deleted and made again as both."""
     writer, reader = server.client(), server.client()
@@ -90,6 +91,7 @@ async def test_compaction_while_cut_off_tells_the_differences(server: MemoryServ
         }
 
 
+@simulated
 async def test_pages_of_a_long_prefix_are_of_one_revision(server: MemoryServer) -> None:
     """Keys put while the pages are read come by the watch, not by the list."""
     writer, reader = server.client(), server.client()
@@ -110,6 +112,7 @@ async def test_pages_of_a_long_prefix_are_of_one_revision(server: MemoryServer) 
     await follower.close()
 
 
+@simulated
 async def test_survives_a_store_that_does_not_answer(server: MemoryServer) -> None:
     writer = server.client()
     reader = server.client(RandomFaults(Random(7), delay_s=0.002, refused=0.2, lost=0.0, reply_lost=0.0))
@@ -123,6 +126,7 @@ async def test_survives_a_store_that_does_not_answer(server: MemoryServer) -> No
         assert [f.items[b"a/%d" % i].value for i in range(5)] == [b"45", b"46", b"47", b"48", b"49"]
 
 
+@simulated
 async def test_events_rebuild_the_items(server: MemoryServer) -> None:
     """Applying every list of events, in order, gives `items`: through compactions and cuts."""
     random = Random(3)
@@ -153,6 +157,7 @@ async def test_events_rebuild_the_items(server: MemoryServer) -> None:
     await f.close()
 
 
+@simulated
 async def test_waiting_ends_with_time_and_with_close(server: MemoryServer) -> None:
     f = Follower(server.client(), b"a/")
     await f.ready()
@@ -168,6 +173,7 @@ async def test_waiting_ends_with_time_and_with_close(server: MemoryServer) -> No
         await f.ready()
 
 
+@simulated
 async def test_a_failing_listener_is_reported_and_does_not_stop_the_copy(server: MemoryServer) -> None:
     reported: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(repr(context["exception"])))
@@ -184,6 +190,7 @@ async def test_a_failing_listener_is_reported_and_does_not_stop_the_copy(server:
     assert reported and set(reported) == {"KeyError('defect')"}
 
 
+@simulated
 async def test_empty_prefix_follows_everything(server: MemoryServer) -> None:
     writer = server.client()
     await put(writer, b"x")

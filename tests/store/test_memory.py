@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from random import Random
 
 import pytest
@@ -24,6 +23,8 @@ from qsg.store.contract import (
     unchanged,
 )
 from qsg.store.memory import Fault, Faults, MemoryServer, MemoryStore, RandomFaults
+from support import virtual_time
+from support.simulated import simulated
 
 
 class Script(Faults):
@@ -37,10 +38,8 @@ class Script(Faults):
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[MemoryServer]:
-    server = MemoryServer(random=Random(1))
-    yield server
-    server.close()
+def server() -> MemoryServer:
+    return MemoryServer(random=Random(1))
 
 
 async def value(store: MemoryStore, key: bytes = b"k") -> bytes | None:
@@ -57,6 +56,7 @@ async def value(store: MemoryStore, key: bytes = b"k") -> bytes | None:
         (Fault(reply_delay_s=0.2), Unavailable, True),
     ],
 )
+@simulated
 async def test_faults(server: MemoryServer, fault: Fault, error: type[StoreError], applied: bool) -> None:
     store = server.client(Script(fault))
     with pytest.raises(error):
@@ -65,6 +65,7 @@ async def test_faults(server: MemoryServer, fault: Fault, error: type[StoreError
 
 
 @pytest.mark.parametrize("fault", [Fault(late_s=0.1), Fault(delay_s=0.1)])
+@simulated
 async def test_a_late_commit(server: MemoryServer, fault: Fault) -> None:
     """The caller knows nothing, reads that it is not there, and then it is: evaluated against the state it meets."""
     store = server.client(Script(fault, fault))
@@ -78,6 +79,7 @@ async def test_a_late_commit(server: MemoryServer, fault: Fault) -> None:
     assert [await value(store, key) for key in (b"k", b"other", b"else")] == [b"late", b"in time", b"other"]
 
 
+@simulated
 async def test_a_cancelled_caller_does_not_take_its_request_back(server: MemoryServer) -> None:
     store = server.client(Script(Fault(delay_s=0.02)))
     task = asyncio.create_task(store.txn([], [Put(b"k", b"1")]))
@@ -89,6 +91,7 @@ async def test_a_cancelled_caller_does_not_take_its_request_back(server: MemoryS
     assert await value(store) == b"1"
 
 
+@simulated
 async def test_a_cut_client_loses_what_it_sends_and_others_go_on(server: MemoryServer) -> None:
     cut, other = server.client(), server.client()
     watch = cut.watch(b"k", b"", 2)
@@ -105,6 +108,7 @@ async def test_a_cut_client_loses_what_it_sends_and_others_go_on(server: MemoryS
     assert await value(cut) == b"1"
 
 
+@simulated
 async def test_a_cut_on_the_way_back_leaves_the_outcome_unknown(server: MemoryServer) -> None:
     store = server.client(Script(Fault(reply_delay_s=0.02)))
     task = asyncio.create_task(store.txn([], [Put(b"k", b"1")], timeout_s=0.1))
@@ -116,6 +120,7 @@ async def test_a_cut_on_the_way_back_leaves_the_outcome_unknown(server: MemorySe
     assert await value(store) == b"1"
 
 
+@simulated
 async def test_a_paused_path_holds_and_then_applies(server: MemoryServer) -> None:
     store = server.client()
     store.pause()
@@ -130,6 +135,7 @@ async def test_a_paused_path_holds_and_then_applies(server: MemoryServer) -> Non
     assert await value(server.client()) == b"held"
 
 
+@simulated
 async def test_watch_resumes_behind_what_was_delivered_and_is_told_of_compaction(server: MemoryServer) -> None:
     store, other = server.client(), server.client()
     watch = store.watch(b"a", b"b", 2)
@@ -148,6 +154,7 @@ async def test_watch_resumes_behind_what_was_delivered_and_is_told_of_compaction
         await anext(watch)
 
 
+@simulated
 async def test_leases_run_by_loop_time_and_a_new_leader_renews_them(server: MemoryServer) -> None:
     store = server.client()
     lease = await store.grant(1)
@@ -163,6 +170,7 @@ async def test_leases_run_by_loop_time_and_a_new_leader_renews_them(server: Memo
         await store.keep_alive(lease)
 
 
+@simulated
 async def test_a_lease_goes_on_running_while_its_client_is_cut_off(server: MemoryServer) -> None:
     store = server.client()
     lease = await store.grant(1)
@@ -172,6 +180,7 @@ async def test_a_lease_goes_on_running_while_its_client_is_cut_off(server: Memor
     assert await value(server.client()) is None
 
 
+@simulated
 async def test_a_full_store_refuses_puts_and_drains() -> None:
     server = MemoryServer(random=Random(1), quota=10_000)
     store = server.client()
@@ -192,6 +201,7 @@ async def test_a_full_store_refuses_puts_and_drains() -> None:
     server.close()
 
 
+@simulated
 async def test_compaction_frees_every_byte(server: MemoryServer) -> None:
     store = server.client()
     random = Random(4)
@@ -205,6 +215,7 @@ async def test_compaction_frees_every_byte(server: MemoryServer) -> None:
     assert (await store.status()).bytes_in_use == 0
 
 
+@simulated
 async def test_limits_are_the_servers() -> None:
     server = MemoryServer(limits=Limits(operations=2, compares=1, bytes=20))
     store = server.client()
@@ -218,43 +229,46 @@ async def test_limits_are_the_servers() -> None:
         await store.txn([], [Put(b"a", bytes(20))])
 
 
-async def run(seed: int) -> list[str]:
-    """A small history under random faults: what each client saw."""
+async def history(seed: int) -> list[str]:
+    """A small history under random faults: what each client saw, and when."""
     random = Random(seed)
     server = MemoryServer(random=random)
-    stores = [
-        server.client(RandomFaults(random, delay_s=0.0, refused=0.1, lost=0.1, reply_lost=0.1, late=0.1, late_s=0.0)) for _ in range(3)
-    ]
+    loop = asyncio.get_running_loop()
     seen: list[str] = []
 
     async def work(n: int, store: MemoryStore) -> None:
-        for i in range(20):
+        lease = await server.client().grant(3)
+        for i in range(40):
             try:
-                result = await store.txn([unchanged(b"n", 0)] if i % 2 else [], [Put(b"n", b"%d/%d" % (n, i))], timeout_s=0.001)
-                seen.append(f"{n} {i} {result.succeeded} {result.revision}")
+                ops = [Put(b"n", b"%d/%d" % (n, i), lease)]
+                result = await store.txn([unchanged(b"n", server.state.revision)] if i % 2 else [], ops)
+                seen.append(f"{loop.time():.6f} {n} {i} {result.succeeded} {result.revision}")
             except StoreError as e:
-                seen.append(f"{n} {i} {type(e).__name__}")
+                seen.append(f"{loop.time():.6f} {n} {i} {type(e).__name__}")
 
+    async def watch(store: MemoryStore) -> None:
+        async for batch in store.watch(b"n", b"", 2):
+            seen.append(f"{loop.time():.6f} {batch}")  # noqa: PERF401
+
+    stores = [server.client(RandomFaults(random, 0.05, refused=0.1, lost=0.1, reply_lost=0.1, late=0.1)) for _ in range(4)]
+    watching = asyncio.create_task(watch(stores.pop()))
     await asyncio.gather(*(work(n, store) for n, store in enumerate(stores)))
-    seen.append(repr(server.state.read(Get(b"\0", b"\0")).kvs))
+    await asyncio.sleep(10)
+    watching.cancel()
     server.close()
     return seen
 
 
-async def test_random_faults_draw_the_same_for_the_same_seed() -> None:
-    """(Loop time is real here, so only what is drawn is compared; simulations own the time too.)"""
-
-    def draw(seed: int) -> list[Fault]:
-        faults = RandomFaults(Random(seed), delay_s=0.1, refused=0.2, lost=0.2, reply_lost=0.2, late=0.2)
-        return [faults.request("txn") for _ in range(200)]
-
-    drawn = draw(1)
-    assert drawn == draw(1) != draw(2)
-    assert all(any(getattr(f, name) for f in drawn) for name in ("refused", "lost", "reply_lost", "late_s"))
-    seen = await run(1)
-    assert any("NotApplied" in s for s in seen) and any("Unavailable" in s for s in seen) and any("True" in s for s in seen)
+def test_the_same_seed_gives_the_same_history() -> None:
+    """In virtual time, to the microsecond: answers, faults, late commits, expiries, deliveries."""
+    seen = virtual_time.run(history(1))
+    assert seen == virtual_time.run(history(1))
+    assert seen != virtual_time.run(history(2))
+    for what in ("NotApplied", "Unavailable", "True", "False", "deleted=True"):
+        assert any(what in line for line in seen), what
 
 
+@simulated
 async def test_a_closed_handle_says_so(server: MemoryServer) -> None:
     store = server.client()
     watch = store.watch(b"a", b"b", 2)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from qsg.transport.contract import Closed, Refused, Stream, TransportError, Unreachable
 from qsg.transport.memory import MemoryNetwork
+from support.simulated import simulated
 
 SERVICE = "qsg.v1.Channel"
 
@@ -19,14 +19,13 @@ async def echo(stream: Stream) -> None:
 
 
 @pytest.fixture
-async def network() -> AsyncIterator[MemoryNetwork]:
-    network = MemoryNetwork()
-    listener = await network.transport("b").listen("b:1", {SERVICE: echo})
-    yield network
-    await listener.close()
+def network() -> MemoryNetwork:
+    return MemoryNetwork()
 
 
+@simulated
 async def test_a_cut_path_holds_frames_and_news(network: MemoryNetwork) -> None:
+    await network.transport("b").listen("b:1", {SERVICE: echo})
     stream = await network.transport("a").connect("b:1", SERVICE)
     network.cut("a", "b")
     await stream.send(b"held")
@@ -45,7 +44,9 @@ async def test_a_cut_path_holds_frames_and_news(network: MemoryNetwork) -> None:
         await stream.receive()
 
 
+@simulated
 async def test_a_cut_one_way(network: MemoryNetwork) -> None:
+    await network.transport("b").listen("b:1", {SERVICE: echo})
     heard: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def handler(stream: Stream) -> None:
@@ -67,7 +68,9 @@ async def test_a_cut_one_way(network: MemoryNetwork) -> None:
     await listener.close()
 
 
+@simulated
 async def test_connecting_over_a_cut_path_takes_its_time_and_a_dead_host_refuses(network: MemoryNetwork) -> None:
+    await network.transport("b").listen("b:1", {SERVICE: echo})
     a = network.transport("a")
     network.cut("a", "b")
     with pytest.raises(Unreachable):
@@ -83,7 +86,9 @@ async def test_connecting_over_a_cut_path_takes_its_time_and_a_dead_host_refuses
         await a.connect("b:1", SERVICE)
 
 
+@simulated
 async def test_reset_ends_both_ends_at_once(network: MemoryNetwork) -> None:
+    await network.transport("b").listen("b:1", {SERVICE: echo})
     ended: asyncio.Queue[str] = asyncio.Queue()
 
     async def handler(stream: Stream) -> None:
@@ -103,6 +108,7 @@ async def test_reset_ends_both_ends_at_once(network: MemoryNetwork) -> None:
     await listener.close()
 
 
+@simulated
 async def test_delays_keep_the_order_of_one_stream() -> None:
     delays = iter([0.0, 0.0, 0.03, 0.0, 0.01] + [0.0] * 20)
     network = MemoryNetwork(lambda source, target: next(delays))
@@ -114,7 +120,9 @@ async def test_delays_keep_the_order_of_one_stream() -> None:
     await listener.close()
 
 
+@simulated
 async def test_a_name_of_several_hosts_is_tried_in_turn(network: MemoryNetwork) -> None:
+    await network.transport("b").listen("b:1", {SERVICE: echo})
     network.names["group"] = ["dead", "b"]
     stream = await network.transport("a").connect("group:1", SERVICE)
     await stream.send(b"x")
@@ -124,7 +132,9 @@ async def test_a_name_of_several_hosts_is_tried_in_turn(network: MemoryNetwork) 
         await network.transport("a").connect("group:1", SERVICE)
 
 
+@simulated
 async def test_a_taken_address_is_an_error_and_identities_are_shown(network: MemoryNetwork) -> None:
+    await network.transport("b").listen("b:1", {SERVICE: echo})
     with pytest.raises(TransportError, match="in use"):
         await network.transport("b").listen("b:1", {SERVICE: echo})
     seen: asyncio.Queue[str] = asyncio.Queue()
