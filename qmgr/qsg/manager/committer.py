@@ -147,7 +147,10 @@ class Committer:
 
     def committed(self, revision: int, queues: frozenset[str]) -> None:
         for callback in self.on_commit:
-            callback(revision, queues)
+            try:
+                callback(revision, queues)
+            except Exception:
+                log.exception("a listener of commits failed", member=self.member)
 
     async def close(self, grace_s: float = 1.0) -> None:
         """Waits for what is out, then gives up: units still unsettled learn that their outcome is unknown."""
@@ -180,6 +183,7 @@ class _SlotDriver:
         self._closing = False
         self._alone = False
         """The next transaction is of one unit, to find the one that the store does not take."""
+        self._pause = PAUSE_S[0]
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"slot {self.lane.name}")
@@ -254,7 +258,10 @@ class _SlotDriver:
         self.out = []
         self._answer(packed, batch, tentative, verdict, failure)
         if verdict.kind is Kind.REFUSED and isinstance(failure, StoreError):
-            await asyncio.sleep(PAUSE_S[0])
+            await asyncio.sleep(self._pause)
+            self._pause = min(self._pause * 2, PAUSE_S[1])
+        else:
+            self._pause = PAUSE_S[0]
 
     async def _settle(self, packed: Packed) -> tuple[Verdict, TxnResult | StoreError | None]:
         """Sends copies until the outcome is certain. With it comes what made it fail: the else branch read last, or the store's error."""
@@ -352,7 +359,8 @@ class _SlotDriver:
             case LeaseNotFound():
                 told = {i: Fenced() for i in packed.included if any(isinstance(op, Put) and op.lease for op in batch[i].unit.ops)}
             case StoreError():
-                told = self._one_by_one(packed, failure)
+                log.warning("the store refused a transaction", error=repr(failure))
+                told = self._one_by_one(packed, Refusal(Reason.UNEXPECTED_ERROR, str(failure)))
             case _:
                 told = {}
         for i, error in told.items():
