@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from qsg.process.etcd_binary import CannotProvide, ensure, tool
-from qsg.process.etcd_cluster import EtcdCluster, EtcdFailed, EtcdOptions
+from qsg.process.etcd_cluster import EtcdCluster, EtcdFailed, EtcdOptions, ServerTls
 
-__all__ = ["CannotProvide", "EtcdCluster", "EtcdFailed", "EtcdOptions", "ensure", "main", "tool"]
+__all__ = ["CannotProvide", "EtcdCluster", "EtcdFailed", "EtcdOptions", "ServerTls", "ensure", "main", "tool"]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ import http.client
 import json
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass
@@ -33,6 +34,24 @@ class EtcdFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ServerTls:
+    """PEM files. Clients need a certificate of `client_ca`; the server's own must be one, too."""
+
+    cert: Path
+    key: Path
+    client_ca: Path
+
+    def arguments(self) -> list[str]:
+        return [f"--cert-file={self.cert}", f"--key-file={self.key}", "--client-cert-auth", f"--trusted-ca-file={self.client_ca}"]
+
+    def context(self) -> ssl.SSLContext:
+        """To ask a member whether it is ready."""
+        context = ssl.create_default_context(cafile=self.client_ca)
+        context.load_cert_chain(self.cert, self.key)
+        return context
+
+
+@dataclass(frozen=True, slots=True)
 class EtcdOptions:
     """etcd's own settings; the defaults suit 64 to 256 KiB values and one site."""
 
@@ -43,6 +62,7 @@ class EtcdOptions:
     max_request_bytes: int = 1_572_864
     max_txn_operations: int = 128
     fsync: bool = True
+    tls: ServerTls | None = None
     extra: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
@@ -58,6 +78,7 @@ class EtcdOptions:
             "--logger=zap",
             "--log-level=warn",
             "--log-outputs=stderr",
+            *(self.tls.arguments() if self.tls else []),
             *([] if self.fsync else ["--unsafe-no-fsync"]),
             *self.extra,
         ]
@@ -149,7 +170,7 @@ class EtcdCluster:
         member = self.members[index]
         assert not member.running, f"{member.name} runs already"
         assert self._binary is not None, "not started"
-        client, peer = f"http://{member.endpoint}", f"http://127.0.0.1:{member.peer_port}"
+        client, peer = f"{self._scheme}://{member.endpoint}", f"http://127.0.0.1:{member.peer_port}"
         arguments = [
             str(self._binary),
             f"--name={member.name}",
@@ -167,6 +188,10 @@ class EtcdCluster:
             member.process = subprocess.Popen(
                 bound_to_parent(arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.options.tls else "http"
 
     def log(self, index: int) -> Path:
         return self.members[index].directory / "log"
@@ -204,7 +229,12 @@ class EtcdCluster:
         return best[1] if best else None
 
     def _ask(self, index: int, method: str, path: str) -> dict[str, Any] | None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.members[index].client_port, timeout=_ASK_S)
+        port = self.members[index].client_port
+        connection = (
+            http.client.HTTPSConnection("127.0.0.1", port, timeout=_ASK_S, context=self.options.tls.context())
+            if self.options.tls
+            else http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_S)
+        )
         with contextlib.closing(connection):
             try:
                 connection.request(method, path, body="{}" if method == "POST" else None)

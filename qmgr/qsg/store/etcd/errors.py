@@ -82,8 +82,8 @@ def _known(code: grpc.StatusCode, detail: str) -> StoreError | None:
         return TooManyOperations(detail)
     if "request is too large" in detail:
         return TooManyBytes(detail)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return _exhausted(detail)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in detail:
+        return _by_size(detail)
     if "invalid auth token" in detail:
         return TokenExpired(detail)
     if any(text in detail for text in _NOT_APPLIED):
@@ -91,12 +91,9 @@ def _known(code: grpc.StatusCode, detail: str) -> StoreError | None:
     return None
 
 
-def _exhausted(detail: str) -> StoreError | None:
-    """By size. An answer that is too large for *us* says nothing about the request: it stays in doubt."""
+def _by_size(detail: str) -> StoreError:
+    """An answer that is too large for *us* says nothing about the request: it stays in doubt."""
     if detail.startswith("CLIENT: Received"):
         return Unavailable(detail)
-    if match := _REQUEST_SIZE.search(detail):
-        return TooManyBytes(detail, max(int(match.group(1)) - _FRAMING_BYTES, 1))
-    if "larger than max" in detail:
-        return TooManyBytes(detail)
-    return None
+    match = _REQUEST_SIZE.search(detail)
+    return TooManyBytes(detail, max(int(match.group(1)) - _FRAMING_BYTES, 1) if match else 0)

@@ -1,9 +1,5 @@
 """Watches: all of a store share one stream to one endpoint, and survive its loss.
 
-Invariant: a watch resumes behind the last revision of which it holds *everything*: that of the last event once no fragment of its
-response is outstanding, or that of a progress notification. Never that of a response's header, which runs ahead while a watch catches up.
-Progress counts for a watch only after the server said that it was created on this stream (until then its events are held back).
-
 Not guaranteed: memory for a consumer that never takes its events is bounded by giving up its place on the stream; it resumes when it
 has taken what is there, and is told `Compacted` if history is gone by then.
 """
@@ -17,11 +13,12 @@ import grpc
 import structlog
 
 from qsg.pb.etcd import rpc_pb2
-from qsg.store.contract import Compacted, Event, NotApplied, StoreError, Unavailable, WatchBatch
-from qsg.store.etcd import codec, errors
+from qsg.store.contract import Compacted, NotApplied, StoreError, Unavailable, WatchBatch
+from qsg.store.etcd import errors
 from qsg.store.etcd.duplex import Duplex
 from qsg.store.etcd.endpoints import Endpoint
 from qsg.store.etcd.pool import EndpointPool
+from qsg.store.etcd.watch import Watch
 
 log = structlog.get_logger()
 
@@ -33,72 +30,6 @@ _SILENCE_MAX_S = 12.0
 _CONNECT_S = 1.0
 _PAUSE_S = 0.05
 _PENDING_EVENTS_MAX = 20_000
-
-
-class Watch:
-    """One watch: where it stands, and what has come for it and is not yet taken."""
-
-    __slots__ = ("created", "end", "error", "fragments", "id", "key", "news", "next", "pending", "revision")
-
-    def __init__(self, key: bytes, end: bytes, from_revision: int) -> None:
-        self.key, self.end = key, end
-        self.next = from_revision
-        """The first revision not seen whole; 0 = from whatever is next when it is created."""
-        self.id = 0
-        """On the present stream; 0 = on none."""
-        self.created = False
-        self.fragments: list[Event] = []
-        self.pending: list[Event] = []
-        self.revision = 0
-        """`pending` is everything up to here."""
-        self.error: StoreError | None = None
-        self.news = asyncio.Event()
-
-    def request(self) -> rpc_pb2.WatchRequest:
-        request = rpc_pb2.WatchRequest()
-        create = request.create_request
-        create.key, create.range_end, create.start_revision = self.key or b"\0", self.end, self.next
-        create.watch_id, create.fragment = self.id, True
-        return request
-
-    def leave_stream(self) -> None:
-        self.id, self.created = 0, False
-        self.fragments.clear()
-
-    def take_created(self, revision: int) -> None:
-        self.created = True
-        if not self.next:
-            self.next = revision + 1
-
-    def take_events(self, response: rpc_pb2.WatchResponse) -> None:
-        self.fragments.extend([codec.event(e) for e in response.events])
-        if response.fragment:
-            return
-        self.pending.extend(self.fragments)
-        self.fragments.clear()
-        self._reach(self.pending[-1].kv.mod_revision)
-
-    def take_progress(self, revision: int) -> None:
-        # A member that lags behind the one before it says less than is known.
-        if self.created and not self.fragments and revision >= self.next > 0:
-            self._reach(revision)
-
-    def _reach(self, revision: int) -> None:
-        self.next = revision + 1
-        self.revision = revision
-        self.news.set()
-
-    def fail(self, error: StoreError) -> None:
-        self.error = error
-        self.news.set()
-
-    def batch(self) -> WatchBatch | None:
-        if not self.revision:
-            return None
-        batch = WatchBatch(self.revision, tuple(self.pending))
-        self.pending.clear()
-        self.revision = 0
-        return batch
 
 
 class WatchHub:

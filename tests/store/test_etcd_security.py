@@ -1,0 +1,69 @@
+"""The etcd store with TLS, and with users and tokens."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qsg.process.etcd import EtcdOptions, ServerTls, tool
+from qsg.store.contract import Get, NotApplied, Put, StoreError
+from support.etcd import opened, running
+
+pytestmark = pytest.mark.etcd
+
+CERTIFICATES = Path(__file__).parent.parent / "transport" / "certificates"
+
+
+def etcdctl(endpoint: str, *arguments: str) -> None:
+    subprocess.run([tool("etcdctl"), f"--endpoints={endpoint}", *arguments], check=True, capture_output=True)
+
+
+async def test_tls_both_ways(tmp_path: Path) -> None:
+    tls = ServerTls(CERTIFICATES / "server.pem", CERTIFICATES / "server.key", CERTIFICATES / "ca.pem")
+    ours = {"ca": CERTIFICATES / "ca.pem", "cert": CERTIFICATES / "client.pem", "key": CERTIFICATES / "client.key"}
+    async with running(tmp_path / "etcd", options=EtcdOptions(fsync=False, tls=tls)) as cluster:
+        async with opened([f"https://{cluster.endpoints[0]}"], **ours) as store:
+            await store.txn([], [Put(b"k", b"v")], timeout_s=5)
+            kv = (await store.get(Get(b"k"))).first
+            assert kv is not None and kv.value == b"v"
+        async with opened(cluster.endpoints, server_name="other.test", **ours) as elsewhere:
+            with pytest.raises(NotApplied):  # the name on the certificate is another
+                await elsewhere.txn([], [Put(b"k", b"v")])
+        strangers: list[dict[str, Path]] = [
+            {},
+            {"ca": ours["ca"]},
+            {"ca": ours["ca"], "cert": CERTIFICATES / "stranger.pem", "key": CERTIFICATES / "stranger.key"},
+            {**ours, "ca": CERTIFICATES / "stranger.pem"},
+        ]
+        for files in strangers:
+            async with opened(cluster.endpoints, **files) as stranger:
+                with pytest.raises(StoreError):
+                    await stranger.txn([], [Put(b"k", b"no")])
+        async with opened(cluster.endpoints, **ours) as store:
+            kv = (await store.get(Get(b"k"))).first
+            assert kv is not None and kv.version == 1
+
+
+async def test_users_log_in_and_again_when_their_token_is_no_longer_known(tmp_path: Path) -> None:
+    options = EtcdOptions(fsync=False, extra=("--auth-token-ttl=1",))
+    async with running(tmp_path / "etcd", options=options) as cluster:
+        [endpoint] = cluster.endpoints
+        etcdctl(endpoint, "user", "add", "root:secret")
+        etcdctl(endpoint, "user", "grant-role", "root", "root")
+        etcdctl(endpoint, "auth", "enable")
+        async with opened([endpoint], user="root", password="secret") as store:
+            await store.txn([], [Put(b"k", b"1")], timeout_s=5)
+            cluster.kill(0)  # tokens are kept in memory
+            await cluster.restart(0)
+            await store.txn([], [Put(b"k", b"2")], timeout_s=5)
+            kv = (await store.get(Get(b"k"))).first
+            assert kv is not None and kv.value == b"2"
+        async with opened([endpoint]) as nobody:
+            with pytest.raises(StoreError) as refusal:
+                await nobody.txn([], [Put(b"k", b"3")], timeout_s=5)
+            assert not isinstance(refusal.value, NotApplied)
+        async with opened([endpoint], user="root", password="wrong") as intruder:
+            with pytest.raises(StoreError):
+                await intruder.get(Get(b"k"))
