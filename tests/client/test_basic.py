@@ -125,7 +125,7 @@ async def test_waiting_puts_share_commits(group: ClientGroup) -> None:
 async def test_one_bad_message_does_not_harm_its_company(group: ClientGroup) -> None:
     async with group.connect() as qmgr:
         answers = await asyncio.gather(
-            *(qmgr.put("Q", b"x" * (2_000_000 if i == 7 else 10)) for i in range(20)), return_exceptions=True
+            *(qmgr.put("Q", b"x" * (4_000_001 if i == 7 else 10)) for i in range(20)), return_exceptions=True
         )
 
     failed = [i for i, answer in enumerate(answers) if isinstance(answer, qsg.MessageTooBig)]

@@ -103,7 +103,7 @@ class FakeBackend:
         for message in put.messages:
             if not message.message_id:
                 message.message_id = next(group.ids).to_bytes(24, "big")
-            if len(message.payload) > 1_000_000:
+            if len(message.payload) > 4_000_000:
                 raise Refusal(Reason.MSG_TOO_BIG_FOR_Q, put.queue)
         if work is not None:
             work.puts += [(put.queue, message) for message in put.messages]

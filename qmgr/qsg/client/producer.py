@@ -27,7 +27,7 @@ from qsg.rules.world import World
 
 log = structlog.get_logger()
 
-FRAMES_IN_FLIGHT = 4
+FRAMES_IN_FLIGHT = 2
 ASK_AGAIN_S = 0.05
 LIFETIME_MS = 7 * 24 * 3600 * 1000
 

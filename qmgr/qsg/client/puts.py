@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from qsg.client.errors import OutcomeUnknown, QsgError, error_for
+from qsg.client.errors import ConnectionBroken, OutcomeUnknown, QsgError, error_for
 from qsg.client.link import Link
 from qsg.client.session import RETRY_ELSEWHERE, SessionLost
 from qsg.pb import client_pb2 as pb
@@ -21,9 +21,6 @@ from qsg.rules.reasons import Reason
 
 FRAME_MESSAGES = 1_000
 FRAME_BYTES = 512 * 1024
-FRAMES_IN_FLIGHT = 2
-"""Of one queue: the next frame travels while the queue manager commits the one before."""
-WAITING_BYTES_MAX = 64 * 1024 * 1024
 
 OF_THE_QUEUE = frozenset(
     int(reason)
@@ -121,44 +118,36 @@ def answer_failed(items: Sequence[Item], error: QsgError) -> None:
         item.failed(error)
 
 
-@dataclass(slots=True)
-class _Lane:
-    waiting: deque[Item] = field(default_factory=deque)
-    pumps: int = 0
-
-
 class PlainPuts:
     """Puts without a producer number."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._lanes: dict[Route, _Lane] = {}
+        self._lanes: dict[Route, deque[Item]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, item: Item) -> None:
         lane = self._lanes.get(item.route)
-        if lane is None:
-            lane = self._lanes[item.route] = _Lane()
-        lane.waiting.append(item)
-        # A second pump only while the first one's frame is under way and there is a decent load for it.
-        if lane.pumps == 0 or (lane.pumps < FRAMES_IN_FLIGHT and len(lane.waiting) >= 64):
-            lane.pumps += 1
-            task = asyncio.create_task(self._pump(item.route, lane), name=f"qsg put {item.route.queue}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if lane is not None:
+            lane.append(item)
+            return
+        # One frame of a route at a time: the queue manager would commit a second one behind it, and one larger frame is cheaper.
+        self._lanes[item.route] = deque((item,))
+        task = asyncio.create_task(self._pump(item.route), name=f"qsg put {item.route.queue}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, route: Route, lane: _Lane) -> None:
+    async def _pump(self, route: Route) -> None:
+        lane = self._lanes[route]
         items: list[Item] = []
         try:
-            while items := take(lane.waiting):
+            while items := take(lane):
                 await self._put(items)
-        except asyncio.CancelledError:
-            answer_failed(items, OutcomeUnknown("the connection was closed"))
-            raise
         finally:
-            lane.pumps -= 1
-            if not lane.pumps and not lane.waiting:
-                self._lanes.pop(route, None)
+            del self._lanes[route]
+            # Only when the connection is closed, or by a bug, is anything left here.
+            answer_failed(items, OutcomeUnknown("the connection was closed"))
+            answer_failed(list(lane), ConnectionBroken("the connection was closed"))
 
     async def _put(self, items: list[Item]) -> None:
         try:
@@ -200,6 +189,3 @@ class PlainPuts:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for lane in self._lanes.values():
-            answer_failed(list(lane.waiting), OutcomeUnknown("the connection was closed"))
-        self._lanes.clear()

@@ -116,6 +116,7 @@ class ClientService:
         self.world = world
         self.limits = limits or ClientLimits()
         self.draining = False
+        self.closing = False
         self.connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
@@ -148,7 +149,7 @@ class ClientService:
 
     async def close(self) -> None:
         """Ends all connections at once; open units of work are backed out."""
-        self.draining = True
+        self.draining = self.closing = True
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -204,9 +205,11 @@ class Connection:
             log.info("client silent", connection=self.name, application=self.application)
         finally:
             beats.cancel()
-            await asyncio.gather(beats, return_exceptions=True)
-            await self._stream.close()
-            await self._end()
+            try:
+                await asyncio.gather(beats, return_exceptions=True)
+                await self._stream.close()
+            finally:
+                await self._end()
 
     async def _hello(self) -> bool:
         """Reads CONNECT and answers it; False when it was refused."""
@@ -248,7 +251,7 @@ class Connection:
         for cancel in self._cancels.values():
             cancel.set()
         try:
-            if self._tasks:
+            if self._tasks and not self._service.closing:
                 await asyncio.wait(self._tasks)
         finally:
             for task in self._tasks:

@@ -1,0 +1,243 @@
+"""The client service against raw frames: bad bytes, limits, order, ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from support.client_group import ClientGroup
+
+from qsg.manager.clients import SERVICE, ClientLimits
+from qsg.pb import client_pb2 as pb
+from qsg.pb import records_pb2 as records
+from qsg.rules.reasons import Reason
+from qsg.rules.unit import Fenced, OutcomeUnknown
+from qsg.transport.codec import encode
+from qsg.transport.contract import Closed, Stream
+
+
+@pytest.fixture
+async def group() -> AsyncIterator[ClientGroup]:
+    async with ClientGroup("X", limits=ClientLimits(requests=4, bytes=10_000, units=2)) as group:
+        yield group
+
+
+async def raw(group: ClientGroup) -> Stream:
+    return await group.network.transport("app").connect("X:1416", SERVICE)
+
+
+async def connected(group: ClientGroup) -> Stream:
+    stream = await raw(group)
+    await stream.send(encode(pb.CLIENT_CONNECT, pb.Connect(application="raw", heartbeat_ms=5_000)))
+    answer = pb.Connected.FromString((await stream.receive())[1:])
+    assert answer.reason == 0
+    return stream
+
+
+async def answer_to(stream: Stream, request: pb.ClientRequest) -> pb.ClientResponse:
+    await stream.send(encode(pb.CLIENT_REQUEST, request))
+    return await next_answer(stream)
+
+
+async def next_answer(stream: Stream) -> pb.ClientResponse:
+    while (frame := await stream.receive())[0] != pb.CLIENT_RESPONSE:
+        pass
+    return pb.ClientResponse.FromString(frame[1:])
+
+
+def put(number: int, size: int = 1, unit: int = 0, queue: str = "Q") -> pb.ClientRequest:
+    return pb.ClientRequest(id=number, put=pb.Put(queue=queue, messages=[records.Message(payload=b"%d" % number * size)], unit=unit))
+
+
+@pytest.mark.parametrize("frame", [b"", b"\x00", b"\x03", b"\x01\xff\xff", b"GET / HTTP/1.1\r\n\r\n", bytes(range(256))])
+async def test_bad_bytes_instead_of_connect(group: ClientGroup, frame: bytes) -> None:
+    stream = await raw(group)
+    await stream.send(frame)
+    answer = await stream.receive()
+
+    assert answer[0] == pb.CLIENT_CONNECTED
+    assert pb.Connected.FromString(answer[1:]).reason == Reason.PROTOCOL_ERROR
+    with pytest.raises(Closed):
+        await stream.receive()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\x00",
+        b"\x07abc",
+        b"\x03\xff\xff",
+        b"\x03",
+        encode(pb.CLIENT_REQUEST, pb.ClientRequest(id=1)),
+        encode(pb.CLIENT_REQUEST, pb.ClientRequest(get=pb.Get(queue="Q"))),
+        encode(pb.CLIENT_CONNECT, pb.Connect()),
+    ],
+)
+async def test_bad_bytes_later(group: ClientGroup, frame: bytes) -> None:
+    stream = await connected(group)
+    await stream.send(frame)
+
+    assert (await next_answer(stream)).reason == Reason.PROTOCOL_ERROR
+    with pytest.raises(Closed):
+        await stream.receive()
+    await asyncio.sleep(0)
+    other = await connected(group)
+    assert (await answer_to(other, put(1))).reason == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (pb.ClientRequest(id=1, put=pb.Put(queue="Q")), Reason.OPTIONS_ERROR),
+        (pb.ClientRequest(id=1, put=pb.Put(queue="Q", messages=[records.Message(message_id=b"short")])), Reason.MD_ERROR),
+        (pb.ClientRequest(id=1, put=pb.Put(queue="Q", messages=[records.Message(priority=10)])), Reason.PRIORITY_ERROR),
+        (pb.ClientRequest(id=1, put=pb.Put(queue="Q", messages=[records.Message()], producer_number=1)), Reason.OPTIONS_ERROR),
+        (pb.ClientRequest(id=1, put=pb.Put(queue="Q", messages=[records.Message()], producer_number=1, unit=1)), Reason.OPTIONS_ERROR),
+        (pb.ClientRequest(id=1, get=pb.Get(queue="Q")), Reason.OPTIONS_ERROR),
+        (pb.ClientRequest(id=1, get=pb.Get(queue="Q", messages_max=1, message_id=b"x")), Reason.MD_ERROR),
+        (pb.ClientRequest(id=1, open_producer=pb.OpenProducer(queue="Q")), Reason.OPTIONS_ERROR),
+        (pb.ClientRequest(id=1, command=pb.Command(name="start", arguments="{")), Reason.OPTIONS_ERROR),
+        (pb.ClientRequest(id=1, command=pb.Command(name="start", arguments="[]")), Reason.OPTIONS_ERROR),
+        (pb.ClientRequest(id=1, end_unit=pb.EndUnit(unit=9, commit=True)), Reason.BACKED_OUT),
+        (pb.ClientRequest(id=1, end_unit=pb.EndUnit(unit=9)), Reason.NONE),
+    ],
+)
+async def test_bad_requests_are_refused_and_the_connection_lives(
+    group: ClientGroup, request_: pb.ClientRequest, reason: Reason
+) -> None:
+    stream = await connected(group)
+
+    assert (await answer_to(stream, request_)).reason == reason
+    assert (await answer_to(stream, put(2))).reason == 0
+
+
+async def test_application_may_not_set_what_belongs_to_the_queue_manager(group: ClientGroup) -> None:
+    stream = await connected(group)
+    forged = records.Message(put_at_ms=5, put_application="other", hops=3, dead_letter=records.DeadLetter(reason=1), origin="QM9")
+    await answer_to(stream, pb.ClientRequest(id=1, put=pb.Put(queue="Q", messages=[forged])))
+    (message, _) = group.durable.queues["Q"][0]
+
+    assert (message.put_at_ms, message.put_application, message.hops, message.origin) == (1_000_000, "raw", 0, "")
+    assert not message.HasField("dead_letter")
+
+
+async def test_puts_of_a_queue_stay_in_order_however_long_one_takes(group: ClientGroup) -> None:
+    slow = asyncio.Event()
+    first = True
+
+    async def gate(step: str, member: str) -> None:
+        nonlocal first
+        if step == "before put" and first:
+            first = False
+            await slow.wait()
+
+    group.durable.gate = gate
+    stream = await connected(group)
+    for number in (1, 2, 3):
+        await stream.send(encode(pb.CLIENT_REQUEST, put(number)))
+    assert (await answer_to(stream, put(4, queue="OTHER"))).id == 4
+    slow.set()
+
+    assert [(await next_answer(stream)).id for _ in range(3)] == [1, 2, 3]
+    assert group.payloads("Q") == [b"1", b"2", b"3"]
+
+
+async def test_too_much_in_flight_waits(group: ClientGroup) -> None:
+    slow = asyncio.Event()
+
+    async def gate(step: str, member: str) -> None:
+        if step == "before put":
+            await slow.wait()
+
+    group.durable.gate = gate
+    stream = await connected(group)
+    for number in range(1, 11):
+        await stream.send(encode(pb.CLIENT_REQUEST, put(number, queue=f"Q{number}")))
+    await asyncio.sleep(0.01)
+    (connection,) = group.services["X"].connections
+    assert connection._requests == 4
+    slow.set()
+
+    assert sorted([(await next_answer(stream)).id for _ in range(10)]) == list(range(1, 11))
+
+
+async def test_one_large_put_has_room(group: ClientGroup) -> None:
+    stream = await connected(group)
+
+    assert (await answer_to(stream, put(1, size=50_000))).reason == 0
+
+
+async def test_waiting_gets_do_not_use_up_the_room(group: ClientGroup) -> None:
+    stream = await connected(group)
+    for number in range(1, 20):
+        await stream.send(encode(pb.CLIENT_REQUEST, pb.ClientRequest(id=number, get=pb.Get(queue="W", messages_max=1, wait_ms=60_000))))
+
+    assert (await answer_to(stream, put(100))).id == 100
+
+
+async def test_cancel_ends_a_waiting_get(group: ClientGroup) -> None:
+    stream = await connected(group)
+    await stream.send(encode(pb.CLIENT_REQUEST, pb.ClientRequest(id=1, get=pb.Get(queue="W", messages_max=1, wait_ms=60_000))))
+    answer = await answer_to(stream, pb.ClientRequest(id=2, cancel=pb.Cancel(request=1)))
+
+    assert (answer.id, answer.reason) == (1, Reason.NO_MSG_AVAILABLE)
+
+
+async def test_number_of_units_is_bounded(group: ClientGroup) -> None:
+    stream = await connected(group)
+    answers = [(await answer_to(stream, put(number, unit=number))).reason for number in (1, 2, 3)]
+    await answer_to(stream, pb.ClientRequest(id=4, end_unit=pb.EndUnit(unit=1, commit=True)))
+
+    assert answers == [0, 0, Reason.HANDLE_NOT_AVAILABLE]
+    assert (await answer_to(stream, put(5, unit=5))).reason == 0
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (Fenced(), Reason.CONNECTION_BROKEN),
+        (OutcomeUnknown(), Reason.CALL_INTERRUPTED),
+        (RuntimeError("a bug"), Reason.CALL_INTERRUPTED),
+    ],
+)
+async def test_what_went_wrong_is_told(group: ClientGroup, problem: Exception, reason: Reason) -> None:
+    async def gate(step: str, member: str) -> None:
+        raise problem
+
+    group.durable.gate = gate
+    stream = await connected(group)
+
+    assert (await answer_to(stream, put(1))).reason == reason
+
+
+async def test_a_put_under_way_is_finished_when_its_connection_ends(group: ClientGroup) -> None:
+    slow = asyncio.Event()
+
+    async def gate(step: str, member: str) -> None:
+        await slow.wait()
+
+    group.durable.gate = gate
+    stream = await connected(group)
+    await stream.send(encode(pb.CLIENT_REQUEST, put(1)))
+    await asyncio.sleep(0.01)
+    await stream.close()
+    slow.set()
+    await asyncio.sleep(0.01)
+
+    assert group.payloads("Q") == [b"1"]
+    assert not group.services["X"].connections
+
+
+async def test_nothing_is_left_behind(group: ClientGroup) -> None:
+    before = len(asyncio.all_tasks())
+    for _ in range(50):
+        stream = await connected(group)
+        await stream.send(encode(pb.CLIENT_REQUEST, pb.ClientRequest(id=1, get=pb.Get(queue="W", messages_max=1, wait_ms=60_000))))
+        await answer_to(stream, put(2, unit=7))
+        await stream.close()
+    await asyncio.sleep(0.05)
+
+    assert not group.services["X"].connections
+    assert len(asyncio.all_tasks()) == before
