@@ -199,3 +199,22 @@ async def test_empty_prefix_follows_everything(server: MemoryServer) -> None:
         await f.wait_for(lambda items: set(items) == {b"x", b"\xff\xff"}, 1)
         got = await writer.get(Get(b"\0", b"\0"))
         assert f.items == {kv.key: kv for kv in got.kvs}
+
+
+@simulated
+async def test_a_restored_store_is_told_as_differences_and_one_that_went_back_is_not_believed(server: MemoryServer) -> None:
+    writer = server.client()
+    await put(writer, b"a/1", b"old")
+    snapshot = server.snapshot()
+    await put(writer, b"a/1", b"new")
+    await put(writer, b"a/2")
+    async with Follower(server.client(), b"a/") as f:
+        changes = f.changes()
+        server.restore(snapshot)
+        events = await asyncio.wait_for(anext(changes), 5)
+        assert [(e.kv.key, e.kv.value, e.deleted) for e in events] == [(b"a/2", b"", True), (b"a/1", b"old", False)]
+        at = f.revision
+        server.restore(snapshot, bump_revision=0)
+        await put(writer, b"a/3")
+        assert not await f.wait(at, 5)
+        assert list(f.items) == [b"a/1"]

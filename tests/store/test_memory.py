@@ -269,6 +269,30 @@ def test_the_same_seed_gives_the_same_history() -> None:
 
 
 @simulated
+async def test_a_restored_store_is_what_it_was_at_a_higher_revision(server: MemoryServer) -> None:
+    store = server.client()
+    lease = await store.grant(5)
+    await store.txn([], [Put(b"k", b"1", lease)])
+    before = (await store.status()).revision
+    snapshot = server.snapshot()
+    watch = store.watch(b"k", b"", before + 1)
+    await store.txn([], [Put(b"k", b"2", lease)])
+    await anext(watch)
+    server.restore(snapshot)
+    assert await value(store) == b"1"
+    assert (await store.status()).revision == before + 1_000_000_000
+    with pytest.raises(Compacted):
+        await anext(watch)
+    with pytest.raises(Compacted):
+        await store.get(Get(b"k", revision=before))
+    assert (await store.txn([], [Put(b"j", b"")])).revision == before + 1_000_000_001
+    await asyncio.sleep(4)
+    assert await store.keep_alive(lease) == 5  # a restored lease has its full time
+    server.restore(snapshot, bump_revision=0)
+    assert (await store.get(Get(b"k", revision=before))).revision == before
+
+
+@simulated
 async def test_a_closed_handle_says_so(server: MemoryServer) -> None:
     store = server.client()
     watch = store.watch(b"a", b"b", 2)

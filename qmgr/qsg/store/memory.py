@@ -9,6 +9,7 @@ so a run is repeatable. Nothing is durable: the state lives as long as the `Memo
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -108,6 +109,13 @@ class _Lease:
     deadline: float
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    state: Mvcc
+    leases: dict[int, int]
+    """Seconds to live, as granted."""
+
+
 class MemoryServer:
     """The shared state: keys, history, leases. Give each member its own `client()`."""
 
@@ -129,6 +137,22 @@ class MemoryServer:
         for lease in self._leases.values():
             lease.deadline = now + lease.ttl_s
         self._arm()
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(copy.deepcopy(self.state), {lease: entry.ttl_s for lease, entry in self._leases.items()})
+
+    def restore(self, snapshot: Snapshot, *, bump_revision: int = 1_000_000_000) -> None:
+        """Goes back to a snapshot, as `etcdutl snapshot restore --bump-revision --mark-compacted` does; 0 = without both."""
+        self.state = copy.deepcopy(snapshot.state)
+        if bump_revision:
+            self.state.revision += bump_revision
+            self.state.compact(self.state.revision)
+        now = asyncio.get_running_loop().time()
+        self._leases = {lease: _Lease(ttl_s, now + ttl_s) for lease, ttl_s in snapshot.leases.items()}
+        self._arm()
+        for watcher in self._watchers:
+            watcher.broken = True
+            watcher.wake.set()
 
     def close(self) -> None:
         """Stops the clock of leases; the state can still be read."""
@@ -359,7 +383,6 @@ class MemoryStore:
             self.server.remove_watcher(watcher)
 
     async def _next_batch(self, watcher: _Watcher, key: bytes, end: bytes) -> WatchBatch:
-        state = self.server.state
         seen = watcher.delivered
         while True:
             await self._flowing.wait()
@@ -369,6 +392,7 @@ class MemoryStore:
             if resumed:
                 seen = watcher.delivered
             watcher.wake.clear()
+            state = self.server.state
             revision = max(state.revision, seen)
             events = state.events(key, end, seen + 1) if seen < state.revision else []
             if events or resumed:

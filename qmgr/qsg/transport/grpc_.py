@@ -24,7 +24,8 @@ log = structlog.get_logger()
 
 MAX_FRAME = 128 << 20
 READ_AHEAD = 2 << 20
-FLUSH_S = 1.0
+FLUSH_S = 0.3
+"""How long a closing stream waits for gRPC to take what is queued, and then for the other side to see the end."""
 METHODS = {"qsg.v1.Peer": "Link"}
 """The streaming method of a service; of all others it is `Session`."""
 

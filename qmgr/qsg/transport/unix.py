@@ -24,7 +24,7 @@ log = structlog.get_logger()
 MAX_FRAME = 128 << 20
 READ_AHEAD = 4 << 20
 WRITE_BEHIND = 1 << 20
-FLUSH_S = 1.0
+FLUSH_S = 0.3
 """How long a closing stream waits for the other side to take what is still queued."""
 _LENGTH = struct.Struct(">I")
 _JOIN_BELOW = 16 << 10
