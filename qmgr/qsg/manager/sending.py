@@ -1,0 +1,533 @@
+"""The sending side of a channel: reads a transmission queue under its lock and moves it to the partner in confirmed batches.
+
+Owns one instance of a channel, from its bind to its end (patent: MCA of a shared outbound channel; exactly once by watermark).
+Invariants: the queue is read in position order per priority; only what the partner confirmed is deleted, each delete in one unit with the
+progress record, comparing lock and fence by revision; so whoever takes the channel next finds all that the partner does not have.
+Does not guarantee that a message moves while the partner is away; the supervisor decides what follows an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import structlog
+
+from qsg.manager.link import InitiatorLink, Session, SessionFailed
+from qsg.manager.prefetch import Prefetch
+from qsg.manager.structure import Structure
+from qsg.pb import channel_pb2, initiator_pb2, records_pb2
+from qsg.rules import batches, keys, negotiate
+from qsg.rules.batches import BatchBuilder, Built, Piece
+from qsg.rules.definitions import Channel
+from qsg.rules.lanes import Position
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import Cell, Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Taken, Unit
+from qsg.store.contract import Compare, Get, StoreError, unchanged
+from qsg.transport.codec import ProtocolError, parse
+
+log = structlog.get_logger()
+
+SETTLE_COST = 60
+"""Operations of one deleting unit, about."""
+UNSETTLED_BATCHES = 4
+"""Confirmed batches that wait to be deleted, in windows, before sending pauses."""
+
+
+@dataclass
+class Grant:
+    """What the one who took the channel holds. The cells are kept up to date."""
+
+    channel: Channel
+    structure: Structure
+    lock: Cell
+    fence: Cell
+    progress: Cell
+    epoch: int
+    instance: int
+    stream: bytes
+    sender_name: str
+    """GROUP NAME of a shared channel, LOCAL NAME of a private one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Why an instance ended; the supervisor decides what follows."""
+
+    kind: Literal["idle", "stopped", "failed", "fenced", "handed-over"]
+    reason: Reason = Reason.NONE
+    detail: str = ""
+    clean: bool = False
+    """Bound at this epoch, and everything sent is confirmed and deleted."""
+    epoch_seen: int = 0
+    instance_seen: int = 0
+
+
+@dataclass
+class SenderCounters:
+    """For the status table. Sequence and LUWID: current = last sent, last = last confirmed."""
+
+    messages: int = 0
+    bytes: int = 0
+    batches: int = 0
+    current_sequence: int = 0
+    sequence: int = 0
+    current_luwid: str = ""
+    luwid: str = ""
+    last_message_at_ms: int = 0
+    in_doubt: bool = False
+    address: str = ""
+    partner: str = ""
+    partner_member: str = ""
+
+
+class SenderObserver(Protocol):
+    def sender_bound(self, sender: Sender) -> None:
+        """The partner has answered; `sender.counters` shows its name and address."""
+        ...
+
+    def sender_progress(self, sender: Sender) -> None:
+        """Batches were confirmed."""
+        ...
+
+
+class _Ended(Exception):
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.detail)
+        self.outcome = outcome
+
+
+@dataclass
+class _Mark:
+    """Behind the pieces of a confirmed batch: what the progress record says once they are deleted."""
+
+    built: Built
+
+
+def open_order(grant: Grant, *, fence_only: bool = False, query: bool = False, ping: bool = False) -> initiator_pb2.Open:
+    """What the initiator needs to open a session for this grant."""
+    channel = grant.channel
+    fence = records_pb2.SenderFence.FromString(grant.fence.value or b"")
+    progress = records_pb2.Progress.FromString(grant.progress.value or b"")
+    bind = channel_pb2.Bind(
+        channel=channel.name,
+        sender=grant.sender_name,
+        receiver=channel.partner,
+        stream=grant.stream,
+        epoch=grant.epoch,
+        instance=grant.instance,
+        bound_before=fence.bound_before,
+        reset_to=progress.reset_to,
+        sequence=progress.sequence,
+        parameters=negotiate.offer(channel),
+        fence_only=fence_only,
+    )
+    return initiator_pb2.Open(
+        channel=channel.name,
+        addresses=channel.connection_names,
+        bind=bind,
+        connect_timeout_ms=channel.connect_timeout_ms,
+        silence_ms=channel.silence_ms,
+        heartbeat_ms=channel.heartbeat_ms,
+        query=query,
+        ping=ping,
+    )
+
+
+@dataclass
+class _Flight:
+    """What is under way to the partner, and what waits to be deleted."""
+
+    sent: deque[Built] = field(default_factory=deque)
+    settle: deque[Piece | _Mark] = field(default_factory=deque)
+    unsettled: int = 0
+    """Confirmed batches in `settle`."""
+    settling: bool = False
+    """A deleting unit is under way."""
+    announcing: bool = False
+    """Parts of a large message are being sent."""
+
+
+class Sender:
+    """One instance. `run` once; `stop` ends it, finishing what is in flight (quiesce) or at once (force)."""
+
+    def __init__(self, grant: Grant, link: InitiatorLink, observer: SenderObserver | None = None) -> None:
+        self.grant = grant
+        self.counters = SenderCounters()
+        self.bound = asyncio.Event()
+        self._link = link
+        self._observer = observer
+        self._structure = grant.structure
+        self._queue = grant.channel.transmission_queue
+        self._flight = _Flight()
+        self._changed = asyncio.Event()
+        self._to_settle = asyncio.Event()
+        self._progress_at = 0.0
+        self._idle_since = 0.0
+        self._stopping = False
+        self._forced = False
+        self._force = asyncio.Event()
+        self._parameters = channel_pb2.Parameters()
+        self._number = 0
+        self._sent_sequence = 0
+
+    def stop(self, *, force: bool) -> None:
+        self._stopping = True
+        self._changed.set()
+        if force:
+            self._force.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Batches sent and not confirmed."""
+        return len(self._flight.sent)
+
+    async def run(self) -> Outcome:
+        """From bind to end."""
+        opening = asyncio.ensure_future(self._link.open(open_order(self.grant)))
+        forced = asyncio.ensure_future(self._force.wait())
+        try:
+            await asyncio.wait([opening, forced], return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                return Outcome("stopped", detail="stopped while binding")
+            session = opening.result()
+        except SessionFailed as e:
+            return Outcome("failed", e.reason, e.detail, epoch_seen=e.epoch_seen, instance_seen=e.instance_seen)
+        finally:
+            forced.cancel()
+            if not opening.done() or opening.cancelled():
+                opening.cancel()
+                await asyncio.gather(opening, return_exceptions=True)
+        try:
+            outcome = await self._run(session)
+        except BaseException:
+            session.abort()
+            raise
+        await session.close(outcome.reason, outcome.detail)
+        return outcome
+
+    async def _run(self, session: Session) -> Outcome:
+        loop = asyncio.get_running_loop()
+        self._progress_at = self._idle_since = loop.time()
+        record = session.bound.record
+        floor = {priority: Position.of(p) for priority, p in record.confirmed.items()}
+        try:
+            await self._resynchronise(session)
+        except Exception as e:
+            return await self._outcome(e)
+        reading = Prefetch(self._structure, self._queue, floor, on_settled=self._settled_before, on_loaded=self._changed.set)
+        works = {
+            "send": self._send(session, reading),
+            "receive": self._receive(session),
+            "settle": self._settle(),
+            "watch": self._watch(),
+            "force": self._obey_force(),
+            "read": reading.run(),
+        }
+        tasks = [loop.create_task(work, name=f"{self.grant.channel.name} {name}") for name, work in works.items()]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+            return await self._outcome(next(e for e in errors if e is not None))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _outcome(self, error: BaseException) -> Outcome:
+        """What ended a task, as the supervisor is told."""
+        self.counters.in_doubt = bool(self._flight.sent)
+        match error:
+            case _Ended():
+                return error.outcome
+            case SessionFailed():
+                return Outcome("failed", error.reason, error.detail, epoch_seen=error.epoch_seen, instance_seen=error.instance_seen)
+            case CompareFailed():
+                try:
+                    await self._structure.refresh(self.grant.lock, self.grant.fence)
+                except StoreError as e:
+                    log.info("lock and fence cannot be read", channel=self.grant.channel.name, error=repr(e))
+                return Outcome("fenced", Reason.CHANGED_MEANWHILE, "lock or fence were taken over")
+            case Fenced():
+                return Outcome("fenced", Reason.FENCED, "this member was replaced")
+            case StoreError() | OutcomeUnknown():
+                return Outcome("failed", Reason.STRUCTURE_NOT_AVAILABLE, str(error))
+            case ProtocolError():
+                return Outcome("failed", Reason.PROTOCOL_ERROR, str(error))
+            case Refusal():
+                return Outcome("failed", error.reason, error.detail)
+        raise error
+
+    # Bind and resynchronise
+
+    def _ours(self) -> list[Compare]:
+        """Lock and fence are as we hold them: part of every unit."""
+        return [unchanged(c.key, c.mod_revision) for c in (self.grant.lock, self.grant.fence)]
+
+    async def _resynchronise(self, session: Session) -> None:
+        """Takes the partner's record over as our progress; what it covers is deleted as the queue is read."""
+        bound = session.bound
+        self._parameters = bound.parameters
+        if not bound.parameters.batch_window or not bound.parameters.sequence_wrap:
+            raise SessionFailed(Reason.PROTOCOL_ERROR, "the partner's answer has no parameters")
+        self.counters.address, self.counters.partner, self.counters.partner_member = session.address, bound.receiver, bound.member
+        before = records_pb2.Progress.FromString(self.grant.progress.value or b"")
+        self._check_record(before, bound.record)
+        after = records_pb2.Progress()
+        after.CopyFrom(before)
+        after.ClearField("reset_to")
+        after.sequence, after.luwid = bound.record.sequence, bound.record.luwid
+        for priority, position in bound.record.confirmed.items():
+            after.confirmed[priority].CopyFrom(position)
+        unit = Unit("bound")
+        if after != before:
+            value = after.SerializeToString(deterministic=True)
+            unit.changes.append(Change(self.grant.progress, lambda _: value))
+        fence = records_pb2.SenderFence.FromString(self.grant.fence.value or b"")
+        if not fence.bound_before:
+            fence.bound_before = True
+            raised = fence.SerializeToString(deterministic=True)
+            unit.changes.append(Change(self.grant.fence, lambda _: raised))
+        if unit.changes:
+            unit.compares = self._ours()
+            await self._structure.commit(unit, slot=0)
+        counters = self.counters
+        counters.sequence = counters.current_sequence = self._sent_sequence = bound.record.sequence
+        counters.luwid = counters.current_luwid = bound.record.luwid
+        self.bound.set()
+        if self._observer is not None:
+            self._observer.sender_bound(self)
+
+    @staticmethod
+    def _check_record(before: records_pb2.Progress, record: records_pb2.Progress) -> None:
+        """A partner that knows less than it confirmed has lost data: the channel stops until it is reset."""
+        if before.reset_to:
+            return
+        for priority, position in before.confirmed.items():
+            if Position.of(record.confirmed[priority] if priority in record.confirmed else records_pb2.Position()) < Position.of(position):
+                raise SessionFailed(Reason.SEQUENCE_ERROR, f"the partner's record of priority {priority} is behind what it confirmed")
+
+    def _settled_before(self, piece: Piece) -> None:
+        """The partner had this before we bound."""
+        self._flight.settle.append(piece)
+        self._to_settle.set()
+
+    # Sending
+
+    async def _send(self, session: Session, reading: Prefetch) -> None:
+        loop = asyncio.get_running_loop()
+        builder = self._builder()
+        began = 0.0
+        while True:
+            self._changed.clear()
+            if self._stopping:
+                await self._finish()
+                raise _Ended(Outcome("stopped", Reason.STOPPED_BY_COMMAND, clean=True))
+            fresh = not builder.pieces
+            self._fill(builder, reading)
+            if fresh and builder.pieces:
+                began = loop.time()
+            # With nothing under way a batch need not wait for what is still being read.
+            empty = not reading.loaded and (reading.caught_up or not self._flight.sent)
+            interval_ms = self.grant.channel.batch_interval_ms
+            waited_ms = (loop.time() - began) * 1000
+            if self._window_open() and batches.ends(
+                builder, queue_empty=empty, waited_ms=waited_ms, interval_ms=interval_ms, stopping=False
+            ):
+                await self._send_batch(session, builder)
+                builder = self._builder()
+                continue
+            timeout_s = None
+            if builder.pieces and empty and interval_ms > waited_ms:
+                timeout_s = (interval_ms - waited_ms) / 1000
+            elif not builder.pieces and reading.caught_up and not reading.loaded and not self._busy():
+                timeout_s = self._idle_left()
+            await _wait(self._changed, timeout_s)
+
+    def _builder(self) -> BatchBuilder:
+        return BatchBuilder(self._parameters.batch_messages, self._parameters.batch_bytes)
+
+    def _fill(self, builder: BatchBuilder, reading: Prefetch) -> None:
+        now_ms = self._structure.world.wall_ms()
+        while reading.loaded and not builder.full:
+            rest = builder.add(reading.take(), now_ms)
+            if rest is not None:
+                reading.give_back(rest)
+
+    def _window_open(self) -> bool:
+        window = self._parameters.batch_window
+        return len(self._flight.sent) < window and self._flight.unsettled < UNSETTLED_BATCHES * window
+
+    def _busy(self) -> bool:
+        return bool(self._flight.sent or self._flight.settle or self._flight.settling or self._flight.announcing)
+
+    def _idle_left(self) -> float | None:
+        """Seconds until the disconnect interval ends; None: it never does. Raises when it has."""
+        interval_s = self.grant.channel.disconnect_interval_s
+        if not interval_s:
+            return None
+        left = self._idle_since + interval_s - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise _Ended(Outcome("idle", detail=f"nothing to send for {interval_s:g} s", clean=True))
+        return left
+
+    async def _finish(self) -> None:
+        """Waits until everything sent is confirmed and deleted."""
+        while self._busy():
+            await self._changed.wait()
+            self._changed.clear()
+
+    async def _send_batch(self, session: Session, builder: BatchBuilder) -> None:
+        self._number += 1
+        structure = self._structure
+        luwid = f"{structure.member}.{structure.incarnation:x}.{self.grant.epoch:x}.{self.grant.instance:x}.{self._number:x}"
+        built = builder.finish(self._number, luwid, self._sent_sequence, self._parameters.sequence_wrap)
+        if not self._flight.sent:
+            self._progress_at = asyncio.get_running_loop().time()
+        if built.staged:
+            self._flight.announcing = True
+            for entry, _, destination in built.staged:
+                await self._send_parts(session, entry, destination)
+            self._flight.announcing = False
+        self._sent_sequence = built.last_sequence
+        self._flight.sent.append(built)
+        counters = self.counters
+        counters.current_sequence, counters.current_luwid, counters.in_doubt = built.last_sequence, luwid, True
+        await session.send(channel_pb2.FRAME_BATCH, built.batch)
+
+    async def _send_parts(self, session: Session, entry: records_pb2.Entry, destination: records_pb2.Destination) -> None:
+        """Announces a large message chunk by chunk."""
+        if entry.payload_size > self._parameters.message_bytes_max:
+            raise Refusal(
+                Reason.MSG_TOO_BIG_FOR_Q_MGR, f"{entry.payload_size} bytes; the partner takes {self._parameters.message_bytes_max}"
+            )
+        for index in range(entry.chunks):
+            _, (result,) = await self._structure.read(Get(keys.chunk(self._queue, entry.stage, index)))
+            if result.first is None:
+                raise Refusal(Reason.LARGE_MESSAGE_INCOMPLETE, f"chunk {index} of {entry.chunks} is missing")
+            part = channel_pb2.Part(stage=entry.stage, index=index, chunks=entry.chunks, data=result.first.value, destination=destination)
+            await session.send(channel_pb2.FRAME_PART, part)
+
+    # Confirmations
+
+    async def _receive(self, session: Session) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            kind, payload = await session.receive()
+            self._progress_at = loop.time()
+            if kind == channel_pb2.FRAME_CONFIRM:
+                self._confirmed(parse(channel_pb2.Confirm, payload))
+            elif kind != channel_pb2.FRAME_PROGRESS:
+                raise ProtocolError(f"frame of type {kind} from a receiver")
+
+    def _confirmed(self, confirm: channel_pb2.Confirm) -> None:
+        flight = self._flight
+        if not flight.sent or not flight.sent[0].batch.number <= confirm.number <= flight.sent[-1].batch.number:
+            raise ProtocolError(f"batch {confirm.number} was confirmed, which is not under way")
+        counters = self.counters
+        while flight.sent and flight.sent[0].batch.number <= confirm.number:
+            built = flight.sent.popleft()
+            flight.settle.extend(built.pieces)
+            flight.settle.append(_Mark(built))
+            flight.unsettled += 1
+            counters.messages += built.messages
+            counters.bytes += built.bytes
+            counters.batches += 1
+            counters.sequence, counters.luwid = built.last_sequence, built.batch.luwid
+            built.batch.ClearField("segments")
+        counters.in_doubt = bool(flight.sent)
+        counters.last_message_at_ms = self._structure.world.wall_ms()
+        self._idle_since = self._progress_at
+        self._to_settle.set()
+        self._changed.set()
+        if self._observer is not None:
+            self._observer.sender_progress(self)
+
+    async def _settle(self) -> None:
+        """Deletes what is confirmed; what comes together shares a unit."""
+        flight = self._flight
+        while True:
+            while not flight.settle:
+                self._to_settle.clear()
+                await self._to_settle.wait()
+            pieces, marks = self._next_to_settle()
+            flight.settling = True
+            await self._commit_settled(pieces, marks)
+            flight.settling = False
+            flight.unsettled -= len(marks)
+            self._changed.set()
+
+    def _next_to_settle(self) -> tuple[list[Piece], list[_Mark]]:
+        """As many pieces as one unit deletes, from the left."""
+        pieces: list[Piece] = []
+        marks: list[_Mark] = []
+        cost = 0
+        lanes: set[tuple[int, bytes]] = set()
+        queue = self._flight.settle
+        while queue:
+            head = queue[0]
+            if isinstance(head, _Mark):
+                marks.append(head)
+            else:
+                lane = head.segment.priority, head.segment.suffix.rsplit(b"/", 1)[0]
+                cost += (0 if lane in lanes else 3) + (0 if head.whole else 1)
+                cost += sum(1 for e in head.segment.header.entries if e.stage)
+                if pieces and cost > SETTLE_COST:
+                    break
+                lanes.add(lane)
+                pieces.append(head)
+            queue.popleft()
+        return pieces, marks
+
+    async def _commit_settled(self, pieces: list[Piece], marks: list[_Mark]) -> Committed:
+        settlement = batches.settle(self._queue, pieces)
+        unit = Unit("confirmed", compares=self._ours(), ops=settlement.ops)
+        if settlement.messages:
+            unit.taken.append(Taken(self._queue, settlement.messages, settlement.bytes))
+        if marks:
+            value = self._progress_after(marks).SerializeToString(deterministic=True)
+            unit.changes.append(Change(self.grant.progress, lambda _: value))
+        return await self._structure.commit(unit, slot=0)
+
+    def _progress_after(self, marks: list[_Mark]) -> records_pb2.Progress:
+        after = records_pb2.Progress.FromString(self.grant.progress.value or b"")
+        for mark in marks:
+            built = mark.built
+            for priority, position in built.positions.items():
+                after.confirmed[priority].CopyFrom(position.record())
+            after.messages += built.messages
+            after.bytes += built.bytes
+            after.batches += 1
+        last = marks[-1].built
+        after.sequence, after.luwid = last.last_sequence, last.batch.luwid
+        return after
+
+    # Watching
+
+    async def _watch(self) -> None:
+        """A partner that makes no progress with what is in flight is given up."""
+        loop = asyncio.get_running_loop()
+        silence_s = self.grant.channel.silence_ms / 1000
+        while True:
+            waiting = bool(self._flight.sent) or self._flight.announcing
+            left = self._progress_at + silence_s - loop.time() if waiting else silence_s
+            if left <= 0:
+                raise _Ended(
+                    Outcome("failed", Reason.PARTNER_SILENT, f"no progress for {silence_s:g} s with {self.in_flight} batches in flight")
+                )
+            await asyncio.sleep(left)
+
+    async def _obey_force(self) -> None:
+        await self._force.wait()
+        raise _Ended(Outcome("stopped", Reason.STOPPED_BY_COMMAND, "stopped by force", clean=not self._busy()))
+
+
+async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
+    """Until the event is set, or the time is over."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
