@@ -106,6 +106,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
         raise StoreError(f"{path}: its file system does not allow write-ahead logging")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = OFF")  # where it is on by default, erasing would write every page that it frees
     connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it by itself
     if empty:
         connection.executescript(

@@ -36,7 +36,8 @@ WAL_BYTES_MAX = 64 << 20
 """From here on the writer waits for readers, so that the log can begin anew."""
 PAGES_A_GROUP = 4
 ERASE_ROWS, ERASE_BYTES = 256, 4 << 20
-"""A step of erasing in one group; more when the group itself writes more."""
+ERASE_PAGES = 32
+"""A step of erasing in one group; more when the group itself writes more. It rewrites about `ERASE_PAGES`."""
 MARK_S = 0.5
 FULL_RETRY_S = 0.5
 
@@ -134,8 +135,13 @@ class Writer(threading.Thread):
         self._report = report
         self._opened = opened
         self._failure = ""
+        self._group_bytes = min(GROUP_BYTES, reserve_bytes // 4) if reserve_bytes else GROUP_BYTES
+        self._log_bytes = min(WAL_BYTES, reserve_bytes * 3 // 8) if reserve_bytes else WAL_BYTES
+        """So the reserve has room for the log's copy in the file, and for one more group."""
         self._wal_bytes = 0
         self._erasing = False
+        self._erase_stuck = False
+        """The disk was too full even for erasing: tried again a little later."""
         self._marks: deque[tuple[float, int]] = deque()
         self._compacted_at = 0.0
         self._full_at = 0.0
@@ -149,7 +155,7 @@ class Writer(threading.Thread):
             return
         try:
             self._engine = Engine(connection, self._quota_bytes)
-            lay_out_log(connection, self._path, WAL_BYTES + WAL_BYTES // 4)
+            lay_out_log(connection, self._path, self._log_bytes + self._log_bytes // 4)
             if not self._reserve.take():
                 self._became_full()
             self._marks.append((time.monotonic(), self._engine.revision))
@@ -166,7 +172,7 @@ class Writer(threading.Thread):
 
     def _serve(self) -> None:
         while True:
-            calls, ended = self.inbox.take(GROUP_REQUESTS, GROUP_BYTES, self._pause_s())
+            calls, ended = self.inbox.take(GROUP_REQUESTS, self._group_bytes, self._pause_s())
             if ended:
                 return
             if self._failure:
@@ -194,7 +200,7 @@ class Writer(threading.Thread):
         """How long to wait for requests; None = for ever."""
         if self._failure:
             return None
-        if self._erasing:
+        if self._erasing and not self._erase_stuck:
             return 0.0
         return MARK_S if self._marks or self._engine.allowance is not None else None
 
@@ -215,6 +221,7 @@ class Writer(threading.Thread):
         size, rows = self._engine.written
         if self._erasing:
             self._erasing = self._engine.erase(max(ERASE_ROWS, 2 * rows), max(ERASE_BYTES, 2 * size))
+            self._wal_bytes += (ERASE_PAGES + rows) * PAGE_BYTES
         events = self._engine.commit()
         self._wal_bytes += size + (rows + PAGES_A_GROUP) * PAGE_BYTES
         self._answer(outcomes, events)
@@ -259,11 +266,14 @@ class Writer(threading.Thread):
         try:
             self._erasing = self._engine.erase(ERASE_ROWS, ERASE_BYTES)
             self._engine.commit()
+            self._erase_stuck = False
+            self._wal_bytes += ERASE_PAGES * PAGE_BYTES
         except sqlite3.Error as e:
             if not is_full(e) or not self._roll_back():
                 self._fail([], e)
                 return
-            self._erasing = False  # taken up again with the next compaction
+            self._erase_stuck = True
+            self._became_full()
 
     def _roll_back(self) -> bool:
         try:
@@ -306,6 +316,7 @@ class Writer(threading.Thread):
             self._full_at = now
             if self._reserve.take():
                 engine.allowance = None
+                self._erase_stuck = False
                 log.info("the disk has space again", path=str(self._path))
                 return
             self._reserve.give_up()
@@ -318,7 +329,7 @@ class Writer(threading.Thread):
             if self._engine.allowance is not None:
                 self._allow()
             self._compact()
-            if self._wal_bytes >= WAL_BYTES:
+            if self._wal_bytes >= self._log_bytes:
                 self._checkpoint("PASSIVE")
         except sqlite3.Error as e:
             if not is_full(e) or not self._roll_back():
