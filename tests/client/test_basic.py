@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from support.client_group import ClientGroup
 
 import qsg
+from support.client_group import ClientGroup
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def test_no_message(group: ClientGroup) -> None:
         with pytest.raises(qsg.NoMessageAvailable) as raised:
             await qmgr.get("Q", wait_ms=10)
 
-    assert raised.value.reason == qsg.Reason.NO_MSG_AVAILABLE == 2033
+    assert int(raised.value.reason) == 2033
 
 
 async def test_a_waiting_get_gets_what_comes(group: ClientGroup) -> None:
@@ -124,9 +124,7 @@ async def test_waiting_puts_share_commits(group: ClientGroup) -> None:
 
 async def test_one_bad_message_does_not_harm_its_company(group: ClientGroup) -> None:
     async with group.connect() as qmgr:
-        answers = await asyncio.gather(
-            *(qmgr.put("Q", b"x" * (4_000_001 if i == 7 else 10)) for i in range(20)), return_exceptions=True
-        )
+        answers = await asyncio.gather(*(qmgr.put("Q", b"x" * (4_000_001 if i == 7 else 10)) for i in range(20)), return_exceptions=True)
 
     failed = [i for i, answer in enumerate(answers) if isinstance(answer, qsg.MessageTooBig)]
     assert failed == [7]

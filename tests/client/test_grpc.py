@@ -7,12 +7,12 @@ import threading
 from collections.abc import AsyncIterator
 
 import pytest
-from support.fake_backend import FakeBackend, FakeGroup
 
 import qsg
 from qsg.manager.clients import SERVICE, ClientService
 from qsg.rules.world import World
 from qsg.transport.grpc_ import GrpcTransport
+from support.fake_backend import FakeBackend, FakeGroup
 
 
 class Served:

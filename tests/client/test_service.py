@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from support.client_group import ClientGroup
 
 from qsg.manager.clients import SERVICE, ClientLimits
 from qsg.pb import client_pb2 as pb
@@ -15,6 +14,7 @@ from qsg.rules.reasons import Reason
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream
+from support.client_group import ClientGroup
 
 
 @pytest.fixture
@@ -104,9 +104,7 @@ async def test_bad_bytes_later(group: ClientGroup, frame: bytes) -> None:
         (pb.ClientRequest(id=1, end_unit=pb.EndUnit(unit=9)), Reason.NONE),
     ],
 )
-async def test_bad_requests_are_refused_and_the_connection_lives(
-    group: ClientGroup, request_: pb.ClientRequest, reason: Reason
-) -> None:
+async def test_bad_requests_are_refused_and_the_connection_lives(group: ClientGroup, request_: pb.ClientRequest, reason: Reason) -> None:
     stream = await connected(group)
 
     assert (await answer_to(stream, request_)).reason == reason

@@ -12,12 +12,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import count
 
-from qsg.manager.clients import Numbered, OpenedProducer
+from qsg.manager.clients import Got, Work
+from qsg.manager.producers import ProducerNumber, ProducerState
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.reasons import Reason, Refusal
 
 Gate = Callable[[str, str], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class FakeGot:
+    raw: bytes
+    backouts: int
 
 
 async def _open_gate(step: str, member: str) -> None:
@@ -47,7 +54,7 @@ class FakeGroup:
     def payloads(self, queue: str) -> list[bytes]:
         return [message.payload for message, _ in self.queues[queue]]
 
-    def advance(self, producer: Numbered | None) -> bool:
+    def advance(self, producer: ProducerNumber | None) -> bool:
         """False: it was applied before."""
         if producer is None:
             return True
@@ -69,7 +76,7 @@ class FakeWork:
     puts: list[tuple[str, records.Message]] = field(default_factory=list)
     got: list[tuple[str, records.Message, int]] = field(default_factory=list)
 
-    async def commit(self, producer: Numbered | None) -> None:
+    async def commit(self, producer: ProducerNumber | None) -> None:
         await self.group.gate("before commit", self.member)
         if self.group.advance(producer):
             for queue, message in self.puts:
@@ -97,7 +104,7 @@ class FakeBackend:
     def begin(self) -> FakeWork:
         return FakeWork(self.group, self.member)
 
-    async def put(self, put: pb.Put, *, work: FakeWork | None, affinity: str, producer: Numbered | None) -> list[bytes]:
+    async def put(self, put: pb.Put, *, work: Work | None, affinity: str, producer: ProducerNumber | None) -> list[bytes]:
         group = self.group
         home = group.home(put.queue)
         for message in put.messages:
@@ -106,6 +113,7 @@ class FakeBackend:
             if len(message.payload) > 4_000_000:
                 raise Refusal(Reason.MSG_TOO_BIG_FOR_Q, put.queue)
         if work is not None:
+            assert isinstance(work, FakeWork)
             work.puts += [(put.queue, message) for message in put.messages]
             return [message.message_id for message in put.messages]
         await group.gate("before put", self.member)
@@ -124,7 +132,7 @@ class FakeBackend:
         await group.gate("after put", self.member)
         return [message.message_id for message in put.messages]
 
-    async def get(self, get: pb.Get, *, work: FakeWork | None, cancel: asyncio.Event) -> list[pb.GotMessage]:
+    async def get(self, get: pb.Get, *, work: Work | None, cancel: asyncio.Event) -> list[Got]:
         self.group.home(get.queue)
         ends = asyncio.get_running_loop().time() + get.wait_ms / 1000
         while not (taken := self._take(get)):
@@ -134,9 +142,10 @@ class FakeBackend:
             self.group.arrived.clear()
             await _either(self.group.arrived, cancel, left_s)
         if work is not None:
+            assert isinstance(work, FakeWork)
             work.got += [(get.queue, message, backouts) for message, backouts in taken]
         await self.group.gate("after get", self.member)
-        return [pb.GotMessage(message=message, backouts=backouts) for message, backouts in taken]
+        return [FakeGot(message.SerializeToString(), backouts) for message, backouts in taken]
 
     def _take(self, get: pb.Get) -> list[tuple[records.Message, int]]:
         queue = self.group.queues[get.queue]
@@ -149,18 +158,18 @@ class FakeBackend:
             queue.remove(entry)
         return wanted
 
-    async def browse(self, browse: pb.Browse) -> tuple[list[pb.GotMessage], bytes]:
+    async def browse(self, browse: pb.Browse) -> tuple[list[Got], bytes]:
         start = int(browse.cursor or b"0")
         page = list(self.group.queues[browse.queue])[start : start + browse.messages_max]
-        return [pb.GotMessage(message=message, backouts=backouts) for message, backouts in page], b"%d" % (start + len(page))
+        return [FakeGot(message.SerializeToString(), backouts) for message, backouts in page], b"%d" % (start + len(page))
 
-    async def open_producer(self, opening: pb.OpenProducer) -> OpenedProducer:
+    async def open_producer(self, opening: pb.OpenProducer) -> ProducerState:
         structure = opening.structure or self.group.home(opening.queue)
         await self.group.gate("before open", self.member)
         epoch, last = self.group.producers.get((opening.producer, structure), (0, 0))
         self.group.producers[opening.producer, structure] = (epoch + 1, last)
         await self.group.gate("after open", self.member)
-        return OpenedProducer(structure, epoch + 1, last)
+        return ProducerState(structure, epoch + 1, last)
 
     async def inquire(self, kind: str, name: str) -> object:
         if kind == "queue":

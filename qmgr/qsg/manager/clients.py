@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Collection, Coroutine, Hashable
+from collections.abc import Collection, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 from google.protobuf.message import DecodeError
 
+from qsg.manager.producers import ProducerNumber, ProducerState
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.reasons import Reason, Refusal
@@ -40,30 +41,20 @@ MESSAGES_MAX = 10_000
 _CHANGES = frozenset({"put", "end_unit"})
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedProducer:
-    """A producer's record after its epoch was raised. `last` is the last number committed (0 = none)."""
+class Got(Protocol):
+    """A message that was got or browsed: the stored record, serialised, and how often it was backed out."""
 
-    structure: str
-    epoch: int
-    last: int
+    @property
+    def raw(self) -> bytes: ...
 
-
-@dataclass(frozen=True, slots=True)
-class Numbered:
-    """What a commit compares and advances: last = first - 1 at `epoch` -> last = first + count - 1."""
-
-    producer: str
-    structure: str
-    epoch: int
-    first: int
-    count: int = 1
+    @property
+    def backouts(self) -> int: ...
 
 
 class Work(Protocol):
     """A unit of work. A refused or failed commit leaves it to `backout`."""
 
-    async def commit(self, producer: Numbered | None) -> None: ...
+    async def commit(self, producer: ProducerNumber | None) -> None: ...
 
     async def backout(self) -> None: ...
 
@@ -73,17 +64,17 @@ class Backend(Protocol):
 
     def begin(self) -> Work: ...
 
-    async def put(self, put: pb.Put, *, work: Work | None, affinity: str, producer: Numbered | None) -> list[bytes]:
+    async def put(self, put: pb.Put, *, work: Work | None, affinity: str, producer: ProducerNumber | None) -> list[bytes]:
         """All of its messages or none; their ids."""
         ...
 
-    async def get(self, get: pb.Get, *, work: Work | None, cancel: asyncio.Event) -> list[pb.GotMessage]:
+    async def get(self, get: pb.Get, *, work: Work | None, cancel: asyncio.Event) -> Sequence[Got]:
         """At least one message, or Refusal NO_MSG_AVAILABLE after `wait_ms` or once `cancel` is set."""
         ...
 
-    async def browse(self, browse: pb.Browse) -> tuple[list[pb.GotMessage], bytes]: ...
+    async def browse(self, browse: pb.Browse) -> tuple[Sequence[Got], bytes]: ...
 
-    async def open_producer(self, opening: pb.OpenProducer) -> OpenedProducer: ...
+    async def open_producer(self, opening: pb.OpenProducer) -> ProducerState: ...
 
     async def inquire(self, kind: str, name: str) -> object: ...
 
@@ -444,7 +435,7 @@ class Connection:
                 await self._end_unit(request.end_unit)
             case "browse":
                 messages, response.cursor = await self._backend.browse(request.browse)
-                response.messages.extend(messages)
+                _tell(response, messages)
             case "open_producer":
                 await self._open_producer(request.open_producer, response)
             case "inquire":
@@ -503,13 +494,13 @@ class Connection:
         if expires_in_ms:
             message.expires_at_ms = now_ms + expires_in_ms
 
-    def _numbered(self, producer: str, structure: str, first: int, count: int) -> Numbered | None:
+    def _numbered(self, producer: str, structure: str, first: int, count: int) -> ProducerNumber | None:
         if not first:
             return None
         epoch = self._epochs.get((producer, structure))
         if epoch is None:
             raise Refusal(Reason.OPTIONS_ERROR, f"producer {producer!r} was not opened in structure {structure!r} by this connection")
-        return Numbered(producer, structure, epoch, first, count)
+        return ProducerNumber(producer, structure, epoch, first, count)
 
     async def _get(self, request: pb.ClientRequest, response: pb.ClientResponse) -> None:
         get, cancel = request.get, self._cancels[request.id]
@@ -521,7 +512,7 @@ class Connection:
         if len(self._cancels) > self._limits.waiting_gets:
             raise Refusal(Reason.HANDLE_NOT_AVAILABLE, f"more than {self._limits.waiting_gets} gets wait")
         try:
-            response.messages.extend(await self._backend.get(get, work=self._unit(get.unit), cancel=cancel))
+            _tell(response, await self._backend.get(get, work=self._unit(get.unit), cancel=cancel))
         except Refusal as refusal:
             if refusal.reason == Reason.NO_MSG_AVAILABLE and self._service.draining:
                 raise Refusal(Reason.Q_MGR_QUIESCING, f"{self._service.member} is draining") from refusal
@@ -553,6 +544,13 @@ class Connection:
             raise
         finally:
             del self._units[end.unit]
+
+
+def _tell(response: pb.ClientResponse, messages: Sequence[Got]) -> None:
+    for message in messages:
+        told = response.messages.add()
+        told.message.ParseFromString(message.raw)
+        told.backouts = message.backouts
 
 
 def _arguments(text: str) -> dict[str, object]:
