@@ -52,6 +52,7 @@ class Calls:
             "Lease/LeaseTimeToLive": (self.lease_time_to_live, rpc_pb2.LeaseTimeToLiveRequest),
             "Lease/LeaseLeases": (self.lease_leases, rpc_pb2.LeaseLeasesRequest),
             "Maintenance/Status": (self.status, rpc_pb2.StatusRequest),
+            "Maintenance/Alarm": (self.alarm, rpc_pb2.AlarmRequest),
         }
         found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -162,6 +163,17 @@ class Calls:
             raftAppliedIndex=status.revision,
             raftTerm=header.raft_term,
         )
+
+    async def alarm(self, request: rpc_pb2.AlarmRequest, context: Context) -> rpc_pb2.AlarmResponse:
+        """There is one alarm, *no space*, on while the quota is used up; nobody has to clear it."""
+        if request.action == rpc_pb2.AlarmRequest.ACTIVATE:
+            raise wire.Refused(grpc.StatusCode.UNIMPLEMENTED, "alarms cannot be set")
+        status = await self._store.status()
+        header = self.header(status.revision)
+        response = rpc_pb2.AlarmResponse(header=header)
+        if 0 < status.bytes_quota <= status.bytes_in_use:
+            response.alarms.add(memberID=header.member_id, alarm=rpc_pb2.NOSPACE)
+        return response
 
 
 def _serialize(message: Message) -> bytes:
