@@ -23,7 +23,8 @@ from qsg.process.children import bound_to_parent, free_ports
 from qsg.process.etcd_binary import ensure
 
 _START_S = 20.0
-_STOP_S = 5.0
+_STOP_S = 10.0
+"""etcd itself waits some 6 s for streams to end before it hands over."""
 _ASK_S = 0.5
 _POLL_S = 0.02
 _STARTS = 3

@@ -22,9 +22,9 @@ from qsg.store.etcd.watch import Watch
 
 log = structlog.get_logger()
 
-_CHECK_S = 0.5
+_CHECK_S = 0.4
 """How often a quiet stream is asked for progress."""
-_SILENCE_S = 1.5
+_SILENCE_S = 1.0
 """Without any answer for so long a stream is given up; longer after each that said nothing (a long catch-up answers no question)."""
 _SILENCE_MAX_S = 12.0
 _CONNECT_S = 1.0
@@ -142,6 +142,8 @@ class WatchHub:
             self._kick.clear()
             if stream.ended.done() or self._broken or not self._watches or self._pool.has_better_than(stream.endpoint):
                 return
+            if stream.endpoint.state() is not grpc.ChannelConnectivity.READY:
+                return  # a server that ends gracefully waits for its streams
             now = clock()
             if asked_at > stream.last_heard:
                 if now - asked_at >= self._silence_s:
