@@ -303,7 +303,7 @@ class QueueManager:
         assert isinstance(found, dict)
         return found
 
-    async def command(self, name: str, **arguments: Any) -> Any:
+    async def command(self, name: str, /, **arguments: Any) -> Any:
         """Runs an administrative command (start, stop, reset, resolve, ping, define, delete) and returns its result.
 
         Raises OutcomeUnknown when the connection was lost before the answer came.

@@ -186,13 +186,9 @@ class QueueManager:
     def get_many(
         self, queue: str, max_messages: int = 100, *, wait_ms: int = 0, message_id: bytes = b"", correlation_id: bytes = b""
     ) -> list[Message]:
-        return self._run(
-            self._inner.get_many(queue, max_messages, wait_ms=wait_ms, message_id=message_id, correlation_id=correlation_id)
-        )
+        return self._run(self._inner.get_many(queue, max_messages, wait_ms=wait_ms, message_id=message_id, correlation_id=correlation_id))
 
-    def browse(
-        self, queue: str, *, message_id: bytes = b"", correlation_id: bytes = b"", headers_only: bool = False
-    ) -> Iterator[Message]:
+    def browse(self, queue: str, *, message_id: bytes = b"", correlation_id: bytes = b"", headers_only: bool = False) -> Iterator[Message]:
         shown = self._inner.browse(queue, message_id=message_id, correlation_id=correlation_id, headers_only=headers_only)
 
         async def step() -> Message | None:
@@ -210,7 +206,7 @@ class QueueManager:
     def inquire_queue(self, queue: str) -> dict[str, Any]:
         return self._run(self._inner.inquire_queue(queue))
 
-    def command(self, name: str, **arguments: Any) -> Any:
+    def command(self, name: str, /, **arguments: Any) -> Any:
         return self._run(self._inner.command(name, **arguments))
 
 

@@ -1,0 +1,166 @@
+"""The client against real queue managers: two members of a group over one store in memory, connections cut while they work."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from support.members import Group, Member, group, shared
+
+import qsg
+from qsg.manager.client_backend import QueueBackend
+from qsg.manager.clients import SERVICE, ClientService
+from qsg.transport.memory import MemoryNetwork
+
+
+@dataclass
+class Site:
+    group: Group
+    network: MemoryNetwork = field(default_factory=MemoryNetwork)
+    members: dict[str, Member] = field(default_factory=dict)
+    services: list[ClientService] = field(default_factory=list)
+
+    async def start(self, name: str) -> None:
+        member = self.members[name] = await self.group.member(name)
+        service = ClientService(member=name, group="G", backend=QueueBackend(member.queues), world=member.world)
+        self.services.append(service)
+        await self.network.transport(name).listen(f"{name}:1416", {SERVICE: service.handler})
+
+    def connect(self, **options: object) -> qsg.QueueManager:
+        addresses = [f"{name}:1416" for name in self.members]
+        world = self.members["X"].world
+        return qsg.connect(addresses, transport=self.network.transport("app"), world=world, **options)  # type: ignore[arg-type]
+
+    def cut(self, qmgr: qsg.QueueManager) -> None:
+        if qmgr.member:
+            self.network.reset("app", qmgr.member)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with group() as g:
+        site = Site(g)
+        await site.start("X")
+        await site.start("Y")
+        await site.members["X"].queues.define(shared("A"))
+        await site.members["X"].queues.define(shared("B"))
+        await asyncio.sleep(0.01)
+        yield site
+        for service in site.services:
+            await service.close()
+
+
+async def test_put_browse_get(site: Site) -> None:
+    async with site.connect(application="app") as qmgr:
+        ids = await qmgr.put_many("A", [b"%d" % i for i in range(300)])
+        low = await qmgr.put("A", b"first", priority=9)
+        browsed = [message.payload async for message in qmgr.browse("A")]
+        told = await qmgr.inquire_queue("A")
+        got = await qmgr.get_many("A", 1_000)
+        with pytest.raises(qsg.NoMessageAvailable):
+            await qmgr.get("A")
+
+    assert browsed == [b"first"] + [b"%d" % i for i in range(300)]
+    assert [message.message_id for message in got][:301] == [low, *ids][: len(got)]
+    assert got[0].put_application == "app"
+    assert told["depth"] == 301
+
+
+async def test_definitions(site: Site) -> None:
+    async with site.connect() as qmgr:
+        definition = {"name": "NEW", "structure": "app1", "max_depth": 2}
+        assert await qmgr.command("define", kind="queue", definition=definition) == {"result": "defined"}
+        assert await qmgr.command("define", kind="queue", definition=definition) == {"result": "unchanged"}
+        assert await qmgr.command("define", kind="queue", definition=definition | {"max_depth": 1}) == {"result": "altered"}
+        with pytest.raises(qsg.DefinitionError, match="max_depth"):
+            await qmgr.command("define", kind="queue", definition=definition | {"max_depth": -1})
+        await qmgr.put("NEW", b"1")
+        with pytest.raises(qsg.QueueFull):
+            await qmgr.put("NEW", b"2")
+        assert {queue["name"] for queue in await qmgr.inquire("queues")} >= {"A", "B", "NEW"}
+        with pytest.raises(qsg.QsgError, match="Q_NOT_EMPTY"):
+            await qmgr.command("delete", kind="queue", name="NEW")
+        await qmgr.command("purge", name="NEW")
+        await qmgr.command("delete", kind="queue", name="NEW")
+        with pytest.raises(qsg.UnknownObjectName):
+            await qmgr.put("NEW", b"3")
+
+
+async def test_numbered_puts_survive_any_cuts(site: Site) -> None:
+    chance = random.Random(5)
+    async with site.connect(producer="P") as qmgr:
+
+        async def cut() -> None:
+            while True:
+                await asyncio.sleep(chance.uniform(0, 0.004))
+                site.cut(qmgr)
+
+        cutting = asyncio.create_task(cut())
+        await asyncio.gather(*(qmgr.put("A" if i % 2 else "B", b"%d" % i) for i in range(400)))
+        for i in range(400, 430):
+            await qmgr.put("A" if i % 2 else "B", b"%d" % i)
+        cutting.cancel()
+
+    x = site.members["X"]
+    for queue, start in (("A", 1), ("B", 0)):
+        got = []
+        while (await x.queues.depth(queue)).messages:
+            got += [int(payload) for payload in await x.get(queue, 500)]
+        assert got == list(range(start, 430, 2))
+
+
+async def test_units_of_work_survive_any_cuts(site: Site) -> None:
+    chance = random.Random(6)
+    x = site.members["X"]
+    await x.put("A", *(b"%d" % i for i in range(60)))
+    committed: list[int] = []
+    async with site.connect() as qmgr:
+
+        async def move() -> None:
+            while True:
+                try:
+                    async with qmgr.unit() as unit:
+                        message = await unit.get("A")
+                        await unit.put("B", message.payload)
+                except qsg.BackedOut:
+                    continue
+                except qsg.NoMessageAvailable:
+                    if not (await x.queues.depth("A")).messages:
+                        return
+                    await asyncio.sleep(0.001)
+                else:
+                    committed.append(int(message.payload))
+
+        async def cut() -> None:
+            while True:
+                await asyncio.sleep(chance.uniform(0.001, 0.01))
+                site.cut(qmgr)
+
+        cutting = asyncio.create_task(cut())
+        await asyncio.gather(*(move() for _ in range(3)))
+        cutting.cancel()
+    await asyncio.sleep(0.01)
+    moved: list[int] = []
+    while (await x.queues.depth("B")).messages:
+        moved += [int(payload) for payload in await x.get("B", 100)]
+
+    assert sorted(moved) == list(range(60))
+    assert sorted(committed) == sorted(moved)
+
+
+async def test_the_member_dies_between_commit_and_answer(site: Site) -> None:
+    async with site.connect(queue_manager="G", producer="P") as qmgr:
+        await qmgr.put("A", b"1")
+        dead = qmgr.member
+        survivor = site.members["Y" if dead == "X" else "X"]
+        in_flight = [asyncio.create_task(qmgr.put("A", b"%d" % i)) for i in range(2, 6)]
+        await asyncio.sleep(0)
+        site.network.kill(dead)
+        await site.members[dead].crash()
+        await asyncio.gather(*in_flight)
+
+        assert qmgr.member == survivor.name
+    assert await survivor.get("A", 10) == [b"1", b"2", b"3", b"4", b"5"]
