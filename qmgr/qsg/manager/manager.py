@@ -1,0 +1,171 @@
+"""The queue manager: one incarnation of a member, put together from its services.
+
+Owns everything that lives as long as the incarnation: memberships, catalog, queues, channels, peer links, client connections. Torn down
+whole when it is fenced or told to end; the next incarnation is a new object (docs/decisions/0001).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import structlog
+
+from qsg.manager import membership
+from qsg.manager.administration import Administration
+from qsg.manager.backend import QueueManagerBackend
+from qsg.manager.catalog import ADMIN, Catalog
+from qsg.manager.clients import ClientService
+from qsg.manager.link import InitiatorLink
+from qsg.manager.queues import QueueService
+from qsg.manager.structure import Structure
+from qsg.pb import records_pb2 as pb
+from qsg.rules.definitions import PRIVATE, Definitions
+from qsg.rules.world import World
+from qsg.store.contract import Store
+from qsg.transport.contract import Handler, Listener, Stream, Transport
+
+log = structlog.get_logger()
+
+CLIENT = "qsg.v1.Client"
+PEER = "qsg.v1.Peer"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of one member. `advertise`: the address that peers and clients are told; "" = as bound."""
+
+    member: str
+    group: str = ""
+    address: str = "127.0.0.1:0"
+    advertise: str = ""
+    group_listener: str = ""
+    local_listener: str = ""
+    process: str = ""
+    """Random id of the process."""
+    slots: int = 2
+    lease_ttl_s: int = 5
+    definitions: Definitions = field(default_factory=Definitions)
+    """Applied where they are absent."""
+    highest: Mapping[str, int] = field(default_factory=dict)
+    """Structure -> the highest revision that this member ever saw there."""
+
+
+LocalListen = Callable[[Callable[[Stream], Awaitable[None]]], Awaitable[Listener]]
+"""Opens the socket for the channel initiator."""
+
+
+class QueueManager:
+    """`stores`: "private", and for a member of a group "admin" and any others. `fenced` is set when this incarnation is over."""
+
+    def __init__(
+        self,
+        options: Options,
+        world: World,
+        stores: Mapping[str, Store],
+        transport: Transport,
+        local_listen: LocalListen,
+        *,
+        kill: Callable[[int], None] | None = None,
+        on_revision: Callable[[str, int], None] = lambda structure, revision: None,
+    ) -> None:
+        self.options = options
+        self.fenced = asyncio.Event()
+        self.structures: dict[str, Structure] = {}
+        self._world, self._stores, self._transport, self._local_listen, self._kill = world, stores, transport, local_listen, kill
+        self._on_revision = on_revision
+        self._ends = AsyncExitStack()
+        self._watchers: list[asyncio.Task[None]] = []
+        self.address = ""
+
+    @property
+    def admin(self) -> Structure:
+        """Where channel status and definitions are: the group's admin structure, outside a group the private store."""
+        return self.structures[ADMIN if self.options.group else PRIVATE]
+
+    async def start(self) -> None:
+        """Joins every structure and opens the doors. When it raises, nothing is left behind."""
+        try:
+            await self._join()
+            await self._serve()
+        except BaseException:
+            await self._ends.aclose()
+            raise
+
+    async def _join(self) -> None:
+        o = self.options
+        address = o.advertise or o.address
+        record = pb.MemberRecord(
+            member=o.member,
+            process=o.process,
+            peer_address=address,
+            client_address=address,
+            group_listener=o.group_listener,
+            local_listener=o.local_listener,
+            started_at_ms=self._world.wall_ms(),
+        )
+        # The admin structure first: a member elsewhere without a key there is taken for half dead.
+        for name in sorted(self._stores, key=lambda n: (n != PRIVATE, n != ADMIN, n)):
+            structure = await membership.join(
+                self._stores[name],
+                name,
+                record,
+                self._world,
+                slots=o.slots,
+                lease=name != PRIVATE,
+                ttl_s=o.lease_ttl_s,
+                highest=o.highest.get(name, 0),
+                on_revision=lambda revision, name=name: self._on_revision(name, revision),  # type: ignore[misc]
+                compact=name != PRIVATE,
+            )
+            self.structures[name] = structure
+            self._ends.push_async_callback(self._part, structure)
+            log.info("joined", structure=name, incarnation=structure.incarnation)
+            self._watchers.append(asyncio.get_running_loop().create_task(self._watch(structure), name=f"fence of {name}"))
+
+    async def _part(self, structure: Structure) -> None:
+        if self.fenced.is_set():
+            await structure.close()
+        else:
+            await structure.leave()
+
+    async def _watch(self, structure: Structure) -> None:
+        await structure.fenced.wait()
+        self.fenced.set()
+
+    async def _serve(self) -> None:
+        o = self.options
+        self.catalog = Catalog(self.structures, member=o.member, group=o.group)
+        self._ends.push_async_callback(self.catalog.close)
+        await self.catalog.start()
+        self.queues = QueueService(self.catalog, self._world)
+        self._ends.push_async_callback(self.queues.close)
+        self.queues.start()
+        administration = Administration(self.catalog, self.queues)
+        await administration.apply(o.definitions, replace=False)
+        self.link = InitiatorLink(self.admin, group=o.group, kill=self._kill)
+        self._ends.push_async_callback(self.link.close)
+        commands, inquiries = administration.commands(), administration.inquiries()
+        backend = QueueManagerBackend(self.queues, commands, inquiries)
+        self.clients = ClientService(member=o.member, group=o.group, backend=backend, world=self._world)
+        handlers: dict[str, Handler] = {CLIENT: self.clients.handler}
+        socket = await self._local_listen(self.link.serve)
+        self._ends.push_async_callback(socket.close)
+        listener = await self._transport.listen(o.address, handlers)
+        self._ends.push_async_callback(listener.close)
+        self._ends.push_async_callback(self.clients.close)
+        self.address = listener.address
+        log.info("serving", address=listener.address)
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Ends the incarnation. With `drain` applications finish their units of work and channels are handed to other members first."""
+        try:
+            if drain and not self.fenced.is_set():
+                await self.clients.drain()
+        finally:
+            for task in self._watchers:
+                task.cancel()
+            await asyncio.gather(*self._watchers, return_exceptions=True)
+            await self._ends.aclose()

@@ -1,0 +1,171 @@
+"""The queue manager as a process: one incarnation after the other, until it is told to end or finds another process in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import structlog
+import yaml
+from pydantic import ValidationError
+
+from qsg.manager.manager import Options, QueueManager
+from qsg.pb import records_pb2
+from qsg.process.config import ADMIN, ConfigError, MemberConfig
+from qsg.process.security import store_of, transport_of
+from qsg.process.world import real_world
+from qsg.rules import keys
+from qsg.rules.definitions import PRIVATE, Definitions
+from qsg.rules.reasons import Refusal
+from qsg.store.contract import Get, Store, StoreError
+from qsg.store.sqlite import SqliteStore
+from qsg.transport.contract import TransportError
+from qsg.transport.unix import listen_unix
+
+log = structlog.get_logger()
+
+AGAIN_S = 0.2
+REVISION_STEP = 1_000
+"""How far the highest revision seen may run ahead of the one on disk."""
+
+
+def read_definitions(path: Path | None) -> Definitions:
+    if path is None:
+        return Definitions()
+    try:
+        return Definitions.model_validate(yaml.safe_load(path.read_text()) or {})
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: {wrong}") from error
+
+
+class Revisions:
+    """The highest revision seen of each structure, kept in a file, so that a restored store is noticed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seen: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self.seen = {str(k): int(v) for k, v in json.loads(path.read_text()).items()}
+        self._written = dict(self.seen)
+
+    def note(self, structure: str, revision: int) -> None:
+        self.seen[structure] = max(revision, self.seen.get(structure, 0))
+        if self.seen[structure] - self._written.get(structure, 0) >= REVISION_STEP:
+            self.write()
+
+    def write(self) -> None:
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps(self.seen))
+        temporary.replace(self._path)
+        self._written = dict(self.seen)
+
+
+async def run(config: MemberConfig) -> int:
+    """Exit status 0 when told to end, 1 when it cannot go on, 3 when another process has taken its name."""
+    structlog.contextvars.bind_contextvars(member=config.member, process="queue manager")
+    config.data.mkdir(parents=True, exist_ok=True)
+    config.socket.parent.mkdir(parents=True, exist_ok=True)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    private = SqliteStore(config.data / "private.db", quota_bytes=config.private_quota_bytes)
+    try:
+        definitions = read_definitions(config.definitions)
+        await private.open()
+    except (ConfigError, StoreError) as error:
+        log.error("cannot start", error=str(error))
+        return 1
+    stores: dict[str, Store] = {PRIVATE: private, **{name: store_of(s) for name, s in config.structures.items()}}
+    try:
+        return await _incarnations(config, stores, definitions, stop)
+    finally:
+        for store in stores.values():
+            await store.close()
+
+
+async def _incarnations(config: MemberConfig, stores: dict[str, Store], definitions: Definitions, stop: asyncio.Event) -> int:
+    world = real_world()
+    process = world.id().hex()
+    revisions = Revisions(config.data / "revisions.json")
+    while not stop.is_set():
+        options = Options(
+            member=config.member,
+            group=config.group,
+            address=config.address,
+            advertise=config.advertise,
+            group_listener=config.group_listener,
+            local_listener=config.local_listener,
+            process=process,
+            slots=config.slots,
+            lease_ttl_s=config.lease_ttl_s,
+            definitions=definitions,
+            highest=dict(revisions.seen),
+        )
+        manager = QueueManager(
+            options,
+            world,
+            stores,
+            transport_of(config),
+            lambda handler: listen_unix(str(config.socket), handler),
+            kill=_end_process,
+            on_revision=revisions.note,
+        )
+        if not await _until(manager.start(), stop):
+            break
+        await _first(stop.wait(), manager.fenced.wait())
+        fenced = manager.fenced.is_set()
+        await manager.stop(drain=not fenced)
+        if fenced and await _displaced(stores, config, process):
+            log.error("another process has taken this member's name")
+            return 3
+        revisions.write()
+    return 0
+
+
+async def _until(work: object, stop: asyncio.Event) -> bool:
+    """Runs the start of an incarnation unless told to end meanwhile. False: it did not start, and the process is to end."""
+    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return False
+    try:
+        task.result()
+    except (Refusal, StoreError, TransportError, OSError) as error:
+        log.error("cannot start", error=str(error))
+        raise SystemExit(1) from error
+    return True
+
+
+async def _first(*waits: object) -> None:
+    tasks = [asyncio.ensure_future(w) for w in waits]  # type: ignore[call-overload]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _displaced(stores: dict[str, Store], config: MemberConfig, process: str) -> bool:
+    """Whether the member key now names another process: then this one is the old one."""
+    store = stores[ADMIN if config.group else PRIVATE]
+    try:
+        found = (await store.get(Get(keys.member(config.member)))).first
+    except StoreError:
+        return False
+    return found is not None and records_pb2.MemberRecord.FromString(found.value).process != process
+
+
+def _end_process(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
