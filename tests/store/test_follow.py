@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from qsg.store.contract import Delete, Event, Get, KeyValue, Put, StoreError, get_prefix
+from qsg.store.contract import Delete, Event, Get, GetResult, KeyValue, Put, StoreError, get_prefix
 from qsg.store.follow import Follower
 from qsg.store.memory import MemoryServer, MemoryStore, RandomFaults
 from support.simulated import simulated
@@ -218,3 +218,32 @@ async def test_a_restored_store_is_told_as_differences_and_one_that_went_back_is
         await put(writer, b"a/3")
         assert not await f.wait(at, 5)
         assert list(f.items) == [b"a/1"]
+
+
+@simulated
+async def test_a_compaction_between_two_pages_starts_the_list_again(server: MemoryServer) -> None:
+    """Otherwise a page of one revision would stand beside a page of another."""
+    writer, reader = server.client(), server.client()
+    for start in range(0, 1500, 100):
+        await writer.txn([], [Put(b"a/%05d" % i, b"old") for i in range(start, start + 100)])
+    asked = 0
+    ask = server.get
+
+    def compacting(get: Get) -> GetResult:
+        nonlocal asked
+        asked += 1
+        result = ask(get)
+        if asked == 1:  # between the first page and the second
+            server.txn([], [Delete(b"a/00000"), Put(b"a/01400", b"new")], [])
+            server.compact(server.state.revision)
+        return result
+
+    server.get = compacting  # type: ignore[method-assign]
+    lists: list[list[Event]] = []
+    f = Follower(reader, b"a/")
+    f.add_listener(lists.append)
+    await f.ready()
+    assert asked == 4  # one page, one refused, two pages
+    assert len(lists) == 1 and len(lists[0]) == len(f.items) == 1499
+    assert (f.items[b"a/01400"].value, b"a/00000" in f.items) == (b"new", False)
+    await f.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -222,3 +223,42 @@ async def test_peers_are_named(wire: Wire) -> None:
     assert here.peer and there.peer
     assert here.identity == there.identity == ""
     await here.close()
+
+
+async def test_connects_and_closes_leave_nothing_behind(wire: Wire) -> None:
+    """Tasks and file descriptors return to where they were, whoever closes, and for refusals too."""
+
+    async def handler(stream: Stream) -> None:
+        if await stream.receive() == b"return":
+            return
+        await stream.receive()
+
+    async def one(i: int) -> None:
+        stream = await wire.connect()
+        await stream.send(b"return" if i % 2 else b"stay")
+        if i % 2:
+            with pytest.raises(Closed):
+                await asyncio.wait_for(stream.receive(), 5)
+        await stream.close()
+
+    async def settled() -> tuple[int, int]:
+        """What is in use once it no longer falls."""
+        seen = []
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            seen.append((len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))))
+        return min(t for t, _ in seen), min(f for _, f in seen)
+
+    listener = await wire.listen(handler)
+    await asyncio.gather(*(one(i) for i in range(4)))
+    tasks, files = await settled()
+    for _ in range(10):
+        await asyncio.gather(*(one(i) for i in range(6)))
+    after = await settled()
+    assert after[0] <= tasks
+    assert after[1] <= files + 3
+    await listener.close()
+    for _ in range(20):
+        with pytest.raises(Refused):
+            await wire.connect()
+    assert (await settled())[1] <= files + 3

@@ -98,6 +98,7 @@ class _GrpcStream:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+        self._read = self._write = _gone  # gRPC keeps the connection open as long as anyone holds the call
 
     async def _reading(self) -> None:
         detail = "the other side closed"
@@ -128,6 +129,10 @@ class _GrpcStream:
             self._outbox.drop()
 
 
+async def _gone(*_: object) -> Any:
+    raise Closed("closed here")
+
+
 def _describe(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {error.details()}"
@@ -141,21 +146,24 @@ class _ClientStream(_GrpcStream):
         self._call = call
 
     async def close(self) -> None:
+        call, self._call = self._call, None
+        if call is None:
+            return
         try:
             await self.flush()
             if not self.ended.is_set():
-                await self._half_close()
+                await self._half_close(call)
         finally:
             self.end("closed here")
-            self._call.cancel()
+            call.cancel()
             await self.stop()
             await self._channel.close()
 
-    async def _half_close(self) -> None:
+    async def _half_close(self, call: Any) -> None:
         """Says that no more comes, and waits until the other side has seen it, so that nothing on its way is thrown away."""
         try:
             async with asyncio.timeout(FLUSH_S):
-                await self._call.done_writing()
+                await call.done_writing()
                 await self.ended.wait()
         except (TimeoutError, grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as e:
             log.debug("not closed orderly", peer=self.peer, error=repr(e))
