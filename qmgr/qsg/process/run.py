@@ -1,22 +1,24 @@
 """Entry points of the two processes of a member: the queue manager and the channel initiator.
 
-`python -m qsg.process.run serve|initiator CONFIG`. Each builds one incarnation after the other until it is told to end.
+`python -m qsg.process.run serve|initiator CONFIG`. Each builds one incarnation after the other until it is told to end. Modules are loaded
+late, so that a process that was killed is back soon.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from pathlib import Path
 
-import structlog
-
-from qsg.process.config import ConfigError, load
-
 
 def configure_logging() -> None:
     """One JSON object a line on standard error."""
+    # structlog loads rich, where it is installed, for tracebacks on terminals. These processes have none, and it takes 0.3 s.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+    import structlog
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -34,19 +36,20 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] not in ("serve", "initiator"):
         sys.stderr.write("usage: python -m qsg.process.run serve|initiator CONFIG\n")
         return 2
+    configure_logging()
+    from qsg.process.config import ConfigError, load
+
     try:
         config = load(Path(arguments[1]))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    configure_logging()
     if arguments[0] == "serve":
-        from qsg.process.queue_manager import run as run_queue_manager
-
-        return asyncio.run(run_queue_manager(config))
-    from qsg.process.initiator import run as run_initiator
-
-    return asyncio.run(run_initiator(config))
+        from qsg.process.queue_manager import run
+    else:
+        from qsg.process.initiator import run
+    gc.freeze()  # what was loaded stays: the collector need not look at it again
+    return asyncio.run(run(config))
 
 
 if __name__ == "__main__":
