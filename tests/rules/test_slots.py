@@ -232,7 +232,15 @@ class RashSlot(Slot):
         return self._settle(REFUSED, self.guard)
 
 
-@pytest.mark.parametrize("kind", [HastySlot, NumberedSlot, RashSlot])
+class CertainSlot(Slot):
+    """Planted bug: a guard that others have advanced twice is taken for proof that the attempt was not applied."""
+
+    def failed(self, guard: Guard, ours: bool) -> Verdict:
+        verdict = super().failed(guard, ours)
+        return FENCED if verdict == UNKNOWN else verdict
+
+
+@pytest.mark.parametrize("kind", [HastySlot, NumberedSlot, RashSlot, CertainSlot])
 def test_the_search_finds_planted_bugs(kind: type[Slot]) -> None:
     search = Search(kind)
     search.run()

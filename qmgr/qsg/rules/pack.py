@@ -309,10 +309,7 @@ class _Builder:
             self._segment_ops(ops)
             self._totals_writes()
             for key, write in self.writes.items():
-                if write.value is not None:
-                    ops.append(Put(key, write.value))
-                elif write.mod_revision:
-                    ops.append(Delete(key))
+                ops.append(Delete(key) if write.value is None else Put(key, write.value))
             ops.extend(self._raw_ops())
             compares.extend(self.owners)
             else_ops.extend(self._else_gets())
