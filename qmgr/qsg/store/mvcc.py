@@ -141,27 +141,34 @@ class Mvcc:
             raise StoreError(f"required revision {get.revision} is a future revision")
         if 0 < get.revision < self.compacted:
             raise Compacted(self.compacted)
-        kvs = self._range(get.key, get.end, get.revision)
-        count = len(kvs)
+        if get.revision == 0 and not get.mod_after:
+            keys = self._live_keys_in(get.key, get.end)
+            count = len(keys)
+            more = 0 < get.limit < count
+            kvs = [self._live[k] for k in (keys[: get.limit] if more else keys)]
+        else:
+            kvs = self._range(get.key, get.end, get.revision)
+            count = len(kvs)
+            kvs = [kv for kv in kvs if kv.mod_revision > get.mod_after]
+            more = 0 < get.limit < len(kvs)
+            kvs = kvs[: get.limit] if more else kvs
         if get.count_only:
             return GetResult((), count, False, self.revision)
-        if get.mod_after:
-            kvs = [kv for kv in kvs if kv.mod_revision > get.mod_after]
-        more = bool(get.limit) and len(kvs) > get.limit
-        if more:
-            kvs = kvs[: get.limit]
         if get.keys_only:
             kvs = [KeyValue(kv.key, b"", kv.create_revision, kv.mod_revision, kv.version, kv.lease) for kv in kvs]
         return GetResult(tuple(kvs), count, more, self.revision)
 
     def _range(self, key: bytes, end: bytes, revision: int) -> list[KeyValue]:
-        now = revision == 0  # a named revision never sees the writes of a transaction that is being applied
-        index = self._live_keys if now else self._all_keys
-        keys = index.within(key, end) if end else [key]
-        if now:
-            return [self._live[k] for k in keys if k in self._live]
-        found = (self._at(k, revision) for k in keys)
+        if revision == 0:
+            return [self._live[k] for k in self._live_keys_in(key, end)]
+        # A named revision, even the newest, never sees the writes of a transaction that is being applied.
+        found = (self._at(k, revision) for k in (self._all_keys.within(key, end) if end else [key]))
         return [kv for kv in found if kv is not None]
+
+    def _live_keys_in(self, key: bytes, end: bytes) -> list[bytes]:
+        if end:
+            return self._live_keys.within(key, end)
+        return [key] if key in self._live else []
 
     def _at(self, key: bytes, revision: int) -> KeyValue | None:
         for version in reversed(self._history.get(key, ())):
