@@ -44,11 +44,19 @@ class _Cost:
     ops: int = 0
     bytes: int = 0
 
-    def plus(self, other: _Cost) -> _Cost:
-        return _Cost(self.compares + other.compares, self.reads + other.reads, self.ops + other.ops, self.bytes + other.bytes)
+    def add(self, other: _Cost) -> None:
+        self.compares += other.compares
+        self.reads += other.reads
+        self.ops += other.ops
+        self.bytes += other.bytes
 
-    def within(self, limits: Limits) -> bool:
-        return max(self.ops, self.reads) <= limits.operations and self.compares <= limits.compares and self.bytes <= limits.bytes
+    def leaves_room(self, other: _Cost, limits: Limits) -> bool:
+        return (
+            self.ops + other.ops <= limits.operations
+            and self.reads + other.reads <= limits.operations
+            and self.compares + other.compares <= limits.compares
+            and self.bytes + other.bytes <= limits.bytes
+        )
 
 
 class _Stop(Exception):
@@ -112,7 +120,7 @@ class _Builder:
         except Exception as error:  # of the unit's own code: told to its caller
             self.denied.append(Denied(index, error, trial.tentative))
             return True
-        if not self.cost.plus(trial.cost).within(self.limits):
+        if not self.cost.leaves_room(trial.cost, self.limits):
             if self.included:
                 return False
             self.denied.append(Denied(index, Refusal(Reason.SYNCPOINT_LIMIT_REACHED, "more than one transaction holds"), False))
@@ -206,23 +214,29 @@ class _Builder:
             trial.raw[op.key] = op
 
     def _try_puts(self, unit: Unit, trial: _Trial) -> None:
+        place: tuple[str, int] | None = None
         for put in unit.puts:
-            if self.ranges and self._in_deleted_range(keys.lane_headers(put.queue, put.priority, self.lane.name)):
-                raise _Stop
-            if any(_inside(keys.headers(put.queue), d.key, d.end) for d in trial.ranges):
-                raise ValueError(f"a put to a queue that the same unit clears: {put.queue}")
-            self._try_queue(put.queue, trial)
+            if place != (put.queue, put.priority):
+                place = put.queue, put.priority
+                self._try_place(*place, trial)
             if isinstance(put, NewSegment):
-                trial.open[put.queue, put.priority] = (segments.ENTRIES_MAX, 0, False)
+                trial.open[place] = (segments.ENTRIES_MAX, 0, False)
                 trial.cost.ops += 2
-                trial.cost.bytes += put.header.ByteSize() + len(put.bodies) + 2 * (OVERHEAD + 128 + len(put.queue))
+                trial.cost.bytes += put.header.ByteSize() + len(put.bodies) + 2 * (OVERHEAD + 128 + 3 * len(put.queue))
             else:
-                self._try_message(put, trial)
+                self._try_message(put, place, trial)
         for taken in unit.taken:
             self._try_queue(taken.queue, trial)
 
-    def _try_message(self, put: NewMessage, trial: _Trial) -> None:
-        place, directed, size = (put.queue, put.priority), put.destination is not None, len(put.body)
+    def _try_place(self, queue: str, priority: int, trial: _Trial) -> None:
+        if self.ranges and self._in_deleted_range(self.lane.place(queue, priority).lane):
+            raise _Stop
+        if trial.ranges and any(_inside(keys.headers(queue), d.key, d.end) for d in trial.ranges):
+            raise ValueError(f"a put to a queue that the same unit clears: {queue}")
+        self._try_queue(queue, trial)
+
+    def _try_message(self, put: NewMessage, place: tuple[str, int], trial: _Trial) -> None:
+        directed, size, entry = put.destination is not None, len(put.body), put.entry
         state = trial.open.get(place)
         if state is None and place in self.open:
             builder, kind = self.open[place]
@@ -232,7 +246,7 @@ class _Builder:
             trial.cost.bytes += 2 * (OVERHEAD + 128 + 3 * len(put.queue))
             state = 0, 0, directed
         trial.open[place] = (state[0] + 1, state[1] + size, directed)
-        trial.cost.bytes += size + ENTRY_OVERHEAD + len(put.entry.stage) + len(put.entry.message_id) + len(put.entry.correlation_id)
+        trial.cost.bytes += size + ENTRY_OVERHEAD + len(entry.stage) + len(entry.message_id) + len(entry.correlation_id)
         if put.destination is not None:
             trial.cost.bytes += 16 + 3 * (len(put.destination[0]) + len(put.destination[1]))
 
@@ -252,10 +266,12 @@ class _Builder:
 
     def _merge(self, index: int, unit: Unit, trial: _Trial) -> None:
         self.included.append(index)
-        self.cost = self.cost.plus(trial.cost)
+        self.cost.add(trial.cost)
         totals = {self.lane.totals_of(q).key for q in trial.queues}
         for compare in trial.compares:
-            owners = self.owners.setdefault(compare, [])
+            owners = self.owners.get(compare)
+            if owners is None:
+                owners = self.owners[compare] = []
             if compare.key not in totals:
                 owners.append(index)
         self.reads.update(trial.reads)
@@ -293,7 +309,7 @@ class _Builder:
 
     def _new_segment(self, queue: str, priority: int, segment: segments.Builder | NewSegment) -> None:
         self.published.append((queue, priority, segment))
-        self.marks.add(keys.lane_headers(queue, priority, self.lane.name))
+        self.marks.add(self.lane.place(queue, priority).lane)
 
     def _take(self, taken: Taken) -> None:
         sums = self._sums(taken.queue)
@@ -320,9 +336,10 @@ class _Builder:
         for queue, priority, segment in self.published:
             suffix = self.lane.next_suffix()
             header, bodies = segment.values() if isinstance(segment, segments.Builder) else segments.attach(segment.header, segment.bodies)
-            ops.append(Put(keys.header(queue, priority, suffix), header))
+            place = self.lane.place(queue, priority)
+            ops.append(Put(place.header + suffix, header))
             if bodies:
-                ops.append(Put(keys.body(queue, priority, suffix), bodies))
+                ops.append(Put(place.body + suffix, bodies))
             self.sums[queue].last[priority] = suffix
 
     def _totals_writes(self) -> None:

@@ -16,6 +16,16 @@ from qsg.rules.unit import Cell
 from qsg.store.contract import Compare, Get, KeyValue, Op, Put, Relation, Target, TxnResult, created_at, unchanged
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Prefixes of keys where a lane's segments of one queue and priority go."""
+
+    header: bytes
+    body: bytes
+    lane: bytes
+    """Of the lane's own headers."""
+
+
 @dataclass(slots=True)
 class Lane:
     """What one slot of this incarnation remembers from transaction to transaction."""
@@ -29,6 +39,7 @@ class Lane:
     counter: int = 0
     totals: dict[str, Cell] = field(default_factory=dict)
     """By queue. One not there is taken for absent; its compare tells when it is not."""
+    places: dict[tuple[str, int], Place] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = keys.lane(self.member, self.slot)
@@ -38,6 +49,14 @@ class Lane:
     def next_suffix(self) -> keys.Suffix:
         self.counter += 1
         return keys.suffix(self.name, self.incarnation, self.counter)
+
+    def place(self, queue: str, priority: int) -> Place:
+        place = self.places.get((queue, priority))
+        if place is None:
+            lane = keys.lane_headers(queue, priority, self.name)
+            place = Place(keys.header(queue, priority, b""), keys.body(queue, priority, b""), lane)
+            self.places[queue, priority] = place
+        return place
 
     def totals_of(self, queue: str) -> Cell:
         cell = self.totals.get(queue)
