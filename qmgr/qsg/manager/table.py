@@ -16,8 +16,8 @@ from qsg.rules.steps import Sight
 from qsg.store.contract import Event, Get
 from qsg.store.follow import Follower
 
-Listener = Callable[[str, pb.ChannelStatus | None], None]
-"""(channel, its entry now; None = inactive), outbound entries only."""
+Listener = Callable[[str, pb.ChannelStatus | None, int], None]
+"""(channel, its entry now; None = inactive, revision of the change), outbound entries only."""
 
 
 class StatusTable:
@@ -73,4 +73,4 @@ class StatusTable:
             channel = keys.unname(event.kv.key[len(keys.STATUS_OUT) :])
             entry = None if event.deleted else pb.ChannelStatus.FromString(event.kv.value)
             for listener in list(self.on_change):
-                listener(channel, entry)
+                listener(channel, entry, event.kv.mod_revision)

@@ -1,0 +1,418 @@
+"""The channels of this member: which to look after, when to start one, where, and how to give all of them away.
+
+Owns one `Caretaker` for each channel that this member runs, pursues or stops; the triggers (by event and by level); start requests of
+peers; recovery; the planned drain. Invariant: at most one caretaker a channel in this process. Does not guarantee that a channel runs
+here: the table, the lock and the fence decide; this only tries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+
+from qsg.manager.caretaker import Caretaker, MakeSender, Office, Passage
+from qsg.manager.catalog import ADMIN, Catalog
+from qsg.manager.inbound import InboundTable
+from qsg.manager.link import InitiatorLink
+from qsg.manager.members import Members
+from qsg.manager.peers import PeerLinks, PeerUnreachable
+from qsg.manager.recovery import Recovery
+from qsg.manager.sending import Grant, Sender
+from qsg.manager.steps import Driver
+from qsg.manager.structure import Structure
+from qsg.manager.table import StatusTable
+from qsg.pb import peer_pb2
+from qsg.pb import records_pb2 as pb
+from qsg.rules import balance, keys, status
+from qsg.rules.balance import Load
+from qsg.rules.definitions import PRIVATE
+from qsg.rules.ownership import Held, Leftover, Occasion, recover
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import Place
+from qsg.rules.unit import CompareFailed, Fenced
+from qsg.rules.world import World
+from qsg.store.contract import StoreError, get_prefix
+
+log = structlog.get_logger()
+
+LEVEL_S = 2.0
+"""How often transmission queues without an owner, and entries without one, are looked for."""
+WATCH_S = 0.25
+OUT_OF_REACH_S = 1.5
+ASKED_S = 0.5
+"""A start that another member was asked for is not asked for again so soon."""
+DRAIN_S = 10.0
+
+
+class ChannelSupervisor:
+    """`members` and `peers` are None outside a group. Set `link.on_joined` and `on_lost` to `initiator_joined` and `initiator_lost`."""
+
+    def __init__(
+        self,
+        *,
+        member: str,
+        group: str,
+        structures: Mapping[str, Structure],
+        catalog: Catalog,
+        link: InitiatorLink,
+        world: World,
+        members: Members | None = None,
+        peers: PeerLinks | None = None,
+        make_sender: MakeSender | None = None,
+    ) -> None:
+        self.member, self.group = member, group
+        self.structures, self.catalog, self.link, self.world = structures, catalog, link, world
+        self.members, self.peers = members, peers
+        self.driver = Driver(member, structures, link)
+        self.tables = {name: StatusTable(structures[name]) for name in (ADMIN, PRIVATE) if name in structures}
+        self.inbound = InboundTable(self.driver, world)
+        self.office = Office(
+            self.driver,
+            world,
+            self.tables,
+            make_sender or self._make_sender,
+            lambda place: member if place.admin == PRIVATE else group,
+            self.find,
+            self.own_load,
+            peers,
+            initiators=ADMIN if group else PRIVATE,
+        )
+        self.recovery = Recovery(self.office, self._adopt, lambda: self._care, self._pinned)
+        self._care: dict[str, Caretaker] = {}
+        self._senders_of: dict[str, list[str]] = {}
+        """Transmission queue -> its sender channels."""
+        self._asked: dict[str, float] = {}
+        self._unreachable: dict[str, float] = {}
+        self._cut_off: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = False
+
+    # Beginning and end
+
+    async def start(self) -> None:
+        """Own left-over entries first, then those of inactive members, then whatever has messages waiting (patent, start-up)."""
+        for table in self.tables.values():
+            table.on_change.append(self._entry_changed)
+            await table.start()
+        self.catalog.on_change.append(self._definitions_changed)
+        self._definitions_changed()
+        for structure in self.structures.values():
+            structure.on_commit.append(self._committed)
+        if self.members is not None:
+            self.members.on_gone.append(self.recovery.member_gone)
+        if self.peers is not None:
+            self.peers.requests["start"] = self._start_requested
+            self.peers.requests["cut_off"] = self._cut_off_requested
+        self._started = True
+        self.recovery.sweep()
+        self._spawn(self._level(), "triggers by level")
+        self._spawn(self._watch_structures(), "reach of structures")
+
+    async def close(self) -> None:
+        """Ends everything as it stands; `drain` first where channels are to go on elsewhere."""
+        self._started = False
+        for structure in self.structures.values():
+            if self._committed in structure.on_commit:
+                structure.on_commit.remove(self._committed)
+        if self._definitions_changed in self.catalog.on_change:
+            self.catalog.on_change.remove(self._definitions_changed)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.recovery.close()
+        await asyncio.gather(*(care.close() for care in list(self._care.values())))
+        await self.inbound.close(remove=False)
+        for table in self.tables.values():
+            await table.close()
+
+    async def drain(self, timeout_s: float = DRAIN_S) -> None:
+        """Planned stop: no new channel starts here, batches in flight are finished, and each channel is handed to another member."""
+        self.office.draining = True
+        caretakers = list(self._care.values())
+        log.info("draining", channels=[care.name for care in caretakers])
+        for care in caretakers:
+            care.hand_over()
+        ends = [asyncio.ensure_future(care.finished()) for care in caretakers]
+        if ends:
+            await asyncio.wait(ends, timeout=timeout_s)
+        for end in ends:
+            end.cancel()
+        await self.inbound.close()
+
+    # What there is
+
+    @property
+    def channels(self) -> dict[str, Caretaker]:
+        return dict(self._care)
+
+    def find(self, channel: str) -> Place | None:
+        """A sender channel and where its records lie; None when it is not defined, or its transmission queue is not."""
+        definition = self.catalog.channel(channel)
+        if definition is None or definition.type != "sender":
+            return None
+        queue = self.catalog.queue(definition.transmission_queue)
+        if queue is None or queue.type != "local" or queue.usage != "transmission":
+            return None
+        # A sender channel is shared if its transmission queue is, whatever its own disposition.
+        admin = PRIVATE if queue.structure == PRIVATE else ADMIN
+        if admin not in self.structures or queue.structure not in self.structures:
+            return None
+        return Place(definition, admin, queue.structure)
+
+    def own_load(self) -> Load:
+        """Active channels are those that are held, and inbound sessions."""
+        active = sum(1 for care in self._care.values() if care.held is not None) + len(self.inbound.sessions)
+        reached = frozenset(name for name, s in self.structures.items() if s.reachable and not s.fenced.is_set())
+        return Load(
+            self.member, active, self.catalog.settings.channels_max, self.link.joined and self._started, self.office.draining, reached
+        )
+
+    def _pinned(self, channel: str) -> bool:
+        definition = self.catalog.channel(channel)
+        return definition is not None and definition.disposition == "fixed-shared"
+
+    def _make_sender(self, held: Held, instance: int) -> Sender:
+        place = held.place
+        grant = Grant(
+            place.channel,
+            self.structures[place.structure],
+            held.lock,
+            held.fence,
+            held.progress,
+            held.epoch,
+            instance,
+            held.stream,
+            self.office.sender_name(place),
+        )
+        return Sender(grant, self.link)
+
+    # Starting
+
+    async def start_channel(self, channel: str, occasion: Occasion, passage: Passage | None = None) -> None:
+        """Takes the channel here and runs it; returns once the lock is had. Raises `Refusal`."""
+        place = self.find(channel)
+        if place is None:
+            raise Refusal(Reason.CHANNEL_NOT_FOUND, f"no sender channel {channel} with a transmission queue here")
+        if self.office.draining or not self._started:
+            raise Refusal(Reason.DRAINING, f"{self.member} is ending")
+        care = self._care.get(channel)
+        if care is not None:
+            if care.held is not None:
+                raise Refusal(Reason.CHANNEL_ALREADY_RUNNING, f"already running on {self.member}")
+            raise Refusal(Reason.CHANNEL_IN_USE, f"{self.member} is already at it")
+        await self._look_after(place, passage).start(occasion)
+
+    def _look_after(self, place: Place, passage: Passage | None = None) -> Caretaker:
+        care = self._care[place.channel.name] = Caretaker(self.office, place, self._ended, passage)
+        return care
+
+    def _ended(self, care: Caretaker) -> None:
+        if self._care.get(care.name) is care:
+            del self._care[care.name]
+
+    def _is_mine(self, admin: str, entry: pb.ChannelStatus) -> bool:
+        return (entry.owner, entry.owner_incarnation) == (self.member, self.structures[admin].incarnation)
+
+    def _adopt(self, channel: str, passage: Passage) -> None:
+        """The entry is ours now, and asks for something."""
+        place = self.find(channel)
+        if place is None:
+            log.warning("recovered a channel that is not defined here", channel=channel)
+        elif channel not in self._care and self._started:
+            self._look_after(place, passage).start()
+
+    async def adopt(self, channel: str) -> None:
+        """For commands: the entry was made ours."""
+        self._adopt(channel, Passage(asyncio.get_running_loop().time()))
+
+    async def _start_requested(self, asking: str, request: peer_pb2.Request) -> str:
+        start = request.start
+        loop = asyncio.get_running_loop()
+        care = self._care.get(start.channel)
+        if care is not None and care.held is None:
+            # It is at the end of an earlier run, or pursues what has been taken from it.
+            await asyncio.wait([asyncio.ensure_future(care.finished())], timeout=0.2)
+        if start.cause == "trigger":
+            await self.start_channel(start.channel, Occasion("trigger", self.world.wall_ms(), asking))
+            return ""
+        passage = Passage(loop.time() - start.since_ms / 1000, start.detect_ms)
+        await self._take_back(asking, start.channel)
+        await self.start_channel(start.channel, Occasion("request", self.world.wall_ms(), asking), passage)
+        return ""
+
+    async def _take_back(self, asking: str, channel: str) -> None:
+        """An owner that asks for a start while its entry still says RUNNING cannot write the table (scenario 1): done for it."""
+        place = self.find(channel)
+        entry = None if place is None else self.tables[place.admin].entry(channel)
+        if place is None or entry is None or entry.owner != asking or entry.state not in status.HELD:
+            return
+        structure = self.structures[place.admin]
+        cell = await structure.cell(keys.status_out(channel))
+        now = status.parse(cell.value)
+        if now is None or now.owner != asking or now.state not in status.HELD:
+            return
+        leftover = Leftover(cell, now, "status table out of the owner's reach", structure.mine())
+        await self.driver.run(
+            recover(self.driver.me, place.admin, leftover, self.world.wall_ms(), 0.0, self.world.id), f"recover {channel}"
+        )
+
+    # Triggers
+
+    def _definitions_changed(self) -> None:
+        senders: dict[str, list[str]] = {}
+        for name, channel in self.catalog.channels().items():
+            if channel.type == "sender":
+                senders.setdefault(channel.transmission_queue, []).append(name)
+        self._senders_of = senders
+
+    def _committed(self, revision: int, queues: frozenset[str]) -> None:
+        """By event: a transmission queue was put to here."""
+        for queue in queues:
+            for channel in self._senders_of.get(queue, ()):
+                self._trigger(channel)
+
+    def _trigger(self, channel: str, *, anywhere: bool = False) -> None:
+        """Starts a channel that has messages and no entry (one with an entry runs, is wanted, or is stopped)."""
+        place = None if channel in self._care or self.office.draining else self.find(channel)
+        if place is None or self.tables[place.admin].has(channel):
+            return
+        now = asyncio.get_running_loop().time()
+        if now - self._asked.get(channel, -ASKED_S) < ASKED_S:
+            return
+        loads = self.office.loads() if place.admin != PRIVATE else [self.own_load()]
+        best = balance.choose(loads, channel, {place.admin, place.structure})
+        if best is None:
+            return
+        self._asked[channel] = now
+        self._spawn(self._triggered(place, best), f"trigger {channel}")
+
+    async def _triggered(self, place: Place, target: str) -> None:
+        name = place.channel.name
+        try:
+            if target != self.member and self.peers is not None:
+                try:
+                    await self.peers.request(target, peer_pb2.Request(start=peer_pb2.StartChannel(channel=name, cause="trigger")))
+                    return
+                except PeerUnreachable as error:
+                    log.info("trigger not answered", channel=name, member=target, error=str(error))
+            await self.start_channel(name, Occasion("trigger", self.world.wall_ms()))
+        except Refusal as refusal:
+            log.info("trigger refused", channel=name, member=target, reason=refusal.reason.name, detail=refusal.detail)
+
+    async def _level(self) -> None:
+        """By level: at start and every few seconds, whatever was missed (H6b)."""
+        while True:
+            try:
+                await self.recovery.swept()
+                await self._look_at_queues()
+            except (StoreError, Fenced) as error:
+                log.info("level not looked at", error=repr(error))
+            await asyncio.sleep(LEVEL_S)
+            self.recovery.sweep()
+            if self.members is not None:
+                self.members.sweep()
+
+    async def _look_at_queues(self) -> None:
+        waiting: dict[str, list[Place]] = {}
+        for channels in self._senders_of.values():
+            for channel in channels:
+                place = self.find(channel)
+                if place is not None and channel not in self._care and not self.tables[place.admin].has(channel):
+                    waiting.setdefault(place.structure, []).append(place)
+        for structure, places in waiting.items():
+            if not self.structures[structure].reachable:
+                continue
+            _, results = await self.structures[structure].read(*(get_prefix(keys.totals(place.queue)) for place in places))
+            for place, result in zip(places, results, strict=True):
+                totals = [pb.Totals.FromString(kv.value) for kv in result.kvs]
+                if sum(t.put - t.got for t in totals) > 0:
+                    self._trigger(place.channel.name)
+
+    # What happens around
+
+    def _entry_changed(self, channel: str, entry: pb.ChannelStatus | None, revision: int) -> None:
+        care = self._care.get(channel)
+        if care is not None:
+            care.entry_changed(entry, revision)
+            return
+        place = self.find(channel)
+        if place is None or entry is None or not self._started or not self._is_mine(place.admin, entry):
+            return
+        if entry.state in (pb.STOPPING, *status.WANTED):
+            self._look_after(place).start()
+
+    def initiator_joined(self, initiator: int) -> None:
+        log.info("channels can be started", initiator=initiator)
+        for care in self._care.values():
+            care.entry_changed(None, 0)
+        self.recovery.sweep()
+        for channels in self._senders_of.values():
+            for channel in channels:
+                self._asked.pop(channel, None)
+
+    def initiator_lost(self, initiator: int, cause: str) -> None:
+        """Its senders end by themselves, with their sessions; what no task looks after is found by recovery (patent, scenario 3)."""
+        log.warning("channel initiator failed", initiator=initiator, cause=cause)
+        self.recovery.sweep()
+
+    async def _watch_structures(self) -> None:
+        """Scenario 1b: a structure that does not answer for 1.5 s has its channels ended here and started elsewhere."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for name, structure in self.structures.items():
+                if structure.reachable:
+                    self._unreachable.pop(name, None)
+                elif loop.time() - self._unreachable.setdefault(name, loop.time()) >= OUT_OF_REACH_S:
+                    self._structure_lost(name)
+
+    def _structure_lost(self, name: str) -> None:
+        now = asyncio.get_running_loop().time()
+        held = [care for care in self._care.values() if care.held is not None and care.place.structure == name]
+        for care in held:
+            log.warning("structure out of reach, channel ends here", structure=name, channel=care.name)
+            care.abandon()
+        if name != PRIVATE and self.peers is not None and now - self._cut_off.get(name, -OUT_OF_REACH_S) >= OUT_OF_REACH_S:
+            self._cut_off[name] = now
+            self._spawn(self._ask_cut_off(name), f"cut off from {name}")
+
+    async def _ask_cut_off(self, name: str) -> None:
+        """A peer deletes our member key there, so that what we hold in it is void."""
+        assert self.peers is not None
+        request = peer_pb2.CutOff(structure=name, incarnation=self.structures[name].incarnation)
+        for load in self.peers.loads():
+            if load.member == self.member or name not in load.structures:
+                continue
+            try:
+                await self.peers.request(load.member, peer_pb2.Request(cut_off=request))
+                log.warning("cut off from a structure at our own request", structure=name, by=load.member)
+                return
+            except (PeerUnreachable, Refusal) as error:
+                log.info("cut-off not done", structure=name, by=load.member, error=str(error))
+
+    async def _cut_off_requested(self, asking: str, request: peer_pb2.Request) -> str:
+        order = request.cut_off
+        if self.members is None or order.structure not in self.structures or order.structure == PRIVATE:
+            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"{self.member} has not joined {order.structure}")
+        try:
+            async with asyncio.timeout(OUT_OF_REACH_S):
+                await self.members.cut_off(order.structure, asking, order.incarnation)
+        except CompareFailed:
+            return "it was gone already"
+        except (Fenced, TimeoutError, StoreError) as error:
+            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, repr(error)) from error
+        return ""
+
+    def _spawn(self, work: object, name: str) -> None:
+        assert asyncio.iscoroutine(work)
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_log_failure)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a task of the channels failed", task=task.get_name(), error=repr(task.exception()), exc_info=task.exception())

@@ -1,0 +1,353 @@
+"""Channel commands: start, stop, resolve, reset, ping, status, and the group's status. MQ's terms and fields; dict in, dict out.
+
+Owns the reading of arguments and the shape of answers. Every command works from any member, also for a channel whose owner is dead: it
+changes the shared table and the queue's fence by lists of steps (`qsg.rules.stopping`), and whoever owns the entry follows. Raises
+`Refusal`; a command that was refused has changed nothing, except where it says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from qsg.manager.catalog import ADMIN
+from qsg.manager.channels import ChannelSupervisor
+from qsg.manager.link import SessionFailed
+from qsg.pb import channel_pb2, initiator_pb2
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys, status
+from qsg.rules.definitions import PRIVATE, Channel
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import Place
+from qsg.rules.stopping import Resolution, StopOrder, ask_stop, command_start, reset_receiver, reset_sender, resolve
+from qsg.store.contract import Get, StoreError, get_prefix
+
+START_WAIT_S = 5.0
+"""How long `start` waits to tell where it runs; it goes on anyway."""
+STOP_WAIT_S = 10.0
+LOOK_S = 0.02
+PING_BYTES = 16, 32_768
+
+
+class ChannelCommands:
+    def __init__(self, supervisor: ChannelSupervisor) -> None:
+        self._supervisor = supervisor
+
+    async def command(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Commands by name, with these arguments (all but `channel` optional):
+
+        start {channel, wait_s}; stop {channel, mode: quiesce|force, status: stopped|inactive, wait_s};
+        resolve {channel, action: commit|backout, force, record}; reset {channel, sequence}; ping {channel, bytes};
+        status {channel} ("" = all, a trailing * matches); group {}.
+        """
+        handler = {
+            "start": self.start,
+            "stop": self.stop,
+            "resolve": self.resolve,
+            "reset": self.reset,
+            "ping": self.ping,
+            "status": self.status,
+            "group": self.group,
+        }.get(name)
+        if handler is None:
+            raise Refusal(Reason.COMMAND_FAILED, f"no command {name!r}")
+        try:
+            return await handler(arguments)
+        except StoreError as error:
+            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)) from error
+
+    # Arguments
+
+    def _definition(self, arguments: dict[str, Any]) -> Channel:
+        name = arguments.get("channel")
+        if not isinstance(name, str) or not name:
+            raise Refusal(Reason.OPTIONS_ERROR, "channel: a name is needed")
+        channel = self._supervisor.catalog.channel(name)
+        if channel is None:
+            raise Refusal(Reason.CHANNEL_NOT_FOUND, f"no channel {name}")
+        return channel
+
+    def _place(self, arguments: dict[str, Any]) -> Place:
+        channel = self._definition(arguments)
+        if channel.type != "sender":
+            raise Refusal(Reason.CHANNEL_TYPE_ERROR, f"{channel.name} is a {channel.type}: this command is for senders")
+        place = self._supervisor.find(channel.name)
+        if place is None:
+            raise Refusal(Reason.UNKNOWN_XMIT_Q, f"{channel.name}: no transmission queue {channel.transmission_queue} that is reached here")
+        return place
+
+    # Start and stop
+
+    async def start(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        place = self._place(arguments)
+        supervisor = self._supervisor
+        await supervisor.driver.run(
+            command_start(supervisor.driver.me, place, supervisor.world.wall_ms(), supervisor.world.id),
+            f"start command {place.channel.name}",
+        )
+        await supervisor.adopt(place.channel.name)
+        entry = await self._until(place, lambda e: e is None or e.state not in status.WANTED, _seconds(arguments, START_WAIT_S))
+        return self._answer(place.channel, entry)
+
+    async def stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        place = self._place(arguments)
+        force = _choice(arguments, "mode", ("quiesce", "force")) == "force"
+        to = pb.INACTIVE if _choice(arguments, "status", ("stopped", "inactive")) == "inactive" else pb.STOPPED
+        supervisor = self._supervisor
+        order = StopOrder(to, force, supervisor.world.wall_ms(), int(Reason.STOPPED_BY_COMMAND), "stopped by command")
+        carrier = await supervisor.driver.run(
+            ask_stop(supervisor.driver.me, place, order, supervisor.world.id), f"stop command {place.channel.name}"
+        )
+        if carrier == supervisor.member:
+            await supervisor.adopt(place.channel.name)
+
+        def over(entry: pb.ChannelStatus | None) -> bool:
+            return entry is None or entry.state != pb.STOPPING or entry.partner_not_fenced
+
+        return self._answer(place.channel, await self._until(place, over, _seconds(arguments, STOP_WAIT_S)))
+
+    async def _until(self, place: Place, over: Any, wait_s: float) -> pb.ChannelStatus | None:
+        """The entry once `over` holds, or as it is when the time has passed."""
+        table = self._supervisor.tables[place.admin]
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        entry = await table.read(place.channel.name)
+        while not over(entry) and loop.time() < until:
+            await asyncio.sleep(LOOK_S)
+            entry = await table.read(place.channel.name)
+        return entry
+
+    # Resolve, reset, ping
+
+    async def resolve(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        place = self._place(arguments)
+        supervisor = self._supervisor
+        stream, known = _record(arguments.get("record"))
+        action = _choice(arguments, "action", ("commit", "backout"), needed=True)
+        resolution = Resolution("commit" if action == "commit" else "backout", bool(arguments.get("force")), known, stream)
+        resolved = await supervisor.driver.run(
+            resolve(supervisor.driver.me, place, resolution, supervisor.world.id, supervisor.office.sender_name(place)),
+            f"resolve {place.channel.name}",
+        )
+        return {"channel": place.channel.name, "action": action, "deleted": resolved.deleted, "risk": resolved.risk}
+
+    async def reset(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        channel = self._definition(arguments)
+        number = arguments.get("sequence", 1)
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise Refusal(Reason.OPTIONS_ERROR, "sequence: a number is needed")
+        supervisor = self._supervisor
+        if channel.type == "sender":
+            await supervisor.driver.run(reset_sender(supervisor.driver.me, self._place(arguments), number), f"reset {channel.name}")
+            return {"channel": channel.name, "sequence": number, "partner": "told at the next bind"}
+        count = 0
+        for structure in self._homes(channel):
+            count += await supervisor.driver.run(reset_receiver(structure, channel.name, number), f"reset {channel.name}")
+        if not count:
+            raise Refusal(Reason.CHANNEL_NOT_ACTIVE, f"{channel.name} has never received anything")
+        return {"channel": channel.name, "sequence": number, "streams": count}
+
+    def _homes(self, channel: Channel) -> list[str]:
+        """Where a receiver's records lie: its home structure, and the private store for what came through the local portal."""
+        homes = {channel.structure or (ADMIN if self._supervisor.group else PRIVATE), PRIVATE}
+        return [name for name in sorted(homes) if name in self._supervisor.structures]
+
+    async def ping(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        place = self._place(arguments)
+        size = arguments.get("bytes", PING_BYTES[0])
+        if not isinstance(size, int) or not PING_BYTES[0] <= size <= PING_BYTES[1]:
+            raise Refusal(Reason.OPTIONS_ERROR, f"bytes: {PING_BYTES[0]} to {PING_BYTES[1]}")
+        supervisor = self._supervisor
+        channel = place.channel
+        entry = await supervisor.tables[place.admin].read(channel.name)
+        if entry is not None and entry.state in status.HELD:
+            raise Refusal(Reason.CHANNEL_IN_USE, f"{channel.name} is {status.name(entry.state).lower()} on {entry.owner}")
+        sender = supervisor.office.sender_name(place)
+        order = initiator_pb2.Open(
+            channel=channel.name,
+            addresses=channel.connection_names,
+            bind=channel_pb2.Bind(channel=channel.name, sender=sender, receiver=channel.partner),
+            connect_timeout_ms=channel.connect_timeout_ms,
+            silence_ms=channel.silence_ms,
+            heartbeat_ms=channel.heartbeat_ms,
+            ping=True,
+        )
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            _, address = await supervisor.link.ask(order)
+        except SessionFailed as failed:
+            raise Refusal(failed.reason, failed.detail) from failed
+        return {"channel": channel.name, "address": address, "ms": round(1000 * (loop.time() - began), 1)}
+
+    # Status
+
+    async def status(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """DISPLAY CHSTATUS for the whole group: every defined channel, INACTIVE ones too, and every inbound session."""
+        wanted = str(arguments.get("channel") or "*")
+        supervisor = self._supervisor
+        lines: list[dict[str, Any]] = []
+        seen: set[str] = set()
+        for table in supervisor.tables.values():
+            for entry in table.entries():
+                if _matches(entry.channel, wanted):
+                    seen.add(entry.channel)
+                    lines.append(await self._with_saved(describe(entry)))
+        for name, channel in sorted(supervisor.catalog.channels().items()):
+            if name not in seen and _matches(name, wanted):
+                lines.append(await self._with_saved(self._answer(channel, None)))
+        if not lines and not wanted.endswith("*"):
+            raise Refusal(Reason.CHANNEL_NOT_FOUND, f"no channel {wanted}")
+        return {"channels": sorted(lines, key=lambda line: (line["channel"], line["partner"]))}
+
+    async def _with_saved(self, line: dict[str, Any]) -> dict[str, Any]:
+        """MQ's SAVED: what the SYNCQ records say. For an inbound channel also the token that `resolve commit` takes at the sender."""
+        supervisor = self._supervisor
+        if line["type"] == "sender":
+            place = supervisor.find(line["channel"])
+            if place is not None and supervisor.structures[place.structure].reachable:
+                _, (fence, progress, totals) = await supervisor.structures[place.structure].read(
+                    Get(keys.sender_fence(place.queue)), Get(keys.sender_progress(place.queue)), get_prefix(keys.totals(place.queue))
+                )
+                line["saved"] = _saved(fence.first.value if fence.first else b"", progress.first.value if progress.first else b"")
+                counted = [pb.Totals.FromString(kv.value) for kv in totals.kvs]
+                line["depth"] = sum(t.put - t.got for t in counted)
+        elif line["stream"]:
+            line["record"] = await self._receiver_record(line["channel"], bytes.fromhex(line["stream"]))
+        return line
+
+    async def _receiver_record(self, name: str, stream: bytes) -> str:
+        channel = self._supervisor.catalog.channel(name)
+        for structure in self._homes(channel) if channel is not None else ():
+            if not self._supervisor.structures[structure].reachable:
+                continue
+            _, (result,) = await self._supervisor.structures[structure].read(Get(keys.receiver_progress(stream)))
+            if result.first is not None:
+                return token(stream, pb.Progress.FromString(result.first.value))
+        return ""
+
+    async def group(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The members, as this one sees them."""
+        supervisor = self._supervisor
+        own = supervisor.own_load()
+        me: dict[str, Any] = {
+            "member": supervisor.member,
+            "incarnation": supervisor.structures[supervisor.office.initiators].incarnation,
+            "linked": True,
+            "silent_ms": 0,
+            "channels": own.channels,
+            "initiator": own.initiator,
+            "draining": own.draining,
+            "structures": sorted(own.structures),
+        }
+        others = supervisor.peers.status() if supervisor.peers is not None else []
+        return {"group": supervisor.group, "member": supervisor.member, "members": [me, *others]}
+
+    def _answer(self, channel: Channel, entry: pb.ChannelStatus | None) -> dict[str, Any]:
+        if entry is None:
+            entry = pb.ChannelStatus(channel=channel.name, transmission_queue=channel.transmission_queue, partner=channel.partner)
+            entry.type = pb.SENDER if channel.type == "sender" else pb.RECEIVER
+        return describe(entry)
+
+
+def describe(entry: pb.ChannelStatus) -> dict[str, Any]:
+    """The fields of DISPLAY CHSTATUS."""
+    line: dict[str, Any] = {
+        "channel": entry.channel,
+        "type": "sender" if entry.type == pb.SENDER else "receiver",
+        "status": status.name(entry.state),
+        "owner": entry.owner,
+        "partner": entry.partner,
+        "transmission_queue": entry.transmission_queue,
+        "address": entry.address,
+        "updated_at_ms": entry.updated_at_ms,
+        "started_at_ms": entry.started_at_ms,
+        "last_message_at_ms": entry.last_message_at_ms,
+        "epoch": entry.epoch,
+        "instance": entry.instance,
+        "stream": entry.stream.hex(),
+        "messages": entry.messages,
+        "bytes": entry.bytes,
+        "batches": entry.batches,
+        "current_sequence": entry.current_sequence,
+        "last_sequence": entry.last_sequence,
+        "current_luwid": entry.current_luwid,
+        "last_luwid": entry.last_luwid,
+        "in_doubt": entry.in_doubt,
+        "short_retries_left": entry.short_retries_left,
+        "long_retries_left": entry.long_retries_left,
+        "reason": int(entry.reason),
+        "detail": entry.detail,
+        "takeovers": entry.takeovers,
+    }
+    if entry.state == pb.STOPPING:
+        line["stopping_to"] = status.name(entry.stop_to)
+        line["note"] = "partner not fenced" if entry.partner_not_fenced else ""
+    if entry.HasField("takeover"):
+        t = entry.takeover
+        line["takeover"] = {
+            "from": getattr(t, "from"),
+            "to": t.to,
+            "cause": t.cause,
+            "at_ms": t.at_ms,
+            "detect_ms": round(t.detect_ms, 1),
+            "claim_ms": round(t.claim_ms, 1),
+            "resume_ms": round(t.resume_ms, 1),
+        }
+    return line
+
+
+def _saved(fence: bytes, progress: bytes) -> dict[str, Any]:
+    f, p = pb.SenderFence.FromString(fence), pb.Progress.FromString(progress)
+    return {
+        "epoch": f.epoch,
+        "open": f.open,
+        "partner": f.partner,
+        "channel": f.channel,
+        "stream": f.stream.hex(),
+        "last_luwid": p.luwid,
+        "last_sequence": p.sequence,
+        "messages": p.messages,
+        "batches": p.batches,
+        "reset_to": p.reset_to,
+    }
+
+
+def token(stream: bytes, progress: pb.Progress) -> str:
+    """A receiver's record in one word, for `resolve commit` at the sender: the stream, and how far the record goes."""
+    known = pb.Progress(luwid=progress.luwid, sequence=progress.sequence)
+    for priority, position in progress.confirmed.items():
+        known.confirmed[priority].CopyFrom(position)
+    return stream.hex() + "." + base64.urlsafe_b64encode(known.SerializeToString(deterministic=True)).decode().rstrip("=")
+
+
+def _record(word: object) -> tuple[bytes, pb.Progress | None]:
+    if word is None or word == "":
+        return b"", None
+    try:
+        stream, _, known = str(word).partition(".")
+        return bytes.fromhex(stream), pb.Progress.FromString(base64.urlsafe_b64decode(known + "=" * (-len(known) % 4)))
+    except (ValueError, binascii.Error, DecodeError) as error:
+        raise Refusal(Reason.OPTIONS_ERROR, "record: not one that a receiver's status shows") from error
+
+
+def _choice(arguments: dict[str, Any], name: str, choices: tuple[str, ...], *, needed: bool = False) -> str:
+    value = arguments.get(name) or ("" if needed else choices[0])
+    if value not in choices:
+        raise Refusal(Reason.OPTIONS_ERROR, f"{name}: {' or '.join(choices)}")
+    return str(value)
+
+
+def _seconds(arguments: dict[str, Any], default: float) -> float:
+    value = arguments.get("wait_s", default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 60:
+        raise Refusal(Reason.OPTIONS_ERROR, "wait_s: 0 to 60 seconds")
+    return float(value)
+
+
+def _matches(name: str, wanted: str) -> bool:
+    return name.startswith(wanted[:-1]) if wanted.endswith("*") else name == wanted

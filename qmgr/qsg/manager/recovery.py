@@ -1,0 +1,130 @@
+"""Recovery: entries of the status table whose owner is lost are taken over, by every live member at once (patent, scenarios 3 and 4).
+
+Owns when the table is looked through: a member is gone, our initiator is gone, at start (own left-overs first, then those of inactive
+members), and every few seconds. Invariant: every entry is taken over in one unit that compares its before-image and that its owner is
+still lost, so of several members one recovers each channel, and different members may recover different ones. What is recovered is told
+to the supervisor, which starts it where it fits best. Looks at live copies, not at the store: that saves a read where time counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from qsg.manager.caretaker import Office, Passage
+from qsg.manager.table import StatusTable
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys, status
+from qsg.rules.ownership import Leftover, leftovers, recovery, release_own_lock
+from qsg.rules.reasons import Refusal
+from qsg.rules.unit import CompareFailed, OutcomeUnknown
+from qsg.store.contract import StoreError
+
+log = structlog.get_logger()
+
+Adopt = Callable[[str, Passage], None]
+"""(channel whose entry is ours now, its passage)"""
+
+
+class Recovery:
+    """`running`: channels that tasks of this process look after. `pinned`: channels that stay with their member."""
+
+    def __init__(self, office: Office, adopt: Adopt, running: Callable[[], Iterable[str]], pinned: Callable[[str], bool]) -> None:
+        self.office = office
+        self.recovered = 0
+        self._adopt, self._running, self._pinned = adopt, running, pinned
+        self._gone: dict[str, int] = {}
+        self._noticed: dict[str, tuple[float, float, str]] = {}
+        """Member -> (loop time at which its loss was noticed, milliseconds that took, cause)."""
+        self._sweeping: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+
+    def member_gone(self, member: str, incarnation: int, cause: str, detect_ms: float) -> None:
+        self._gone[member] = max(incarnation, self._gone.get(member, 0))
+        self._noticed[member] = asyncio.get_running_loop().time(), detect_ms, cause
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Looks through every table, soon; again, if it is doing so now."""
+        if self.office.draining:
+            return  # what we leave behind is others' to recover
+        for name in self.office.tables:
+            if name in self._sweeping:
+                self._again.add(name)
+            else:
+                task = asyncio.get_running_loop().create_task(self._sweep(name), name=f"recovery in {name}")
+                self._sweeping[name] = task
+
+    async def swept(self) -> None:
+        """Returns once nothing is being looked through."""
+        while self._sweeping:
+            await asyncio.gather(*self._sweeping.values(), return_exceptions=True)
+
+    async def close(self) -> None:
+        for task in list(self._sweeping.values()):
+            task.cancel()
+        await self.swept()
+
+    async def _sweep(self, name: str) -> None:
+        try:
+            while True:
+                self._again.discard(name)
+                await self._look_through(name, self.office.tables[name])
+                if name not in self._again:
+                    return
+        finally:
+            self._sweeping.pop(name, None)
+
+    async def _look_through(self, name: str, table: StatusTable) -> None:
+        driver = self.office.driver
+        link = driver.link
+        await link.settled()  # a lost initiator's record is overwritten: what we compare is that none has joined since
+        ours = link.cell.mod_revision if name == self.office.initiators else 0
+        sight = table.sight(self._gone, (keys.initiator(driver.member), ours))
+        found = list(leftovers(driver.me, sight, running=self._running(), pinned=self._pinned))
+        # Our own first: they are ours to lose, and nobody else takes them while we live.
+        found.sort(key=lambda item: item.entry.owner != driver.member)
+        if found:
+            log.info("recovering", table=name, channels=[item.entry.channel for item in found])
+            await asyncio.gather(*(self._recover(name, item) for item in found))
+
+    async def _recover(self, name: str, leftover: Leftover) -> None:
+        driver = self.office.driver
+        entry = leftover.entry
+        loop = asyncio.get_running_loop()
+        since, detect_ms, cause = self._noticed.get(entry.owner, (loop.time(), 0.0, leftover.cause))
+        began = loop.time()
+        try:
+            if entry.owner == driver.member and entry.transmission_queue:
+                await self._unlock(entry)
+            if entry.owner in self._noticed:
+                leftover = Leftover(leftover.cell, entry, f"{leftover.cause}: {cause}", leftover.compare)
+            unit, after = recovery(driver.me, name, leftover, self.office.world.wall_ms(), detect_ms, self.office.world.id)
+            await driver.structures[name].commit(unit)
+        except (CompareFailed, Refusal) as error:
+            log.info("recovered by another", channel=entry.channel, detail=str(error))
+            return
+        except (StoreError, OutcomeUnknown) as error:
+            log.warning("not recovered", channel=entry.channel, error=repr(error))
+            return
+        self.recovered += 1
+        log.info(
+            "recovered",
+            channel=entry.channel,
+            owner=entry.owner,
+            state=status.name(entry.state),
+            cause=leftover.cause,
+            ms=round(1000 * (loop.time() - began), 1),
+            since_ms=round(1000 * (loop.time() - since), 1),
+        )
+        if after is not None:
+            self._adopt(entry.channel, Passage(since, detect_ms))
+
+    async def _unlock(self, entry: pb.ChannelStatus) -> None:
+        """Before the entry: whoever is asked to start finds the lock free."""
+        place = self.office.find(entry.channel)
+        if place is not None and place.queue == entry.transmission_queue and place.structure in self.office.driver.structures:
+            driver = self.office.driver
+            await driver.run(release_own_lock(driver.me, place.structure, place.queue))
