@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
-from support.members import Group, Member, group, shared
 
 import qsg
-from qsg.manager.client_backend import QueueBackend
+from qsg.manager.administration import Administration
+from qsg.manager.backend import QueueManagerBackend
 from qsg.manager.clients import SERVICE, ClientService
 from qsg.transport.memory import MemoryNetwork
+from support.members import Group, Member, group, shared
 
 
 @dataclass
@@ -25,7 +26,9 @@ class Site:
 
     async def start(self, name: str) -> None:
         member = self.members[name] = await self.group.member(name)
-        service = ClientService(member=name, group="G", backend=QueueBackend(member.queues), world=member.world)
+        administration = Administration(member.catalog, member.queues)
+        backend = QueueManagerBackend(member.queues, administration.commands(), administration.inquiries())
+        service = ClientService(member=name, group="G", backend=backend, world=member.world)
         self.services.append(service)
         await self.network.transport(name).listen(f"{name}:1416", {SERVICE: service.handler})
 
@@ -72,15 +75,14 @@ async def test_put_browse_get(site: Site) -> None:
 async def test_definitions(site: Site) -> None:
     async with site.connect() as qmgr:
         definition = {"name": "NEW", "structure": "app1", "max_depth": 2}
-        assert await qmgr.command("define", kind="queue", definition=definition) == {"result": "defined"}
-        assert await qmgr.command("define", kind="queue", definition=definition) == {"result": "unchanged"}
-        assert await qmgr.command("define", kind="queue", definition=definition | {"max_depth": 1}) == {"result": "altered"}
+        assert (await qmgr.command("define", kind="queue", definition=definition))["max_depth"] == 2
+        assert (await qmgr.command("define", kind="queue", definition=definition | {"max_depth": 1}))["max_depth"] == 1
         with pytest.raises(qsg.DefinitionError, match="max_depth"):
             await qmgr.command("define", kind="queue", definition=definition | {"max_depth": -1})
         await qmgr.put("NEW", b"1")
         with pytest.raises(qsg.QueueFull):
             await qmgr.put("NEW", b"2")
-        assert {queue["name"] for queue in await qmgr.inquire("queues")} >= {"A", "B", "NEW"}
+        assert {queue["name"] for queue in (await qmgr.inquire("queues"))["queues"]} >= {"A", "B", "NEW"}
         with pytest.raises(qsg.QsgError, match="Q_NOT_EMPTY"):
             await qmgr.command("delete", kind="queue", name="NEW")
         await qmgr.command("purge", name="NEW")

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from support.fake_backend import FakeBackend, FakeGroup
-
 from qsg.client import QueueManager, connect
 from qsg.manager.clients import SERVICE, ClientLimits, ClientService
 from qsg.rules.world import World
 from qsg.transport.memory import MemoryNetwork
+from support.fake_backend import FakeBackend, FakeGroup
 
 
 class ClientGroup:

@@ -8,10 +8,9 @@ fraction of a second. Does not know what the calls mean; who calls decides what 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import structlog
 
 from qsg.client.errors import (
     ConnectionBroken,
@@ -25,7 +24,7 @@ from qsg.client.session import Session, connect_frame
 from qsg.rules.world import World
 from qsg.transport.contract import Transport, TransportError
 
-log = structlog.get_logger()
+log = logging.getLogger("qsg.client")
 
 STAGGER_S = 0.25
 BACKOFF_FIRST_S = 0.03
@@ -110,7 +109,7 @@ class Link:
                 await self._publish(session)
                 await session.left.wait()
                 self.losses += 1
-                log.debug("session left", address=session.address, why=session.why)
+                log.debug("left %s: %s", session.address, session.why)
                 self._dispose(session)
         except QsgError as refusal:
             # Every member refuses, and would again: callers are told instead of waiting.
@@ -132,7 +131,7 @@ class Link:
             async with asyncio.timeout(LINGER_S):
                 await session.idle()
         except TimeoutError:
-            log.debug("calls are still out", address=session.address)
+            log.debug("calls to %s are still out", session.address)
         finally:
             await session.close()
 

@@ -11,10 +11,9 @@ Names of producers must be unique among living applications: the newer one of tw
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass, field
-
-import structlog
 
 from qsg.client.errors import ConnectionBroken, OutcomeUnknown, ProducerFenced, QsgError, StructureNotAvailable, error_for
 from qsg.client.link import Link
@@ -25,7 +24,7 @@ from qsg.pb import client_pb2 as pb
 from qsg.rules.reasons import Reason
 from qsg.rules.world import World
 
-log = structlog.get_logger()
+log = logging.getLogger("qsg.client")
 
 FRAMES_IN_FLIGHT = 2
 ASK_AGAIN_S = 0.05
@@ -285,7 +284,7 @@ class ProducerPuts:
         settlement = line.window.opened(response.producer_epoch, response.producer_last)
         line.session = session
         if settlement is not Settlement.KNOWN:
-            log.warning("producer record is not ours", producer=self.name, structure=line.structure, settlement=settlement.value)
+            log.warning("the record of producer %s in structure %s is %s", self.name, line.structure, settlement.value)
             for frame in line.window.frames:
                 if frame.outcome is Outcome.UNKNOWN:
                     answer_failed(frame.value.items, OutcomeUnknown(f"the record of producer {self.name} is {settlement.value}"))

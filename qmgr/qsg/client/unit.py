@@ -9,11 +9,10 @@ can be asked within `reconnect_s`, it is `OutcomeUnknown`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-
-import structlog
 
 from qsg.client.errors import BackedOut, OptionsError, OutcomeUnknown, QsgError, error_for
 from qsg.client.link import Link
@@ -24,7 +23,7 @@ from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.reasons import Reason
 
-log = structlog.get_logger()
+log = logging.getLogger("qsg.client")
 
 LIFETIME_MS = 24 * 3600 * 1000
 ASK_AGAIN_S = 0.05
@@ -290,6 +289,6 @@ class UnitOfWork:
                 end = pb.EndUnit(unit=self._number, commit=False)
                 await self._session.call(pb.ClientRequest(end_unit=end))
         except SessionLost as lost:
-            log.debug("backed out by the loss of the connection", detail=str(lost))
+            log.debug("backed out by the loss of the connection: %s", lost)
         finally:
             self._end("backed out")
