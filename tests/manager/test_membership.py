@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from qsg.manager.compaction import Housekeeper
-from qsg.manager.membership import check_restored, join, register
+from qsg.manager.membership import check_restored, confirm_restored, join, register
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
@@ -183,6 +183,26 @@ def test_a_store_that_is_restored_under_a_running_member_fences_it(jump: int) ->
         await asyncio.wait_for(structure.fenced.wait(), 3)
         assert structure.membership.restored
         await structure.close()
+
+    run(main())
+
+
+def test_a_confirmed_restore_lets_members_join_anew_and_nothing_of_before_write() -> None:
+    async def main() -> None:
+        server = MemoryServer()
+        store = server.client()
+        before = await joined(server, store=store)
+        store.pause()
+        sent = asyncio.create_task(before.commit(Unit(ops=[Put(b"k", b"")])))
+        server.state.revision += 10**9
+        highest = await confirm_restored(server.client())
+        after = await join(server.client(), "admin", record("p2"), world(), highest=highest)
+        store.resume()
+        with pytest.raises(Fenced):
+            await sent
+        assert server.get(Get(b"k")).first is None
+        await before.close()
+        await after.leave()
 
     run(main())
 

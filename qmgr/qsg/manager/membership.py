@@ -36,6 +36,7 @@ from qsg.store.contract import (
     Unavailable,
     absent,
     created_at,
+    prefix_end,
     unchanged,
 )
 
@@ -47,6 +48,7 @@ BEAT_S = 1.2
 CALL_S = 0.8
 """A renewal or a look that takes longer is given up and repeated: several fit into a lease."""
 PAUSE_S = 0.2
+SILENT_S = 1.0
 RESTORED_JUMP = 10**8
 """A store's revision that jumps by this much between two looks was restored from a snapshot (which bumps it by more)."""
 
@@ -55,6 +57,15 @@ def check_restored(highest: int, revision: int) -> None:
     """Raises `Refusal(STRUCTURE_RESTORED)` when a store that was last seen at `highest` (0 = never) now is at `revision`."""
     if highest and (revision < highest or revision - highest >= RESTORED_JUMP):
         raise Refusal(Reason.STRUCTURE_RESTORED, f"revision {revision}, last seen {highest}")
+
+
+async def confirm_restored(store: Store) -> int:
+    """An operator's word that a restored store may be used: deletes all member keys, which came back with it (interleaving P16).
+
+    Returns the revision, to be kept as the highest seen. Members join anew.
+    """
+    result = await store.txn([], [Delete(keys.MEMBERS, prefix_end(keys.MEMBERS))])
+    return result.revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +163,8 @@ class Membership:
         self.fenced = asyncio.Event()
         self.cause = ""
         self.restored = False
-        self.reachable = True
+        self._answered_at = asyncio.get_running_loop().time()
+        self._failed = False
         self.highest = registration.incarnation
         self._on_revision = on_revision
         self._tasks: list[asyncio.Task[None]] = []
@@ -170,9 +182,17 @@ class Membership:
             self.cause = cause
             self.fenced.set()
 
+    @property
+    def reachable(self) -> bool:
+        """False once the store has failed to answer and given no other answer for a second."""
+        return not self._failed or asyncio.get_running_loop().time() - self._answered_at < SILENT_S
+
     def answered(self, reachable: bool, revision: int) -> None:
-        """Every answer of the store passes here: its revision is remembered, and a jump noticed."""
-        self.reachable = reachable
+        """Every answer of the store passes here, or that there was none: its revision is remembered, and a jump noticed."""
+        self._failed = not reachable
+        if not reachable:
+            return
+        self._answered_at = asyncio.get_running_loop().time()
         if revision <= self.highest:
             return
         if revision - self.highest >= RESTORED_JUMP:

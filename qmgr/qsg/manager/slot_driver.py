@@ -91,7 +91,7 @@ class SlotDriver:
     def abandon(self) -> None:
         """After the task has ended: nobody is left waiting."""
         for item in self.out:
-            self.owner.counters.unknown += 1
+            self.owner.counters.unknown += not item.future.done()
             _fail(item, OutcomeUnknown())
         for item in (*self.held, *self.waiting):
             _fail(item, Refusal(Reason.Q_MGR_STOPPING))

@@ -48,7 +48,7 @@ class Structure:
 
     @property
     def reachable(self) -> bool:
-        """Whether the store's last answer came, rather than failed to."""
+        """False once the store has failed to answer and given no other answer for a second."""
         return self.membership.reachable
 
     @property
