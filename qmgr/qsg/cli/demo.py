@@ -42,7 +42,7 @@ class Screen:
             self._rate = (arrived - self._last[1]) / (now - self._last[0]) if self._last[0] else 0.0
             self._last = (now, arrived)
         channels = Table(title=f"{arrived} arrived, {self._rate:.0f} msg/s, {len(demo.takeovers)} takeovers", title_justify="left")
-        for column in ("channel", "owner", "state", "epoch", "takeovers"):
+        for column in ("channel", "owner", "status", "epoch", "takeovers"):
             channels.add_column(column)
         for name, status in sorted(demo.status.items()):
             channels.add_row(name, *(str(status.get(k, "")) for k in ("owner", "state", "epoch", "takeovers")))

@@ -10,16 +10,23 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from qsg.manager import membership
 from qsg.manager.administration import Administration
-from qsg.manager.backend import QueueManagerBackend
+from qsg.manager.backend import Command, Inquiry, QueueManagerBackend
 from qsg.manager.catalog import ADMIN, Catalog
+from qsg.manager.channels import ChannelSupervisor
 from qsg.manager.clients import ClientService
+from qsg.manager.commands import ChannelCommands
 from qsg.manager.link import InitiatorLink
+from qsg.manager.members import Members
+from qsg.manager.peers import PeerLinks
 from qsg.manager.queues import QueueService
+from qsg.manager.receiving import Receivers, ReceiverServices
+from qsg.manager.reporting import InboundReports
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules.definitions import PRIVATE, Definitions
@@ -78,6 +85,8 @@ class QueueManager:
         self._on_revision = on_revision
         self._ends = AsyncExitStack()
         self._watchers: list[asyncio.Task[None]] = []
+        self.members: Members | None = None
+        self.peers: PeerLinks | None = None
         self.address = ""
 
     @property
@@ -136,6 +145,24 @@ class QueueManager:
         self.fenced.set()
 
     async def _serve(self) -> None:
+        await self._open_queues()
+        handlers = self._open_channels()
+        await self.supervisor.start()
+        self._ends.push_async_callback(self.supervisor.close)
+        handlers[CLIENT] = self.clients.handler
+        listener = await self._transport.listen(self.options.address, handlers)
+        self._ends.push_async_callback(listener.close)
+        self._ends.push_async_callback(self.clients.close)
+        self.address = listener.address
+        if self.peers is not None:
+            await self.peers.start()
+            self._ends.push_async_callback(self.peers.close)
+        # The initiator last: from then on partners come in, and channels start.
+        socket = await self._local_listen(self.link.serve)
+        self._ends.push_async_callback(socket.close)
+        log.info("serving", address=listener.address)
+
+    async def _open_queues(self) -> None:
         o = self.options
         self.catalog = Catalog(self.structures, member=o.member, group=o.group)
         self._ends.push_async_callback(self.catalog.close)
@@ -143,26 +170,68 @@ class QueueManager:
         self.queues = QueueService(self.catalog, self._world)
         self._ends.push_async_callback(self.queues.close)
         self.queues.start()
-        administration = Administration(self.catalog, self.queues)
-        await administration.apply(o.definitions, replace=False)
+        self.administration = Administration(self.catalog, self.queues)
+        await self.administration.apply(o.definitions, replace=False)
+        if o.group:
+            self.members = Members(o.member, self.structures, ADMIN)
+            self._ends.push_async_callback(self.members.close)
+            await self.members.start()
+
+    def _open_channels(self) -> dict[str, Handler]:
+        """The handlers of this member's address, but for that of the clients."""
+        o = self.options
+        handlers: dict[str, Handler] = {}
         self.link = InitiatorLink(self.admin, group=o.group, kill=self._kill)
         self._ends.push_async_callback(self.link.close)
-        commands, inquiries = administration.commands(), administration.inquiries()
-        backend = QueueManagerBackend(self.queues, commands, inquiries)
+        if self.members is not None:
+            self.peers = PeerLinks(
+                self.members,
+                self.admin.incarnation,
+                self._transport,
+                self._world,
+                group=o.group,
+                own_load=lambda: self.supervisor.own_load(),
+            )
+            handlers[PEER] = self.peers.serve
+        self.supervisor = ChannelSupervisor(
+            member=o.member,
+            group=o.group,
+            structures=self.structures,
+            catalog=self.catalog,
+            link=self.link,
+            world=self._world,
+            members=self.members,
+            peers=self.peers,
+        )
+        reports = InboundReports(self.supervisor.inbound)
+        services = ReceiverServices(
+            self._world, self.structures, self.queues.placer, self.catalog.channel, member=o.member, group=o.group, observer=reports
+        )
+        self.receivers = Receivers(services)
+        self.link.on_accept = self.receivers.accept
+        self.link.on_joined = self.supervisor.initiator_joined
+        self.link.on_lost = self.supervisor.initiator_lost
+        backend = QueueManagerBackend(self.queues, *self._vocabulary())
         self.clients = ClientService(member=o.member, group=o.group, backend=backend, world=self._world)
-        handlers: dict[str, Handler] = {CLIENT: self.clients.handler}
-        socket = await self._local_listen(self.link.serve)
-        self._ends.push_async_callback(socket.close)
-        listener = await self._transport.listen(o.address, handlers)
-        self._ends.push_async_callback(listener.close)
-        self._ends.push_async_callback(self.clients.close)
-        self.address = listener.address
-        log.info("serving", address=listener.address)
+        return handlers
+
+    def _vocabulary(self) -> tuple[dict[str, Command], dict[str, Inquiry]]:
+        """Commands and inquiries by name."""
+        channels = ChannelCommands(self.supervisor)
+        commands = self.administration.commands()
+        inquiries = self.administration.inquiries()
+        for name in ("start", "stop", "resolve", "reset", "ping", "status", "group"):
+            commands[name] = partial(channels.command, name)
+        inquiries["status"] = lambda name: channels.command("status", {"channel": name})
+        inquiries["group"] = lambda name: channels.command("group", {})
+        return commands, inquiries
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the incarnation. With `drain` applications finish their units of work and channels are handed to other members first."""
         try:
             if drain and not self.fenced.is_set():
+                await self.supervisor.drain()
+                await self.receivers.drain()
                 await self.clients.drain()
         finally:
             for task in self._watchers:

@@ -80,4 +80,4 @@ async def _stopped(queue_manager: qsg.QueueManager) -> bool:
     except qsg.QsgError as error:
         log.info("not stopped yet", reason=error.reason.name)
         return False
-    return any(row["channel"] == OUT_CHANNEL and row["state"] == "STOPPED" for row in answer["channels"])
+    return any(row["channel"] == OUT_CHANNEL and row["status"] == "STOPPED" for row in answer["channels"])
