@@ -13,10 +13,11 @@ from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.unit import Change, CompareFailed, Fenced, NewMessage, Unit
+from qsg.rules.unit import Change, CompareFailed, Fenced, NewMessage, Taken, Unit
 from qsg.rules.world import World
-from qsg.store.contract import Delete, Get, Put, absent, created_at, get_prefix, unchanged
-from qsg.store.memory import MemoryServer, MemoryStore
+from qsg.store.contract import Delete, Get, Put, Unavailable, absent, created_at, get_prefix, unchanged
+from qsg.store.memory import Fault, Faults, MemoryServer, MemoryStore
+from support.virtual_time import run
 
 
 def world() -> World:
@@ -163,3 +164,59 @@ async def test_unchanged_is_compared_with_what_earlier_units_write(x: Structure)
     await first
     with pytest.raises(CompareFailed):
         await second
+
+
+def test_a_store_that_fills_up_refuses_puts_drains_and_takes_them_again() -> None:
+    """Interleaving N18: what counts is what is in use."""
+
+    async def main() -> None:
+        server = MemoryServer(quota=400_000)
+        structure = await join(server.client(), "admin", record(), world())
+        put = 0
+        with pytest.raises(Refusal) as refused:
+            while True:
+                await structure.commit(Unit(puts=[message(size=10_000)]))
+                put += 1
+                await asyncio.sleep(0.3)
+        assert refused.value.reason is Reason.STORAGE_NOT_AVAILABLE
+        assert put > 15 and server.status().bytes_in_use < 400_000
+        for prefix in (keys.headers("Q"), keys.bodies("Q")):
+            for kv in server.get(get_prefix(prefix, keys_only=True)).kvs:
+                await structure.commit(Unit(ops=[Delete(kv.key)], taken=[Taken("Q", 1, 10_000)]))
+        await asyncio.sleep(10)
+        await structure.commit(Unit(puts=[message(size=10_000)]))
+        await structure.leave()
+
+    run(main())
+
+
+def test_a_store_slower_than_the_deadline_of_an_attempt_is_waited_for() -> None:
+    class Slow(Faults):
+        def request(self, kind: str) -> Fault:
+            return Fault(delay_s=0.3, reply_delay_s=0.3) if kind == "txn" else Fault()
+
+    async def main() -> None:
+        server = MemoryServer()
+        structure = await join(server.client(Slow()), "admin", record(), world())
+        for i in range(5):
+            async with asyncio.timeout(10):
+                await structure.commit(Unit(puts=[message()], ops=[Put(b"k", b"%d" % i)]))
+        totals = pb.Totals.FromString(server.get(get_prefix(keys.totals("Q"))).kvs[0].value)
+        assert totals.put == 5
+        await structure.leave()
+
+    run(main())
+
+
+def test_a_read_fails_when_the_store_stays_out_of_reach() -> None:
+    async def main() -> None:
+        server = MemoryServer()
+        store = server.client()
+        structure = await join(store, "admin", record(), world())
+        store.cut()
+        with pytest.raises(Unavailable):
+            await structure.read(Get(b"k"))
+        assert not structure.reachable
+        await structure.close()
+
+    run(main())
