@@ -359,6 +359,29 @@ async def test_the_process_survives_being_killed(tmp_path: Path) -> None:
     assert "s.db-wal" not in os.listdir(tmp_path)  # closed in order
 
 
+@pytest.mark.processes
+async def test_a_process_that_was_stopped_for_a_while_ends_no_lease(tmp_path: Path) -> None:
+    """The store wakes from SIGSTOP with every lease overdue: each has its full time again, and ends only if nobody renews it then."""
+    address = f"unix:{tmp_path}/socket"
+    child = await asyncio.create_subprocess_exec(sys.executable, "-m", "qsg.store.serve", str(tmp_path / "s.db"), address)
+    client = Client(address)
+    await client.channel.channel_ready()
+    lease = (await client.grant(2)).ID
+    await client.put(b"m", lease=lease)
+    child.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(3.0)
+    child.send_signal(signal.SIGCONT)
+    await asyncio.sleep(0.7)
+
+    assert (await client.range(b"m")).count == 1
+    async with asyncio.timeout(20):
+        while (await client.range(b"m")).count:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await client.channel.close()
+    child.send_signal(signal.SIGTERM)
+    assert await child.wait() == 0
+
+
 # The real command
 
 

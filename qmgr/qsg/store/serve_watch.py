@@ -49,9 +49,7 @@ class WatchStream:
         reading = asyncio.ensure_future(self._read(requests))
         try:
             await asyncio.wait([reading, self._failed], return_when=asyncio.FIRST_COMPLETED)
-            if self._failed.done():
-                self._failed.result()
-            await reading
+            await (self._failed if self._failed.done() else reading)
         finally:
             tasks = [reading, *self._tasks.values()]
             for task in tasks:
@@ -123,9 +121,12 @@ class WatchStream:
             _, reason = wire.refusal(e)
             response = rpc_pb2.WatchResponse(watch_id=watch_id, canceled=True, compact_revision=e.revision, cancel_reason=reason)
             await self._send(response)
-        except (StoreError, grpc.aio.UsageError, asyncio.InvalidStateError) as e:
+        except StoreError as e:
             if not self._failed.done():
                 self._failed.set_exception(e)
+        except (grpc.aio.BaseError, asyncio.InvalidStateError):  # the client has gone
+            if not self._failed.done():
+                self._failed.set_result(None)
 
     async def _answer_progress(self) -> None:
         through = min(self._sent.values(), default=self._store.revision)

@@ -133,11 +133,25 @@ class SqliteStore:
         self._reader.start()
         self._closed = False
         self._committed(report)
+        try:
+            await self._take_over()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _take_over(self) -> None:
+        """Learns what the file says and gives every lease its full time."""
         self.identity = await self._read(lambda view: meta(view.connection, "identity"))
-        now = self._loop.time()
-        for lease, ttl_s in (await self._write(lambda engine: dict(engine.leases), 0, CONTROL_TIMEOUT_S)).items():
-            self._leases.add(lease, ttl_s, now)
+        leases = await self._write(lambda engine: dict(engine.leases), 0, CONTROL_TIMEOUT_S)
+        for lease, ttl_s in leases.items():
+            self._leases.add(lease, ttl_s, self._loop.time())
         self._ticker = self._loop.create_task(self._tick(), name=f"store clock {self.path.name}")
+        self._ticker.add_done_callback(self._ticker_ended)
+
+    def _ticker_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the store's clock failed: no lease ends any more", path=str(self.path), error=repr(task.exception()))
+            self.failed.set()
 
     async def close(self) -> None:
         """Commits what was asked for, ends watches, gives the file up."""

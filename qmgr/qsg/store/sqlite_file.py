@@ -24,6 +24,8 @@ APPLICATION_ID = 0x51534753
 FORMAT = 1
 PAGE_BYTES = 8192
 CACHE_KIB = 8192
+BUSY_MS = 5000
+"""How long another program's lock is waited for."""
 
 SCHEMA = """
 CREATE TABLE version (id INTEGER PRIMARY KEY, key BLOB NOT NULL, created INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -91,7 +93,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     mode = "ro" if read_only else "rwc"
     uri = path.absolute().as_uri() + f"?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=64)
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000, cached_statements=64)
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute("PRAGMA mmap_size = 0")
     return connection

@@ -22,7 +22,7 @@ import structlog
 from qsg.store import sqlite_reads as reads
 from qsg.store.contract import Event, NotApplied, StoreError, Unavailable
 from qsg.store.sqlite_engine import Engine
-from qsg.store.sqlite_file import PAGE_BYTES, is_busy, is_full, lay_out_log, meta, open_reader, open_writer, translate
+from qsg.store.sqlite_file import BUSY_MS, PAGE_BYTES, is_busy, is_full, lay_out_log, meta, open_reader, open_writer, translate
 from qsg.store.sqlite_files import Reserve
 
 log = structlog.get_logger()
@@ -34,6 +34,7 @@ WAL_BYTES = 12 << 20
 """The write-ahead log is copied into the file whenever it has grown by this much."""
 WAL_BYTES_MAX = 64 << 20
 """From here on the writer waits for readers, so that the log can begin anew."""
+RESTART_WAIT_MS = 100
 PAGES_A_GROUP = 4
 ERASE_ROWS, ERASE_BYTES = 256, 4 << 20
 ERASE_PAGES = 32
@@ -365,16 +366,21 @@ class Writer(threading.Thread):
     def _checkpoint(self, mode: str) -> None:
         """Copies the write-ahead log into the file. A full disk only postpones it."""
         try:
-            busy, frames, copied = self._engine.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            _busy, frames, _copied = self._engine.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.OperationalError as e:
             log.warning("the store's log was not copied", path=str(self._path), error=str(e))
             self._wal_bytes = 0
             return
         self._wal_bytes = 0
         if mode == "PASSIVE" and frames * PAGE_BYTES > WAL_BYTES_MAX and not self.snapshots:
-            self._checkpoint("RESTART")
-        elif busy or copied < frames:
-            log.debug("the store's log is read by others", frames=frames, copied=copied)
+            self._begin_log_anew()
+
+    def _begin_log_anew(self) -> None:
+        """Waits a moment for readers, so that the log can be written from its start again; if they are slow, it grows on."""
+        connection = self._engine.connection
+        connection.execute(f"PRAGMA busy_timeout = {RESTART_WAIT_MS}")
+        self._checkpoint("RESTART")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
 class Reader(threading.Thread):
