@@ -8,7 +8,7 @@ segment for one ordinary queue is passed through. Does not commit anything but s
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -81,7 +81,9 @@ class Deliverer:
 
     # Placing
 
-    async def _place(self, destination: tuple[str, str], *, messages: int, payload_bytes: int, hops: int = 0) -> Placement:
+    async def _place(
+        self, destination: tuple[str, str], *, messages: int, payload_bytes: int, hops: int = 0, single: bool = False
+    ) -> Placement:
         """Where these messages go, after message retry if need be. Raises `Refusal` when they can go nowhere."""
         left = self._channel.message_retry_count
         try:
@@ -97,7 +99,7 @@ class Deliverer:
                     why = placement.refusal
                     if why is None:
                         return placement
-                    if why.reason not in RETRYABLE or not left or (why.reason is Reason.Q_FULL and messages > 1):
+                    if why.reason not in RETRYABLE or not left or (why.reason is Reason.Q_FULL and messages > 1 and not single):
                         if not self._channel.use_dead_letter_queue:
                             raise why
                         return placement
@@ -115,26 +117,38 @@ class Deliverer:
 
     # Putting
 
-    async def add(self, unit: Unit, arrival: Arrival) -> None:
-        """Puts everything of an arrival into `unit`."""
+    async def fill(self, unit: Unit, arrivals: Sequence[Arrival]) -> None:
+        """Puts everything of these arrivals into `unit`."""
+        placed: Counter[tuple[str, str]] = Counter()
+        for arrival in arrivals:
+            await self._add(unit, arrival, placed)
+
+    async def _add(self, unit: Unit, arrival: Arrival, placed: Counter[tuple[str, str]]) -> None:
+        """`placed`: messages of this unit by destination, which the depth of their queue does not show yet."""
         header, bodies = arrival.header, arrival.wire.bodies
-        groups: dict[tuple[str, bool], tuple[Placement, list[int]]] = {}
+        groups: dict[str, tuple[Placement, list[int]]] = {}
         single: list[tuple[int, tuple[str, str], Placement | None]] = []
         for number, indexes in _by_destination(header).items():
             destination = header.destinations[number].queue, header.destinations[number].queue_manager
             largest = max(header.entries[i].payload_size for i in indexes)
-            placement = await self._place(destination, messages=len(indexes), payload_bytes=largest)
+            placement = await self._place(destination, messages=placed[destination] + len(indexes), payload_bytes=largest)
             plain = placement.refusal is None and placement.destination is None
             if not plain or any(header.entries[i].stage for i in indexes):
                 # A queue that is nearly full takes some of them: one by one.
-                again = placement.refusal is not None and len(indexes) > 1
+                again = placement.refusal is not None and placed[destination] + len(indexes) > 1
                 single += [(i, destination, None if again else placement) for i in indexes]
             else:
-                groups.setdefault((placement.queue, True), (placement, []))[1].extend(indexes)
+                groups.setdefault(placement.queue, (placement, []))[1].extend(indexes)
+                placed[destination] += len(indexes)
         for placement, indexes in groups.values():
             self._uses(unit, placement)
             unit.puts.append(_segment(placement.queue, arrival.wire.priority, header, bodies, sorted(indexes)))
         for index, destination, known in sorted(single, key=lambda s: s[0]):
+            if known is None:
+                size = header.entries[index].payload_size
+                known = await self._place(destination, messages=placed[destination] + 1, payload_bytes=size, single=True)
+            if known.refusal is None:
+                placed[destination] += 1
             await self._add_single(unit, arrival, index, destination, known)
 
     def _uses(self, unit: Unit, placement: Placement) -> None:
@@ -143,12 +157,8 @@ class Deliverer:
             unit.compares.append(same)
         self._used.append(placement)
 
-    async def _add_single(
-        self, unit: Unit, arrival: Arrival, index: int, destination: tuple[str, str], placement: Placement | None
-    ) -> None:
+    async def _add_single(self, unit: Unit, arrival: Arrival, index: int, destination: tuple[str, str], placement: Placement) -> None:
         entry = arrival.header.entries[index]
-        if placement is None:
-            placement = await self._place(destination, messages=1, payload_bytes=entry.payload_size)
         if entry.stage:
             await self._add_staged(unit, arrival.wire.priority, entry, destination, placement)
             return
@@ -162,7 +172,7 @@ class Deliverer:
         """Counts a hop onwards, or marks a dead letter; the placement may become the dead-letter queue."""
         if placement.refusal is None and placement.destination is not None:
             if message.hops >= self._placer.catalog.settings.hop_limit:
-                placement = await self._place(destination, messages=1, payload_bytes=len(message.payload), hops=message.hops)
+                placement = await self._place(destination, messages=1, payload_bytes=len(message.payload), hops=message.hops, single=True)
             if placement.refusal is None:
                 message.hops += 1
         if placement.refusal is not None:

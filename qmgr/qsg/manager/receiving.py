@@ -438,8 +438,7 @@ class Receiver:
     async def _unit(self, work: _Work, pending: _Pending) -> Unit:
         """The messages and the record that covers them, in one unit."""
         unit = Unit("batch", compares=self._ours())
-        for arrival in pending.arrivals:
-            await self._fenced_off(work.deliverer.add(unit, arrival), work)
+        await self._fenced_off(work.deliverer.fill(unit, pending.arrivals), work)
         value = pending.after.SerializeToString(deterministic=True)
         before = pending.before
 
