@@ -148,7 +148,7 @@ class Link:
             session = await self._round(self._order(), problems)
             if session is not None:
                 return session
-            self._problem = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
+            self._problem = "; ".join(_told(address, problem) for address, problem in problems.items())
             final = [p for p in problems.values() if isinstance(p, QueueManagerNameError | NotAuthorized)]
             if final and len(final) == len(self.options.addresses):
                 raise final[0]
@@ -188,3 +188,8 @@ class Link:
             for leftover in await asyncio.gather(*attempts, return_exceptions=True):
                 if isinstance(leftover, Session):
                     await leftover.close()
+
+
+def _told(address: str, problem: Exception) -> str:
+    text = str(problem)
+    return text if text.startswith(address) else f"{address}: {text}"

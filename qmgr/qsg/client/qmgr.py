@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -171,13 +171,15 @@ class QueueManager:
         *,
         priority: int | None = None,
         expiry_ms: int = 0,
+        correlation_id: bytes = b"",
+        reply_to: str | tuple[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         queue_manager: str = "",
     ) -> list[bytes]:
         """Puts messages in order; their ids. Not one unit of work: on an error, `error.done` has the ids of those that were put before."""
         route = Route(queue, queue_manager, expiry_ms)
-        options = Options(priority=priority, properties=properties)
-        plain = priority is None and not properties
+        options = Options(priority=priority, correlation_id=correlation_id, reply_to=reply_to, properties=properties)
+        plain = priority is None and not (correlation_id or reply_to or properties)
         ids: list[bytes] = []
         messages: list[records.Message] = []
         size = 0
@@ -257,7 +259,7 @@ class QueueManager:
 
     async def browse(
         self, queue: str, *, message_id: bytes = b"", correlation_id: bytes = b"", headers_only: bool = False
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncGenerator[Message, None]:
         """Shows the messages that are there, in order, without taking them."""
         cursor = b""
         while True:

@@ -168,12 +168,21 @@ class QueueManager:
         *,
         priority: int | None = None,
         expiry_ms: int = 0,
+        correlation_id: bytes = b"",
+        reply_to: str | tuple[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         queue_manager: str = "",
     ) -> list[bytes]:
         return self._run(
             self._inner.put_many(
-                queue, payloads, priority=priority, expiry_ms=expiry_ms, properties=properties, queue_manager=queue_manager
+                queue,
+                payloads,
+                priority=priority,
+                expiry_ms=expiry_ms,
+                correlation_id=correlation_id,
+                reply_to=reply_to,
+                properties=properties,
+                queue_manager=queue_manager,
             )
         )
 
