@@ -26,7 +26,6 @@ from qsg.manager.members import Members
 from qsg.manager.peers import PeerLinks
 from qsg.manager.queues import QueueService
 from qsg.manager.receiving import Receivers, ReceiverServices
-from qsg.manager.reporting import InboundReports
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules.definitions import PRIVATE, Definitions
@@ -203,9 +202,14 @@ class QueueManager:
             members=self.members,
             peers=self.peers,
         )
-        reports = InboundReports(self.supervisor.inbound)
         services = ReceiverServices(
-            self._world, self.structures, self.queues.placer, self.catalog.channel, member=o.member, group=o.group, observer=reports
+            self._world,
+            self.structures,
+            self.queues.placer,
+            self.catalog.channel,
+            member=o.member,
+            group=o.group,
+            observer=self.supervisor.inbound,
         )
         self.receivers = Receivers(services)
         self.link.on_accept = self.receivers.accept

@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 async def run(config: MemberConfig) -> int:
-    structlog.contextvars.bind_contextvars(member=config.member, process="initiator")
+    structlog.contextvars.bind_contextvars(at=config.member, process="initiator")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

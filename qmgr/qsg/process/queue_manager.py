@@ -69,7 +69,7 @@ class Revisions:
 
 async def run(config: MemberConfig) -> int:
     """Exit status 0 when told to end, 1 when it cannot go on, 3 when another process has taken its name."""
-    structlog.contextvars.bind_contextvars(member=config.member, process="queue manager")
+    structlog.contextvars.bind_contextvars(at=config.member, process="queue manager")
     config.data.mkdir(parents=True, exist_ok=True)
     config.socket.parent.mkdir(parents=True, exist_ok=True)
     stop = asyncio.Event()
