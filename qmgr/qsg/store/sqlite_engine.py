@@ -325,6 +325,7 @@ class Engine:
 
         Deletions at exactly the compacted revision stay (their rows of `past` with no old row), for watches that begin there.
         """
+        self._flush()
         sql = "SELECT id, old, deleted, size FROM past WHERE id > ? AND id < ? ORDER BY id LIMIT ?"
         found = self.connection.execute(sql, (self._erased, row_id(self.compacted + 1), rows_max)).fetchall()
         kept_from = row_id(self.compacted)
