@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -64,6 +65,11 @@ async def test_users_log_in_and_again_when_their_token_is_no_longer_known(tmp_pa
             with pytest.raises(StoreError) as refusal:
                 await nobody.txn([], [Put(b"k", b"3")], timeout_s=5)
             assert not isinstance(refusal.value, NotApplied)
+        etcdctl(endpoint, "--user=root:secret", "user", "add", "guest:guest")
+        async with opened([endpoint], user="guest", password="guest") as guest:
+            async with asyncio.timeout(5):
+                with pytest.raises(StoreError, match="permission denied"):
+                    await anext(guest.watch(b"k", b"", 1))
         async with opened([endpoint], user="root", password="wrong") as intruder:
             with pytest.raises(StoreError):
                 await intruder.get(Get(b"k"))

@@ -72,8 +72,6 @@ class Endpoint:
 
     def __init__(self, address: str, security: Security | None) -> None:
         self.address = address.split("://", 1)[1] if address.startswith(("http://", "https://")) else address
-        self.member = 0
-        """The id of the etcd member behind it, once known."""
         self.ejected_until = 0.0
         self.failures = 0
         """In a row."""
@@ -86,6 +84,7 @@ class Endpoint:
 
     def calls(self, name: str) -> Callable[..., Awaitable[Any]]:
         """The call `name`, for the channel as it is now."""
+        self._open()
         call: Callable[..., Awaitable[Any]] = self._calls[name]
         return call
 

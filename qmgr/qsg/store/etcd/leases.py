@@ -52,7 +52,7 @@ class _LeaseStream:
     def on_message(self, response: rpc_pb2.LeaseKeepAliveResponse) -> None:
         # One stream is answered in order, so the oldest waiter of a lease is the one meant.
         assert self.duplex is not None
-        self._pool.observe(self.duplex.endpoint, response.header)
+        self._pool.observe(response.header)
         self.duplex.endpoint.succeeded()
         futures = self._waiting.get(response.ID)
         if not futures:

@@ -25,8 +25,11 @@ log = structlog.get_logger()
 _CONNECT_S = 0.25
 """For one endpoint, while there are others to try."""
 _PAUSE_S = 0.02
-_LEADER_SEARCH_S = 0.3
-_LEADER_SEARCHES = 10
+_LEADER_ASK_S = 0.15
+_LEADER_PAUSE_S = 0.05
+_LEADER_SEARCH_S = 5.0
+_LEADER_WAIT_S = 1.5
+"""So long nothing is sent to followers of a leader that died: an election, with room."""
 _HAS_LEADER = ("hasleader", "true")
 
 
@@ -43,6 +46,8 @@ class EndpointPool:
         self._leader: Endpoint | None = None
         self._term = 0
         self._search: asyncio.Task[None] | None = None
+        self._leader_gone = False
+        """The connection to the leader broke: until there is another, followers would drop what they are given."""
         self._login_lock = asyncio.Lock()
 
     async def call(self, name: str, request: Message, until: float) -> Any:
@@ -58,7 +63,7 @@ class EndpointPool:
                 raise
             raise Unavailable("connection closed") from None
         endpoint.succeeded()
-        self.observe(endpoint, response.header)
+        self.observe(response.header)
         return response
 
     async def connected(self, until: float) -> Endpoint:
@@ -67,6 +72,10 @@ class EndpointPool:
         while True:
             if self.closed:
                 raise NotApplied("the store is closed")
+            if self._leader_gone and self._search is not None:
+                await asyncio.wait({self._search}, timeout=max(until - clock(), 0))
+                if clock() + _PAUSE_S >= until:
+                    raise errors.Unsent("the leader is gone, no other is known yet")
             endpoint = self._choose(clock())
             if endpoint.state() is grpc.ChannelConnectivity.READY:
                 break
@@ -82,12 +91,10 @@ class EndpointPool:
         return endpoint
 
     def _choose(self, now: float) -> Endpoint:
-        if self._current.ejected_until <= now:
-            return self._current
         leader = self._leader
         if leader is not None and leader.ejected_until <= now:
             self._current = leader
-        else:
+        elif self._current.ejected_until > now:
             # Where all are ejected: the one that will be back first, which also takes them in turn.
             at = self.endpoints.index(self._current)
             in_turn = self.endpoints[at + 1 :] + self.endpoints[: at + 1]
@@ -103,6 +110,9 @@ class EndpointPool:
         if isinstance(error, errors.TokenExpired):
             self.metadata = (_HAS_LEADER,)
         elif isinstance(error, (Unavailable, NotApplied)):
+            if endpoint is self._leader and isinstance(error, Unavailable) and not missed:
+                # It died with our request. (One that ends gracefully answers first, and goes on leading for a while.)
+                self._leader_gone = len(self.endpoints) > 1
             self._eject(endpoint, silent=missed)
         return error
 
@@ -121,11 +131,10 @@ class EndpointPool:
             callback(endpoint)
         self._search_leader()
 
-    def observe(self, endpoint: Endpoint, header: rpc_pb2.ResponseHeader) -> None:
-        """A response of `endpoint`: a new term means a new leader."""
+    def observe(self, header: rpc_pb2.ResponseHeader) -> None:
+        """A response has come: a new term means a new leader."""
         if header.raft_term > self._term:
             self._term = header.raft_term
-            endpoint.member = header.member_id
             self._search_leader()
 
     def _search_leader(self) -> None:
@@ -134,27 +143,34 @@ class EndpointPool:
 
     async def _find_leader(self) -> None:
         """Asks all endpoints until one of them says that it is the leader, or for a few seconds."""
-        for _ in range(_LEADER_SEARCHES):
-            answers = await asyncio.gather(*(self._leads(endpoint) for endpoint in self.endpoints))
-            if term := max(answers):
-                self._leader = self._current = self.endpoints[answers.index(term)]
-                return
-            await asyncio.sleep(_LEADER_SEARCH_S)
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        try:
+            while clock() < start + _LEADER_SEARCH_S:
+                if clock() > start + _LEADER_WAIT_S:
+                    self._leader_gone = False
+                answers = await asyncio.gather(*(self._leads(endpoint) for endpoint in self.endpoints))
+                if term := max(answers):
+                    leader = self._leader = self.endpoints[answers.index(term)]
+                    leader.succeeded()
+                    return
+                await asyncio.sleep(_LEADER_PAUSE_S)
+        finally:
+            self._leader_gone = False
 
     async def _leads(self, endpoint: Endpoint) -> int:
         """The term in which it says that it leads, else 0. (A leader that is cut off says so for a while: the highest term is right.)"""
-        until = asyncio.get_running_loop().time() + _LEADER_SEARCH_S
-        if not await endpoint.connected(until):
+        until = asyncio.get_running_loop().time() + _LEADER_ASK_S
+        if endpoint.state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE or not await endpoint.connected(until):
             return 0
         try:
-            status = await endpoint.calls("status")(rpc_pb2.StatusRequest(), timeout=_LEADER_SEARCH_S, metadata=self.metadata)
+            status = await endpoint.calls("status")(rpc_pb2.StatusRequest(), timeout=_LEADER_ASK_S, metadata=self.metadata)
         except grpc.aio.AioRpcError:
             return 0
         except asyncio.CancelledError:
             if this_task_is_cancelled():
                 raise
             return 0
-        endpoint.member = status.header.member_id
         self._term = max(self._term, status.header.raft_term)
         if status.leader:
             endpoint.succeeded()

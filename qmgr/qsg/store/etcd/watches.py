@@ -22,7 +22,7 @@ from qsg.store.etcd.watch import Watch
 
 log = structlog.get_logger()
 
-_CHECK_S = 0.4
+_CHECK_S = 0.3
 """How often a quiet stream is asked for progress."""
 _SILENCE_S = 1.0
 """Without any answer for so long a stream is given up; longer after each that said nothing (a long catch-up answers no question)."""
@@ -167,6 +167,9 @@ class WatchHub:
     def _on_message(self, response: rpc_pb2.WatchResponse) -> None:
         watch = self._by_id.get(response.watch_id)
         if response.canceled:
+            if watch is None and response.created:
+                # A refused creation bears no number; creations are answered in order.
+                watch = next((each for each in self._by_id.values() if not each.created), None)
             if watch is not None:
                 self._canceled(watch, response)
         elif response.created:
