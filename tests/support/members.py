@@ -8,12 +8,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from qsg.manager.catalog import Catalog
+from qsg.manager.getting import GetSpec
 from qsg.manager.membership import join
+from qsg.manager.queues import PutRequest, QueueService
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
 from qsg.rules.definitions import Queue
 from qsg.rules.world import World
-from qsg.store.memory import MemoryServer
+from qsg.store.contract import Delete
+from qsg.store.memory import MemoryServer, MemoryStore
 
 
 @dataclass
@@ -31,17 +35,30 @@ class Member:
     wall: Wall
     structures: dict[str, Structure]
     catalog: Catalog
+    queues: QueueService
+    stores: dict[str, MemoryStore] = field(default_factory=dict)
+
+    async def put(self, queue: str, *payloads: bytes, **fields: object) -> list[bytes]:
+        requests = [PutRequest(queue, pb.Message(payload=p, **fields)) for p in payloads]  # type: ignore[arg-type]
+        return await self.queues.put(requests)
+
+    async def get(self, queue: str, count: int = 1, **spec: object) -> list[bytes]:
+        got = await self.queues.get(GetSpec(queue, messages_max=count, **spec))  # type: ignore[arg-type]
+        return [g.message.payload for g in got]
 
     async def close(self) -> None:
+        await self.queues.close()
         await self.catalog.close()
         for structure in self.structures.values():
             await structure.leave()
 
     async def crash(self) -> None:
-        """Ends without a word; the member keys stay until they are deleted."""
+        """Ends without a word; its member keys are deleted, as by a verdict."""
+        await self.queues.close()
         await self.catalog.close()
         for structure in self.structures.values():
             await structure.close()
+            await self.stores[structure.name].txn([], [Delete(keys.member(self.name))])
 
 
 @dataclass
@@ -58,22 +75,25 @@ class Group:
 
     async def member(self, name: str, *, slots: int = 2, group: str = "G") -> Member:
         world = World(self.wall, random.Random(name + str(len(self.members))))
-        stores = {"private": self.server(f"private {name}"), **({n: self.server(n) for n in self.names} if group else {})}
+        servers = {"private": self.server(f"private {name}"), **({n: self.server(n) for n in self.names} if group else {})}
         structures = {}
-        for store_name, server in stores.items():
+        stores = {}
+        for store_name, server in servers.items():
+            store = stores[store_name] = server.client()
             record = pb.MemberRecord(member=name, process=world.id().hex())
-            structures[store_name] = await join(
-                server.client(), store_name, record, world, slots=slots, lease=store_name != "private", compact=False
-            )
+            structures[store_name] = await join(store, store_name, record, world, slots=slots, lease=store_name != "private", compact=False)
         catalog = Catalog(structures, member=name, group=group)
         await catalog.start()
-        member = Member(name, world, self.wall, structures, catalog)
+        queues = QueueService(catalog, world)
+        queues.start()
+        member = Member(name, world, self.wall, structures, catalog, queues, stores)
         self.members.append(member)
         return member
 
     async def close(self) -> None:
         for member in self.members:
-            await member.close()
+            if not any(s.fenced.is_set() for s in member.structures.values()):
+                await member.close()
         for server in self.servers.values():
             server.close()
 

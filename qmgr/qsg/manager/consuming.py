@@ -82,7 +82,7 @@ class Segments:
         return known
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Guarded:
     """A queue as an application may take messages from it: as opened, get enabled, and not in a channel's hands."""
 

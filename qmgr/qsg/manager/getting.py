@@ -44,6 +44,8 @@ LINGER_S = 2.0
 """How long the watch of the doorbell outlives its last waiter."""
 LOSSES = 2
 QUIET_S = (0.005, 0.05)
+AHEAD = 6
+"""Segments that a loser leaves to the winner, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,12 +452,19 @@ class GetterLoop:
                 _fail(request, error)
         else:
             raise error
-        now = asyncio.get_running_loop().time()
         for segment in parts:
             if segment.losses >= LOSSES:
-                segment.quiet_until = now + self.world.random.uniform(*QUIET_S)
-                segment.losses = 0
-                segment.checked = False
+                self._give_way(segment)
+
+    def _give_way(self, segment: Segment) -> None:
+        """Leaves a segment, and what the winner will take next, alone for a moment: two members in step would race for ever."""
+        random = self.world.random
+        until = asyncio.get_running_loop().time() + random.uniform(*QUIET_S)
+        segment.losses = 0
+        segment.checked = False
+        segment.quiet_until = until
+        for following in self.window.after(segment, random.randint(1, AHEAD)):
+            following.quiet_until = until
 
     def _changed(self, parts: dict[Segment, int], changed: set[bytes]) -> None:
         queue = self.window.queue

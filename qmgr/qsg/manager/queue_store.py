@@ -68,6 +68,13 @@ class QueueStore:
         if self._opened.get((opened.structure.name, opened.name)) is opened:
             del self._opened[opened.structure.name, opened.name]
 
+    def forget_altered(self) -> list[Opened]:
+        """Forgets queues whose definition is another than when they were opened (their state was written before it)."""
+        altered = [o for o in self._opened.values() if self.catalog.queue(o.name) != o.definition]
+        for opened in altered:
+            self.forget(opened)
+        return altered
+
     async def _open(self, queue: Queue) -> Opened:
         structure = self.catalog.structure(queue.structure)
         cell = await structure.cell(keys.queue_state(queue.name))

@@ -63,6 +63,7 @@ class QueueService:
     def start(self) -> None:
         for structure in self.catalog.structures.values():
             self._listen(structure)
+        self.catalog.on_change.append(self._altered)
         self._cleaner = asyncio.get_running_loop().create_task(StageCleaner(self.catalog).run(), name="cleaner of staged bodies")
 
     def _listen(self, structure: Structure) -> None:
@@ -75,10 +76,17 @@ class QueueService:
         structure.on_commit.append(bell)
         self._bells.append((structure, bell))
 
+    def _altered(self) -> None:
+        """Whoever waits on an altered queue looks at it again."""
+        for opened in self.store.forget_altered():
+            self.ring(opened)
+
     async def close(self) -> None:
         for structure, bell in self._bells:
             structure.on_commit.remove(bell)
         self._bells.clear()
+        if self._altered in self.catalog.on_change:
+            self.catalog.on_change.remove(self._altered)
         cleaner, self._cleaner = self._cleaner, None
         if cleaner is not None:
             cleaner.cancel()

@@ -9,6 +9,7 @@ bodies, however deep the queue is. Not guaranteed: that an offered message is st
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import dropwhile, islice
 
 from qsg.manager.consuming import Guarded, Segment, Segments, live_holders
 from qsg.manager.structure import Structure
@@ -178,6 +179,11 @@ class Window:
     def disputed(self, now: float) -> list[float]:
         """When segments that are left alone for the moment will be offered again."""
         return [s.quiet_until for s in self if s.quiet_until > now and not s.gone]
+
+    def after(self, segment: Segment, count: int) -> list[Segment]:
+        """The `count` segments behind one, of its priority."""
+        mine = iter(self._segments.get(segment.at.priority, ()))
+        return list(islice(dropwhile(lambda s: s.at.place <= segment.at.place, mine), count))
 
     @property
     def unread(self) -> bool:

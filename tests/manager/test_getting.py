@@ -1,0 +1,336 @@
+"""Getting: order, waiting, ids, expiry, competing members, claims of the dead, transmission queues."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from qsg.manager.getting import GetSpec
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
+from qsg.rules.definitions import Queue
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import Unit
+from qsg.store.contract import Put, get_prefix
+from support.members import Group, Member, group, shared
+
+REMOTE = Queue(name="R", type="remote", remote_queue="Q", remote_queue_manager="RR", transmission_queue="A")
+
+
+async def members(g: Group, *names: str, **attributes: object) -> list[Member]:
+    """Members that share queue A."""
+    made = [await g.member(name) for name in names]
+    await made[0].queues.define(shared("A", **attributes))
+    await asyncio.sleep(0.01)
+    return made
+
+
+async def refused(call: object, reason: Reason) -> Refusal:
+    with pytest.raises(Refusal) as refusal:
+        await call  # type: ignore[misc]
+    assert refusal.value.reason is reason
+    return refusal.value
+
+
+async def left_over(member: Member, queue: str = "A") -> list[bytes]:
+    """Keys of a queue that is empty, beyond its state and totals."""
+    _, (found,) = await member.structures["app1"].read(get_prefix(keys.queue(queue), keys_only=True))
+    return [kv.key for kv in found.kvs if kv.key != keys.queue_state(queue) and not kv.key.startswith(keys.totals(queue))]
+
+
+async def test_put_order_is_get_order() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        for i in range(30):
+            await (x if i % 3 else y).put("A", b"%d" % i)
+
+        got = [await x.get("A") for _ in range(10)]
+        got += [await y.get("A", 7), await x.get("A", 100)]
+        while sum(map(len, got)) < 30:
+            got.append(await y.get("A", 100))
+
+        assert [int(p) for page in got for p in page] == list(range(30))
+        assert await left_over(x) == []
+        assert (await x.queues.depth("A")).messages == 0
+
+
+async def test_higher_priority_first() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.put("A", b"low", priority=1)
+        await x.put("A", b"high", priority=8)
+        await x.put("A", b"low2", priority=1)
+
+        assert await x.get("A") == [b"high"]
+        await x.put("A", b"higher", priority=9)
+        assert await x.get("A", 5) == [b"higher", b"low", b"low2"]
+
+
+async def test_no_message() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await refused(x.get("A"), Reason.NO_MSG_AVAILABLE)
+        started = asyncio.get_running_loop().time()
+        await refused(x.get("A", wait_ms=80), Reason.NO_MSG_AVAILABLE)
+        assert 0.07 <= asyncio.get_running_loop().time() - started < 1
+        await refused(x.get("NO.SUCH"), Reason.UNKNOWN_OBJECT_NAME)
+        await refused(x.get("A", 0), Reason.OPTIONS_ERROR)
+
+
+@pytest.mark.parametrize("putter", [0, 1])
+async def test_waiting_getter_is_woken(putter: int) -> None:
+    async with group() as g:
+        both = await members(g, "X", "Y")
+        waiting = asyncio.create_task(both[0].get("A", wait_ms=5_000))
+        await asyncio.sleep(0.05)
+        started = asyncio.get_running_loop().time()
+
+        await both[putter].put("A", b"1")
+
+        assert await waiting == [b"1"]
+        assert asyncio.get_running_loop().time() - started < 0.5
+
+
+async def test_many_waiters_are_served_in_turn() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        waiting = [asyncio.create_task(x.get("A", wait_ms=5_000)) for _ in range(20)]
+        await asyncio.sleep(0.02)
+
+        await x.put("A", *(b"%d" % i for i in range(12)))
+        await x.put("A", *(b"%d" % i for i in range(12, 20)))
+
+        assert [await w for w in waiting] == [[b"%d" % i] for i in range(20)]
+
+
+async def test_cancel_ends_a_wait_and_loses_nothing() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        cancel = asyncio.Event()
+        waiting = asyncio.create_task(x.queues.get(GetSpec("A", wait_ms=60_000), cancel=cancel))
+        await asyncio.sleep(0.02)
+        cancel.set()
+        await refused(waiting, Reason.NO_MSG_AVAILABLE)
+
+        dropped = asyncio.create_task(x.get("A", wait_ms=60_000))
+        await asyncio.sleep(0.02)
+        dropped.cancel()
+        await asyncio.gather(dropped, return_exceptions=True)
+        await x.put("A", b"1")
+        assert await x.get("A") == [b"1"]
+
+
+async def test_by_message_and_correlation_id() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        ids = await x.put("A", *(b"%d" % i for i in range(50)))
+        red, blue = b"r" * 24, b"b" * 24
+        await y.put("A", b"red", correlation_id=red)
+        (blue_id,) = await y.put("A", b"blue", correlation_id=blue)
+
+        assert await x.get("A", message_id=ids[33]) == [b"33"]
+        await refused(x.get("A", message_id=ids[33]), Reason.NO_MSG_AVAILABLE)
+        assert await x.get("A", correlation_id=red) == [b"red"]
+        await refused(x.get("A", message_id=ids[1], correlation_id=blue), Reason.NO_MSG_AVAILABLE)
+        assert await x.get("A", message_id=blue_id, correlation_id=blue) == [b"blue"]
+        assert await x.get("A", 2) == [b"0", b"1"]
+
+        waiting = asyncio.create_task(x.get("A", correlation_id=red, wait_ms=5_000))
+        await asyncio.sleep(0.02)
+        await y.put("A", b"other", correlation_id=blue)
+        await y.put("A", b"mine", correlation_id=red)
+        assert await waiting == [b"mine"]
+
+
+async def test_by_id_behind_a_deep_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qsg.manager.window.HEADERS_BYTES", 4_000)
+    async with group() as g:
+        (x,) = await members(g, "X")
+        red = b"r" * 24
+        for i in range(100):
+            await x.put("A", b"%d" % i * 20)
+        await x.put("A", b"deep", correlation_id=red)
+
+        assert await x.get("A", correlation_id=red) == [b"deep"]
+        await refused(x.get("A", correlation_id=red), Reason.NO_MSG_AVAILABLE)
+        waiting = asyncio.create_task(x.get("A", correlation_id=red, wait_ms=5_000))
+        await asyncio.sleep(0.05)
+        await x.put("A", b"deeper", correlation_id=red)
+        assert await waiting == [b"deeper"]
+        got: list[bytes] = []
+        while len(got) < 100:
+            got += await x.get("A", 1000)
+        assert got == [b"%d" % i * 20 for i in range(100)]
+
+
+async def test_expired_messages_are_skipped_and_removed() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.put("A", b"short", b"short too", expires_at_ms=g.wall.ms + 100)
+        await x.put("A", b"long", expires_at_ms=g.wall.ms + 10_000)
+        await x.put("A", b"ever")
+        g.wall.ms += 200
+
+        assert await x.get("A", 10) == [b"long", b"ever"]
+        assert (await x.queues.depth("A")).messages == 0
+        assert await left_over(x) == []
+
+        await x.put("A", b"gone", expires_at_ms=g.wall.ms)
+        await refused(x.get("A"), Reason.NO_MSG_AVAILABLE)
+        assert (await x.queues.depth("A")).messages == 0
+
+
+async def test_bytes_max_bounds_a_get_but_one_message_always_comes() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.put("A", *(bytes(1000) for _ in range(6)))
+
+        assert len(await x.get("A", 6, bytes_max=2_500)) == 2
+        assert len(await x.get("A", 6, bytes_max=1)) == 1
+        assert len(await x.get("A", 6)) == 3
+
+
+async def test_competing_members_get_each_message_once() -> None:
+    """Interleaving M2b: both make progress, nothing is got twice."""
+    async with group() as g:
+        x, y, z = await members(g, "X", "Y", "Z")
+        for i in range(60):
+            await z.put("A", *(b"%d" % (i * 10 + k) for k in range(10)))
+        got: Counter[bytes] = Counter()
+        shares: Counter[str] = Counter()
+
+        async def getter(member: Member, count: int) -> None:
+            while True:
+                try:
+                    page = await member.get("A", count)
+                except Refusal as refusal:
+                    assert refusal.reason is Reason.NO_MSG_AVAILABLE
+                    return
+                got.update(page)
+                shares[member.name] += len(page)
+
+        await asyncio.gather(*(getter(m, n) for m in (x, y) for n in (1, 3, 1)))
+
+        assert got == Counter(b"%d" % i for i in range(600))
+        assert min(shares[n] for n in "XY") > 20
+        assert await left_over(x) == []
+        assert (await x.queues.depth("A")).messages == 0
+
+
+async def test_claims_go_only_as_far_as_was_asked() -> None:
+    """Interleaving M2a: one slow getter under syncpoint does not starve another member."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        await x.put("A", *(b"%d" % i for i in range(10)))
+        unit = x.queues.begin()
+
+        got = await x.queues.get(GetSpec("A"), unit=unit)
+
+        assert got[0].message.payload == b"0"
+        assert await y.get("A", 10) == [b"%d" % i for i in range(1, 10)]
+        await unit.commit()
+        assert await left_over(x) == []
+
+
+async def test_claims_of_a_dead_member_are_void() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        await x.put("A", b"1", b"2")
+        await x.queues.get(GetSpec("A", messages_max=2), unit=x.queues.begin())
+        await refused(y.get("A"), Reason.NO_MSG_AVAILABLE)
+        waiting = asyncio.create_task(y.get("A", 2, wait_ms=5_000))
+        await asyncio.sleep(0.02)
+
+        await x.crash()
+
+        assert await waiting == [b"1", b"2"]
+        assert await left_over(y) == []
+
+
+async def test_put_and_get_inhibited() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        await x.put("A", b"1")
+        waiting = asyncio.create_task(y.get("A", correlation_id=b"c" * 24, wait_ms=3_000))
+        await asyncio.sleep(0.02)
+        await x.queues.define(shared("A", get_enabled=False))
+
+        await refused(x.get("A"), Reason.GET_INHIBITED)
+        await refused(waiting, Reason.GET_INHIBITED)
+        await x.queues.define(shared("A"))
+        await asyncio.sleep(0.01)
+        assert await y.get("A") == [b"1"]
+
+
+async def test_transmission_queue_in_a_channels_hands_is_refused() -> None:
+    """Interleavings N1, P5: every get compares the sender's fence."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y", usage="transmission")
+        await y.queues.define(
+            shared("R", type="remote", structure="private", remote_queue="Q", remote_queue_manager="RR", transmission_queue="A")
+        )
+        structure = x.structures["app1"]
+        await y.put("R", b"1", b"2", b"3")
+        assert await x.get("A") == [b"1"]
+        fence = pb.SenderFence(epoch=1, open=False)
+        await structure.commit(Unit(ops=[Put(keys.sender_fence("A"), fence.SerializeToString())]))
+        assert await x.get("A") == [b"2"]
+        fence.open = True
+        await structure.commit(Unit(ops=[Put(keys.sender_fence("A"), fence.SerializeToString())]))
+
+        await refused(x.get("A"), Reason.OBJECT_IN_USE)
+        await refused(x.queues.get(GetSpec("A"), unit=x.queues.begin()), Reason.OBJECT_IN_USE)
+        assert (await x.queues.depth("A")).messages == 1
+
+
+async def test_get_in_flight_when_a_channel_locks_fails() -> None:
+    """Interleaving P5: the fence moves between the getter's read and its commit."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y", usage="transmission")
+        await x.queues.define(
+            shared("R", type="remote", structure="private", remote_queue="Q", remote_queue_manager="RR", transmission_queue="A")
+        )
+        await x.put("R", b"1")
+        structure = x.structures["app1"]
+        commit = structure.commit
+
+        async def locked_first(unit: Unit, **options: object) -> object:
+            if unit.label.startswith("get"):
+                structure.commit = commit  # type: ignore[method-assign]
+                fence = pb.SenderFence(epoch=1, open=True)
+                await y.structures["app1"].commit(Unit(ops=[Put(keys.sender_fence("A"), fence.SerializeToString())]))
+            return await commit(unit, **options)  # type: ignore[arg-type]
+
+        structure.commit = locked_first  # type: ignore[method-assign,assignment]
+        await refused(x.get("A"), Reason.OBJECT_IN_USE)
+        assert (await x.queues.depth("A")).messages == 1
+
+
+async def test_queue_deleted_under_waiting_getters() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        waiting = asyncio.create_task(y.get("A", wait_ms=5_000))
+        await asyncio.sleep(0.05)
+        await x.queues.delete("A")
+        await x.queues.define(shared("A"))
+        await x.put("A", b"new")
+
+        got = (await asyncio.gather(waiting, return_exceptions=True))[0]
+
+        assert got == [b"new"] or (isinstance(got, Refusal) and got.reason in (Reason.Q_DELETED, Reason.UNKNOWN_OBJECT_NAME))
+
+
+async def test_loop_ends_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qsg.manager.getting.LINGER_S", 0.05)
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.put("A", *(b"%d" % i for i in range(50)))
+        await x.get("A")
+        await asyncio.sleep(0.1)
+        (loop,) = x.queues._loops.values()
+
+        assert loop.idle
+        assert list(loop.window) == []
+        assert await x.get("A", 100) == [b"%d" % i for i in range(1, 50)]
