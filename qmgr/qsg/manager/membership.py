@@ -219,7 +219,9 @@ class Membership:
                     await self.store.revoke(self.lease)
         except (StoreError, TimeoutError) as error:
             log.info("left without saying so", member=self.member, error=repr(error))
-        self.fence("left")
+        if not self.fenced.is_set():
+            self.cause = "left"
+            self.fenced.set()
 
     async def close(self) -> None:
         tasks, self._tasks = self._tasks, []
