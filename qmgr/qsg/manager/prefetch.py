@@ -44,9 +44,13 @@ class Prefetch:
         self.loaded: deque[Loaded] = deque()
         self.caught_up = False
         """Everything that was on the queue when the last doorbell rang is loaded."""
+        self.passed = asyncio.Event()
+        """All that the partner's record covers was reported."""
         self._structure = structure
         self._queue = queue
         self._floor = floor
+        self._behind = set(floor)
+        self._settle_only = False
         self._on_settled = on_settled
         self._on_loaded = on_loaded
         self._reader = LaneReader(queue)
@@ -67,6 +71,13 @@ class Prefetch:
         """What did not fit comes next."""
         self.loaded.appendleft(loaded)
         self._bytes += _size(loaded)
+
+    def only_settle(self) -> None:
+        """Nothing more will be sent: what is loaded is dropped, and only what the partner already has is looked for."""
+        self._settle_only = True
+        self.loaded.clear()
+        self._bytes = 0
+        self._room.set()
 
     async def run(self) -> None:
         follower = self._structure.follow(keys.totals(self._queue))
@@ -124,6 +135,9 @@ class Prefetch:
         self._reader.feed(revision, results)
         while group := self._group():
             await self._load(group)
+        self._behind = {p for p in self._behind if not self._reader.caught_up_at(p)}
+        if not self._behind:
+            self.passed.set()
         return self._reader.caught_up
 
     def _group(self) -> list[SegmentAt]:
@@ -147,13 +161,20 @@ class Prefetch:
                 self._on_settled(piece)
             if rest is not None:
                 wanted.append(rest)
+                self._behind.discard(segment.priority)
+        if not self._behind:
+            self.passed.set()
+        if self._settle_only:
+            return
         await self._fetch(wanted)
+        if self._settle_only:
+            return
         for loaded in wanted:
             self.loaded.append(loaded)
             self._bytes += _size(loaded)
         if wanted:
             self._on_loaded()
-        while self._bytes > AHEAD_BYTES:
+        while self._bytes > AHEAD_BYTES and not self._settle_only:
             self._room.clear()
             await self._room.wait()
 

@@ -25,7 +25,7 @@ from qsg.rules.definitions import Channel
 from qsg.rules.lanes import Position
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Cell, Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Taken, Unit
-from qsg.store.contract import Compare, Get, StoreError, unchanged
+from qsg.store.contract import Compare, Event, Get, StoreError, unchanged
 from qsg.transport.codec import ProtocolError, parse
 
 log = structlog.get_logger()
@@ -225,6 +225,7 @@ class Sender:
             "watch": self._watch(),
             "force": self._obey_force(),
             "read": reading.run(),
+            "fence": self._watch_fence(),
         }
         tasks = [loop.create_task(work, name=f"{self.grant.channel.name} {name}") for name, work in works.items()]
         try:
@@ -323,7 +324,7 @@ class Sender:
         while True:
             self._changed.clear()
             if self._stopping:
-                await self._finish()
+                await self._finish(reading)
                 raise _Ended(Outcome("stopped", Reason.STOPPED_BY_COMMAND, clean=True))
             fresh = not builder.pieces
             self._fill(builder, reading)
@@ -373,8 +374,10 @@ class Sender:
             raise _Ended(Outcome("idle", detail=f"nothing to send for {interval_s:g} s", clean=True))
         return left
 
-    async def _finish(self) -> None:
-        """Waits until everything sent is confirmed and deleted."""
+    async def _finish(self, reading: Prefetch) -> None:
+        """Waits until everything sent is confirmed, and all that the partner has is deleted: only then may applications get the rest."""
+        reading.only_settle()
+        await reading.passed.wait()
         while self._busy():
             await self._changed.wait()
             self._changed.clear()
@@ -518,6 +521,29 @@ class Sender:
                     Outcome("failed", Reason.PARTNER_SILENT, f"no progress for {silence_s:g} s with {self.in_flight} batches in flight")
                 )
             await asyncio.sleep(left)
+
+    async def _watch_fence(self) -> None:
+        """A raised fence ends this instance also when it has nothing to write."""
+        grant = self.grant
+        raised = asyncio.Event()
+
+        def changed(events: list[Event]) -> None:
+            for event in events:
+                if event.kv.key == grant.fence.key and (event.deleted or not self._is_ours(event.kv.value)):
+                    raised.set()
+
+        follower = self._structure.follow(grant.fence.key)
+        follower.add_listener(changed)
+        try:
+            follower.start()
+            await raised.wait()
+        finally:
+            await follower.close()
+        raise CompareFailed((grant.fence.key,))
+
+    def _is_ours(self, fence: bytes) -> bool:
+        record = records_pb2.SenderFence.FromString(fence)
+        return record.epoch == self.grant.epoch and record.stream == self.grant.stream
 
     async def _obey_force(self) -> None:
         await self._force.wait()

@@ -162,6 +162,10 @@ class LaneReader:
         """Those that anything was ever put with, highest first."""
         return sorted(self._lanes, reverse=True)
 
+    def caught_up_at(self, priority: int) -> bool:
+        """The same for one priority."""
+        return self.revision > 0 and all(not lane.moved and not lane.waiting for lane in self._lanes.get(priority, {}).values())
+
     @property
     def messages(self) -> int:
         """Messages on the queue at `revision`, consumed by nobody."""
