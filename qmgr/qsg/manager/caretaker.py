@@ -21,6 +21,7 @@ from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import balance, keys, retry, status
 from qsg.rules.balance import Load
+from qsg.rules.definitions import PRIVATE
 from qsg.rules.ownership import (
     Alter,
     Held,
@@ -127,7 +128,12 @@ class Office:
     peers: PeerLinks | None = None
     initiators: str = "admin"
     """Structure that holds `ci/<member>`."""
-    draining: bool = False
+    drain_until: float = 0.0
+    """Loop time until which a draining member looks for others to hand its channels to; 0 = not draining."""
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_until > 0
 
     def loads(self) -> list[Load]:
         return self.peers.loads() if self.peers is not None else [self.own_load()]
@@ -493,7 +499,7 @@ class Caretaker:
         self._stop = None
         self.place = self.office.find(self.name) or self.place
         if entry.state in status.WANTED:
-            if self.office.draining and not self._candidates():
+            if self._nobody_to_hand_to():
                 log.info("left for whoever recovers it", channel=self.name)
                 return False
             await self._pursue(entry)
@@ -504,6 +510,13 @@ class Caretaker:
         else:
             return False
         return True
+
+    def _nobody_to_hand_to(self) -> bool:
+        office = self.office
+        if not office.draining or self._candidates():
+            return False
+        alone = self.place.admin == PRIVATE or office.peers is None or len(office.peers.members.registered) < 2
+        return alone or asyncio.get_running_loop().time() >= office.drain_until
 
     async def _recover(self, entry: pb.ChannelStatus) -> bool:
         """A list of ours was cut off behind the entry: taken back, as if from a dead owner."""
@@ -532,7 +545,7 @@ class Caretaker:
         """Members that can run it, best first; the first is another one each time it has failed."""
         office = self.office
         me = office.driver.member
-        if self.place.admin == "private":
+        if self.place.admin == PRIVATE:
             load = office.own_load()
             return [me] if load.initiator and not office.draining else []
         if self.place.channel.disposition == "fixed-shared":

@@ -44,6 +44,8 @@ OUT_OF_REACH_S = 1.5
 ASKED_S = 0.5
 """A start that another member was asked for is not asked for again so soon."""
 DRAIN_S = 10.0
+HAND_OVER_S = 2.0
+"""How long a draining member looks for one that can take its channels."""
 
 
 class ChannelSupervisor:
@@ -106,6 +108,7 @@ class ChannelSupervisor:
             self.peers.requests["start"] = self._start_requested
             self.peers.requests["cut_off"] = self._cut_off_requested
         self._started = True
+        self._tell_peers()
         self.recovery.sweep()
         self._spawn(self._level(), "triggers by level")
         self._spawn(self._watch_structures(), "reach of structures")
@@ -129,7 +132,8 @@ class ChannelSupervisor:
 
     async def drain(self, timeout_s: float = DRAIN_S) -> None:
         """Planned stop: no new channel starts here, batches in flight are finished, and each channel is handed to another member."""
-        self.office.draining = True
+        self.office.drain_until = asyncio.get_running_loop().time() + HAND_OVER_S
+        self._tell_peers()
         caretakers = list(self._care.values())
         log.info("draining", channels=[care.name for care in caretakers])
         for care in caretakers:
@@ -307,6 +311,8 @@ class ChannelSupervisor:
             try:
                 await self.recovery.swept()
                 await self._look_at_queues()
+                for name, table in self.tables.items():
+                    await self.inbound.sweep(name, table.inbound())
             except (StoreError, Fenced) as error:
                 log.info("level not looked at", error=repr(error))
             await asyncio.sleep(LEVEL_S)
@@ -343,7 +349,12 @@ class ChannelSupervisor:
         if entry.state in (pb.STOPPING, *status.WANTED):
             self._look_after(place).start()
 
+    def _tell_peers(self) -> None:
+        if self.peers is not None:
+            self.peers.beat_now()
+
     def initiator_joined(self, initiator: int) -> None:
+        self._tell_peers()
         log.info("channels can be started", initiator=initiator)
         for care in self._care.values():
             care.entry_changed(None, 0)
@@ -355,6 +366,7 @@ class ChannelSupervisor:
     def initiator_lost(self, initiator: int, cause: str) -> None:
         """Its senders end by themselves, with their sessions; what no task looks after is found by recovery (patent, scenario 3)."""
         log.warning("channel initiator failed", initiator=initiator, cause=cause)
+        self._tell_peers()
         self.recovery.sweep()
 
     async def _watch_structures(self) -> None:

@@ -23,13 +23,14 @@ from qsg.rules import keys, status
 from qsg.rules.definitions import PRIVATE, Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Place
-from qsg.rules.stopping import Resolution, StopOrder, ask_stop, command_start, reset_receiver, reset_sender, resolve
+from qsg.rules.stopping import Resolution, Resolved, StopOrder, ask_stop, command_start, reset_receiver, reset_sender, resolve
 from qsg.store.contract import Get, StoreError, get_prefix
 
 START_WAIT_S = 5.0
 """How long `start` waits to tell where it runs; it goes on anyway."""
 STOP_WAIT_S = 10.0
 LOOK_S = 0.02
+ATTEMPTS = 4
 PING_BYTES = 16, 32_768
 
 
@@ -125,15 +126,23 @@ class ChannelCommands:
 
     async def resolve(self, arguments: dict[str, Any]) -> dict[str, Any]:
         place = self._place(arguments)
-        supervisor = self._supervisor
         stream, known = _record(arguments.get("record"))
         action = _choice(arguments, "action", ("commit", "backout"), needed=True)
         resolution = Resolution("commit" if action == "commit" else "backout", bool(arguments.get("force")), known, stream)
-        resolved = await supervisor.driver.run(
-            resolve(supervisor.driver.me, place, resolution, supervisor.world.id, supervisor.office.sender_name(place)),
-            f"resolve {place.channel.name}",
-        )
+        resolved = await self._resolved(place, resolution)
         return {"channel": place.channel.name, "action": action, "deleted": resolved.deleted, "risk": resolved.risk}
+
+    async def _resolved(self, place: Place, resolution: Resolution) -> Resolved:
+        supervisor = self._supervisor
+        for attempt in range(ATTEMPTS):
+            steps = resolve(supervisor.driver.me, place, resolution, supervisor.world.id, supervisor.office.sender_name(place))
+            try:
+                return await supervisor.driver.run(steps, f"resolve {place.channel.name}")
+            except Refusal as refusal:
+                # Whoever carries the stop on was at it at the same moment.
+                if refusal.reason is not Reason.CHANGED_MEANWHILE or attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
 
     async def reset(self, arguments: dict[str, Any]) -> dict[str, Any]:
         channel = self._definition(arguments)

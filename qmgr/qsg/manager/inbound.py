@@ -8,15 +8,18 @@ behind the session, which never waits for it (a table out of reach ends no sessi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import structlog
 
+from qsg.manager.catalog import ADMIN
+from qsg.manager.receiving import ReceiverCounters
 from qsg.manager.steps import Driver
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
-from qsg.rules.reasons import Refusal
+from qsg.rules.definitions import PRIVATE
+from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import swap
 from qsg.rules.unit import Cell, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
@@ -37,10 +40,10 @@ class Inbound:
     partner: str
     address: str
     stream: bytes
-    epoch: int
-    instance: int
     request: bytes
     started_at_ms: int
+    epoch: int = 0
+    instance: int = 0
     state: status.State = pb.RUNNING
     messages: int = 0
     bytes: int = 0
@@ -56,33 +59,54 @@ class Inbound:
 
 
 class InboundTable:
-    """`on_change` tells how many inbound sessions there are, for the load."""
+    """Implements `qsg.manager.receiving.InboundObserver`. What comes through the group portal is shown in the admin structure, what comes
+    through the local portal in the private store."""
 
-    def __init__(self, driver: Driver, world: World, on_change: Callable[[], None] = lambda: None) -> None:
-        self.sessions: set[Inbound] = set()
-        self._driver, self._world, self._on_change = driver, world, on_change
+    def __init__(self, driver: Driver, world: World) -> None:
+        self._driver, self._world = driver, world
+        self._sessions: dict[tuple[str, str, bytes], list[Inbound]] = {}
+        """By channel, partner and stream, oldest first: an adoption begins before the old session has ended."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def started(self, table: str, channel: str, partner: str, address: str, stream: bytes, epoch: int, instance: int) -> Inbound:
-        """A session was bound; `table` is the structure that holds the entry (the admin structure, or "private")."""
-        now = self._world.wall_ms()
-        session = Inbound(table, channel, partner, address, stream, epoch, instance, self._world.id(), now)
-        self.sessions.add(session)
+    @property
+    def sessions(self) -> list[Inbound]:
+        return [session for sessions in self._sessions.values() for session in sessions]
+
+    def inbound_started(self, channel: str, partner: str, stream: bytes, address: str, portal: str) -> None:
+        table = ADMIN if portal == "group" and ADMIN in self._driver.structures else PRIVATE
+        session = Inbound(table, channel, partner, address, stream, self._world.id(), self._world.wall_ms())
+        self._sessions.setdefault((channel, partner, stream), []).append(session)
         task = asyncio.get_running_loop().create_task(self._keep(session), name=f"status of {channel} from {partner}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._on_change()
-        return session
 
-    def ended(self, session: Inbound) -> None:
-        session.ended = True
-        self.sessions.discard(session)
-        self._on_change()
+    def inbound_progress(self, channel: str, partner: str, stream: bytes, counters: ReceiverCounters) -> None:
+        for session in self._sessions.get((channel, partner, stream), ())[-1:]:
+            session.state = pb.PAUSED if counters.paused else pb.RUNNING
+            session.epoch, session.instance = counters.epoch, counters.instance
+            session.messages, session.bytes, session.batches = counters.messages, counters.bytes, counters.batches
+            session.sequence, session.luwid, session.last_message_at_ms = counters.sequence, counters.luwid, counters.last_message_at_ms
+
+    def inbound_ended(self, channel: str, partner: str, stream: bytes, reason: Reason, detail: str) -> None:
+        sessions = self._sessions.get((channel, partner, stream), [])
+        if sessions:
+            sessions.pop(0).ended = True
+        if not sessions:
+            self._sessions.pop((channel, partner, stream), None)
+
+    async def sweep(self, table: str, entries: Iterable[pb.ChannelStatus]) -> None:
+        """By level: removes entries of this incarnation that no session stands behind."""
+        me = self._driver.me
+        live = {session.request for session in self.sessions}
+        for entry in entries:
+            if (entry.owner, entry.owner_incarnation) == (me.member, me.incarnations[table]) and entry.request not in live:
+                await self._remove(table, entry.channel, entry.partner, entry.request)
 
     async def close(self, *, remove: bool = True) -> None:
         """With `remove` the entries of sessions that end now are removed first, for a second at most."""
-        for session in list(self.sessions):
-            self.ended(session)
+        for session in self.sessions:
+            session.ended = True
+        self._sessions.clear()
         if remove and self._tasks:
             await asyncio.wait(self._tasks, timeout=REPORT_S)
         for task in list(self._tasks):
@@ -100,7 +124,7 @@ class InboundTable:
                 while not session.ended and (session.progress == written or pause < REPORT_S):
                     await asyncio.sleep(REPORT_S / 10)
                     pause += REPORT_S / 10
-            await self._remove(session)
+            await self._remove(session.table, session.channel, session.partner, session.request)
         except (Fenced, OutcomeUnknown, StoreError) as error:
             log.info("inbound status not written", channel=session.channel, partner=session.partner, error=repr(error))
 
@@ -149,12 +173,12 @@ class InboundTable:
             last_message_at_ms=session.last_message_at_ms,
         )
 
-    async def _remove(self, session: Inbound) -> None:
-        structure = self._driver.structures[session.table]
+    async def _remove(self, table: str, channel: str, partner: str, request: bytes) -> None:
+        structure = self._driver.structures[table]
         for _ in range(ATTEMPTS):
-            cell = await structure.cell(keys.status_in(session.channel, session.partner))
+            cell = await structure.cell(keys.status_in(channel, partner))
             before = status.parse(cell.value)
-            if before is None or before.request != session.request:
+            if before is None or before.request != request:
                 return
             try:
                 await structure.commit(Unit("inbound ended", changes=[swap(cell, None)]))

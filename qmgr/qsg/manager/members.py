@@ -44,6 +44,7 @@ class Members:
         self._known: dict[str, int] = {}
         self._gone: dict[str, int] = {}
         """The newest incarnation of a member that was told to be gone."""
+        self._accused: dict[str, tuple[int, str, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._orphans: dict[tuple[str, str], float] = {}
 
@@ -79,6 +80,7 @@ class Members:
 
     def execute(self, member: str, incarnation: int, cause: str, silent_ms: float) -> None:
         """Carries a verdict out, in the background. Recovery is told at once when the admin structure has it."""
+        self._accused[member] = incarnation, cause, silent_ms
         task = asyncio.get_running_loop().create_task(self._execute(member, incarnation, cause, silent_ms), name=f"verdict on {member}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -132,7 +134,9 @@ class Members:
             else:
                 self._known[member] = event.kv.create_revision
             if before and before != self._known.get(member):
-                self._tell(member, before, "member key gone", 0.0)
+                accused, cause, silent_ms = self._accused.get(member, (0, "", 0.0))
+                # Another accuser may have been faster; what we saw of it ourselves tells more.
+                self._tell(member, before, *((cause, silent_ms) if accused == before else ("member key gone", 0.0)))
                 if event.deleted:
                     self._finish(member)
         for callback in self.on_change:

@@ -82,6 +82,7 @@ class PeerLinks:
         self._judged: dict[str, int] = {}
         self._next_id = 0
         self._looked_at = 0.0
+        self._due: set[asyncio.Event] = set()
         self._closed = False
 
     async def start(self) -> None:
@@ -181,6 +182,7 @@ class PeerLinks:
 
     async def _keep(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
+        failures = 0
         while True:
             record = self.members.record(link.member)
             if record is None or not record.peer_address:
@@ -197,8 +199,9 @@ class PeerLinks:
                 log.debug("no link", member=link.member, error=repr(error))
             else:
                 await self._use(link, stream)
-                if loop.time() - began > PAUSE_S:
-                    continue  # it worked for a while: again at once, to learn whether anybody is there
+                failures = 0 if loop.time() - began > PAUSE_S else failures + 1
+                if failures < 2:
+                    continue  # it worked: again at once, to learn whether anybody is there
             await asyncio.sleep(PAUSE_S * (0.5 + self._world.random.random()))
 
     async def _use(self, link: _Link, stream: Stream) -> None:
@@ -266,13 +269,27 @@ class PeerLinks:
             await asyncio.gather(*working, return_exceptions=True)
             await stream.close()
 
+    def beat_now(self) -> None:
+        """What we can has changed: the others learn at once."""
+        for due in self._due:
+            due.set()
+
     async def _send_beats(self, stream: Stream) -> None:
+        due = asyncio.Event()
+        self._due.add(due)
         try:
             while True:
+                due.clear()
                 await stream.send(encode(pb.PEER_BEAT, self._beat()))
-                await asyncio.sleep(BEAT_S)
+                try:
+                    async with asyncio.timeout(BEAT_S):
+                        await due.wait()
+                except TimeoutError:
+                    continue
         except TransportError as error:
             log.debug("beats ended", peer=stream.peer, error=repr(error))
+        finally:
+            self._due.discard(due)
 
     def _beat(self) -> pb.PeerBeat:
         now = asyncio.get_running_loop().time()

@@ -47,6 +47,9 @@ class StatusTable:
     def has(self, channel: str) -> bool:
         return keys.status_out(channel) in self._out.items
 
+    def inbound(self) -> list[pb.ChannelStatus]:
+        return [pb.ChannelStatus.FromString(kv.value) for kv in self._in.items.values()]
+
     def entries(self) -> list[pb.ChannelStatus]:
         """All, outbound first."""
         return [pb.ChannelStatus.FromString(kv.value) for f in (self._out, self._in) for _, kv in sorted(f.items.items())]

@@ -144,20 +144,26 @@ def carry_stop(me: Me, place: Place, now_ms: int, draw: Draw, sender_name: str) 
             # A take that read the fence before the entry became STOPPING fails from here on (C7), and so does every write of an instance
             # that was paused (N5). What is in doubt stays open until the partner has answered (N1, P7); where it never has, nothing was
             # sent (the sender records its first answer before its first batch).
-            yield from _raise(place, queue, draw, close=not (was_open and bound_before))
+            if not _raised_before(entry, queue):
+                yield from _raise(place, queue, draw, close=not (was_open and bound_before))
             if was_open and bound_before:
                 yield from _fence_and_settle(place, queue, draw, sender_name)
         except PartnerNotReached as error:
             if error.reason not in LOST:
-                after = status.altered(entry, pb.STOPPING, now_ms, partner_not_fenced=True, reason=int(error.reason), detail=error.detail)
-                after.epoch = queue.record.epoch
-                yield from _commit_entry(place, cell, after)
+                told = {"partner_not_fenced": True, "reason": int(error.reason), "detail": error.detail, "epoch": queue.record.epoch}
+                if any(getattr(entry, field) != value for field, value in told.items()):
+                    yield from _commit_entry(place, cell, status.altered(entry, pb.STOPPING, now_ms, **told))
                 return False
             entry.reason, entry.detail = int(error.reason), error.detail
         except CompareFailed as error:
             raise Refusal(Reason.CHANGED_MEANWHILE, str(error)) from error
     yield from _commit_entry(place, cell, _stopped(entry, now_ms, queue.record))
     return True
+
+
+def _raised_before(entry: pb.ChannelStatus, queue: _Queue) -> bool:
+    """An earlier attempt of this stop has raised the epoch, and nobody has touched fence or lock since: it need not rise each time."""
+    return entry.partner_not_fenced and entry.epoch == queue.record.epoch and queue.lock.value is None and queue.record.open
 
 
 def _stopped(entry: pb.ChannelStatus, now_ms: int, fence: pb.SenderFence) -> pb.ChannelStatus | None:
