@@ -18,7 +18,7 @@ import pytest
 from qsg.process.etcd import EtcdCluster, EtcdOptions
 from qsg.process.proxy import Proxy
 from qsg.store.contract import Compacted, Delete, Event, Get, NoSpace, NotApplied, Put, Unavailable, get_prefix, prefix_end, unchanged
-from qsg.store.etcd import EtcdStore
+from qsg.store.etcd import EtcdStore, watches
 from support import etcd as support
 from support.etcd import etcd_one, etcd_one_session, etcd_three, etcd_three_session, opened
 
@@ -326,3 +326,27 @@ async def test_closing_the_store_ends_its_watches(etcd_one: EtcdCluster) -> None
             await first
         with pytest.raises(NotApplied):
             await store.txn([], [Put(b"k", b"")])
+
+
+async def test_a_consumer_that_does_not_take_its_events_gets_all_of_them_later(
+    etcd_one: EtcdCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place on the stream is given up meanwhile; its neighbour on the same stream is not held up."""
+    monkeypatch.setattr(watches, "_PENDING_EVENTS_MAX", 50)
+    async with opened(etcd_one.endpoints) as store, opened(etcd_one.endpoints) as writer:
+        start = (await store.status()).revision + 1
+        async with aclosing(store.watch(PREFIX, prefix_end(PREFIX), start)) as slow:
+            await writer.txn([], [Put(PREFIX, b"0")])
+            taken = list((await anext(slow)).events)
+            neighbour: list[Event] = []
+            end = start + 400
+            watching = asyncio.create_task(collect(store, PREFIX, start, end, neighbour))
+            await asyncio.gather(*(writer.txn([], [Put(PREFIX + b"%d" % i, b"")], timeout_s=5) for i in range(400)))
+            await watching
+            lazy = next(watch for watch in store._watches._watches if watch.pending)
+            assert lazy.id == 0
+            assert len(lazy.pending) < 400
+            async with asyncio.timeout(10):
+                while len(taken) < 401:
+                    taken += (await anext(slow)).events
+            assert [event.kv.mod_revision for event in taken] == list(range(start, end + 1)) == [e.kv.mod_revision for e in neighbour]

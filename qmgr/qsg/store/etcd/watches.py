@@ -22,7 +22,7 @@ from qsg.store.etcd.watch import Watch
 
 log = structlog.get_logger()
 
-_CHECK_S = 0.3
+_CHECK_S = 0.5
 """How often a quiet stream is asked for progress."""
 _SILENCE_S = 1.0
 """Without any answer for so long a stream is given up; longer after each that said nothing (a long catch-up answers no question)."""
