@@ -43,7 +43,7 @@ async def fill(addresses: str, queue: str, messages: int, size: int) -> None:
 
     async def one(index: int) -> None:
         nonlocal left
-        async with qsg.connect(addresses, application=f"filler {index}") as queue_manager:
+        async with qsg.connect(addresses, application=f"filler {index}", connect_s=60) as queue_manager:
             while left > 0:
                 count = min(FILL_BURST, left)
                 left -= count
@@ -55,8 +55,8 @@ async def fill(addresses: str, queue: str, messages: int, size: int) -> None:
 async def drain(group: LocalGroup, messages: int, size: int) -> Drained:
     """Fills the transmission queue while the channel is stopped, starts it, and waits until all has been committed at R."""
     async with (
-        qsg.connect(group.group_addresses, application="bench") as inside,
-        qsg.connect(group.remote_address, application="bench") as outside,
+        qsg.connect(group.group_addresses, application="bench", connect_s=60) as inside,
+        qsg.connect(group.remote_address, application="bench", connect_s=60) as outside,
     ):
         await wait_until(lambda: _stopped(inside), 60, "the channel to stop")
         await fill(group.group_addresses, "TO.R", messages, size)

@@ -100,7 +100,7 @@ class LocalGroup:
             await self.etcd.start()
             return list(self.etcd.endpoints)
         address = f"127.0.0.1:{free_ports(1)[0]}"
-        await self.supervisor.start("store", [*_qsg(), "store", "serve", "--path", str(self.directory / "store.db"), "--address", address])
+        await self.supervisor.start("store", [sys.executable, "-m", "qsg.store.serve", str(self.directory / "store.db"), address])
         return [address]
 
     def _config(self, name: str, place: dict[str, str], endpoints: list[str], aliases: dict[str, str]) -> Path:
@@ -198,10 +198,6 @@ class LocalGroup:
         """All log lines of all processes (JSON, one a line)."""
         folder = self.directory / "log"
         return [line for path in sorted(folder.glob("*.log")) for line in path.read_text(errors="replace").splitlines()]
-
-
-def _qsg() -> list[str]:
-    return [sys.executable, "-m", "qsg.cli.main"]
 
 
 def _process() -> list[str]:

@@ -85,13 +85,15 @@ async def run(config: MemberConfig) -> int:
         return 1
     stores: dict[str, Store] = {PRIVATE: private, **{name: store_of(s) for name, s in config.structures.items()}}
     try:
-        return await _incarnations(config, stores, definitions, stop)
+        return await _incarnations(config, stores, definitions, stop, private.failed)
     finally:
         for store in stores.values():
             await store.close()
 
 
-async def _incarnations(config: MemberConfig, stores: dict[str, Store], definitions: Definitions, stop: asyncio.Event) -> int:
+async def _incarnations(
+    config: MemberConfig, stores: dict[str, Store], definitions: Definitions, stop: asyncio.Event, failed: asyncio.Event
+) -> int:
     world = real_world()
     process = world.id().hex()
     revisions = Revisions(config.data / "revisions.json")
@@ -120,7 +122,10 @@ async def _incarnations(config: MemberConfig, stores: dict[str, Store], definiti
         )
         if not await _until(manager.start(), stop):
             break
-        await _first(stop.wait(), manager.fenced.wait())
+        await _first(stop.wait(), manager.fenced.wait(), failed.wait())
+        if failed.is_set():
+            log.error("the private store failed")
+            return 1
         fenced = manager.fenced.is_set()
         await manager.stop(drain=not fenced)
         if fenced and await _displaced(stores, config, process):

@@ -18,6 +18,7 @@ from qsg.process.ledger import PAYLOAD_BYTES_MIN, Ledger, payload
 log = structlog.get_logger()
 
 BURST_MAX = 256
+CONNECT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -64,7 +65,9 @@ class Direction:
 async def produce(direction: Direction, index: int, producer: str) -> None:
     """Puts until the direction's total is reached."""
     size = max(direction.size, PAYLOAD_BYTES_MIN)
-    async with qsg.connect(direction.put_addresses, application=f"producer {index}", producer=producer) as queue_manager:
+    async with qsg.connect(
+        direction.put_addresses, application=f"producer {index}", producer=producer, connect_s=CONNECT_S
+    ) as queue_manager:
         while not direction.pace.exhausted:
             count = min(direction.pace.due(time.monotonic()), BURST_MAX)
             if not count:
@@ -108,7 +111,7 @@ _AGAIN = frozenset(
 async def consume(direction: Direction, index: int) -> None:
     """Gets and commits until cancelled."""
     seen: dict[bytes, float] = {}
-    async with qsg.connect(direction.get_addresses, application=f"consumer {index}") as queue_manager:
+    async with qsg.connect(direction.get_addresses, application=f"consumer {index}", connect_s=CONNECT_S) as queue_manager:
         while True:
             try:
                 async with queue_manager.unit() as unit:
