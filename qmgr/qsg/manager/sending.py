@@ -294,6 +294,8 @@ class Sender:
         if unit.changes:
             unit.compares = self._ours()
             await self._structure.commit(unit, slot=0)
+        covered = (bound.record.sequence - before.sequence) % bound.parameters.sequence_wrap
+        log.info("resynchronised", channel=self.grant.channel.name, epoch=self.grant.epoch, partner=bound.receiver, covered=covered)
         counters = self.counters
         counters.sequence = counters.current_sequence = self._sent_sequence = bound.record.sequence
         counters.luwid = counters.current_luwid = bound.record.luwid
