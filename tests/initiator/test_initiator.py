@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from qsg.initiator.resolving import resolve_host
 from qsg.manager.link import InboundSession, Session, SessionFailed
 from qsg.pb import channel_pb2 as pb
 from qsg.pb import initiator_pb2
@@ -273,3 +274,17 @@ async def test_an_address_that_did_not_answer_a_bind_is_tried_last(two: Two) -> 
     assert (await two.open("M:1414", "R:1414")).address == "R:1414"
     assert asyncio.get_running_loop().time() - started < 0.2
     await listener.close()
+
+
+async def test_all_addresses_behind_a_name_are_tried(two: Two) -> None:
+    async def resolve(address: str) -> list[str]:
+        return {"group.example:1414": ["gone:1414", "R:1414"]}.get(address, [address])
+
+    two.x.initiator._agents._resolve = resolve
+    assert (await two.open("group.example:1414")).address == "R:1414"
+
+
+async def test_names_are_resolved_to_all_their_addresses() -> None:
+    assert await resolve_host("127.0.0.1:1414") == ["127.0.0.1:1414"]
+    assert await resolve_host("[::1]:1414") == ["[::1]:1414"]
+    assert await resolve_host("no-such-host.invalid:1414") == ["no-such-host.invalid:1414"]

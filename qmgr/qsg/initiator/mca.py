@@ -8,7 +8,7 @@ Does not retry: the queue manager decides what follows an end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -63,12 +63,17 @@ def first_frame(order: initiator_pb2.Open) -> bytes:
     return encode(pb.FRAME_QUERY if order.query else pb.FRAME_BIND, order.bind)
 
 
-class Agents:
-    """Runs outbound sessions over `transport`. `aliases`: connection name -> host:port."""
+Resolve = Callable[[str], Awaitable[list[str]]]
 
-    def __init__(self, transport: Transport, aliases: Mapping[str, str]) -> None:
+
+class Agents:
+    """Runs outbound sessions over `transport`. `aliases`: connection name -> host:port. `resolve`: host:port -> all its addresses."""
+
+    def __init__(self, transport: Transport, aliases: Mapping[str, str], resolve: Resolve | None = None) -> None:
         self._transport = transport
         self._aliases = aliases
+        self._resolve = resolve
+        self._closing: set[asyncio.Task[None]] = set()
         self._avoid: dict[str, float] = {}
 
     async def run(self, mux: Mux, session: MuxSession, order: initiator_pb2.Open) -> None:
@@ -100,22 +105,36 @@ class Agents:
         heartbeat_s = (bound.parameters.heartbeat_ms or order.heartbeat_ms or 500) / 1000
         await Relay(stream, session, FROM_RECEIVER, silence_s=max(silence_s, 2 * heartbeat_s), heartbeat_s=heartbeat_s).run()
 
-    def _in_order(self, order: initiator_pb2.Open) -> list[str]:
-        """Addresses as configured, those that failed a moment ago last."""
+    async def close(self) -> None:
+        """Waits until streams that were given up are closed."""
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _drop(self, stream: Stream) -> None:
+        """Closes a stream that gave no session; the partner may be long in taking notice."""
+        task = asyncio.ensure_future(stream.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _in_order(self, order: initiator_pb2.Open) -> list[str]:
+        """Addresses as configured, a name with several of them in turn, those that failed a moment ago last."""
         now = asyncio.get_running_loop().time()
         self._avoid = {a: until for a, until in self._avoid.items() if until > now}
-        addresses = [self._aliases.get(name, name) for name in order.addresses]
-        return sorted(addresses, key=lambda a: a in self._avoid)
+        addresses: list[str] = []
+        for name in order.addresses:
+            address = self._aliases.get(name, name)
+            addresses += [address] if self._resolve is None else await self._resolve(address)
+        return sorted(dict.fromkeys(addresses), key=lambda a: a in self._avoid)
 
     async def _find(self, order: initiator_pb2.Open) -> tuple[Stream, str, pb.Bound]:
         failures: list[Failed] = []
-        for address in self._in_order(order):
+        for address in await self._in_order(order):
             try:
                 stream = await self._connect(address, order)
                 try:
                     bound = await self._ask(stream, order)
                 except BaseException:
-                    await stream.close()
+                    self._drop(stream)
                     raise
                 return stream, address, bound
             except Failed as e:

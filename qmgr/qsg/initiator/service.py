@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import structlog
 from google.protobuf.message import DecodeError
 
-from qsg.initiator.mca import SERVICE, Agents
+from qsg.initiator.mca import SERVICE, Agents, Resolve
 from qsg.initiator.relay import FROM_SENDER, BadFrame, Relay, check, refuse
 from qsg.pb import channel_pb2, initiator_pb2
 from qsg.rules.reasons import Reason
@@ -24,6 +24,7 @@ from qsg.transport.mux import INBOUND, LinkLost, Mux, MuxSession, SessionOver
 log = structlog.get_logger()
 
 JOIN_AGAIN_S = 0.1
+FORGET_S = 0.5
 FIRST_FRAME_S = 5.0
 BIND_SILENCE_S = 15.0
 """Of an inbound session before it is bound: the partner waits for our answer meanwhile."""
@@ -37,6 +38,7 @@ _FIRST: dict[int, type[channel_pb2.Bind] | type[channel_pb2.Ping]] = {
 class Initiator:
     """`connect` opens the socket to the queue manager. A blank listener address means: no such listener.
 
+    `resolve` answers all addresses behind a connection name, which are tried in turn (None: the transport resolves names).
     `start` opens the listeners, `run` serves for ever, `close` ends everything.
     """
 
@@ -50,6 +52,7 @@ class Initiator:
         group_listener: str = "",
         local_listener: str = "",
         aliases: Mapping[str, str] | None = None,
+        resolve: Resolve | None = None,
         pid: int = 0,
     ) -> None:
         self.joined = asyncio.Event()
@@ -60,7 +63,7 @@ class Initiator:
         self._connect = connect
         self._join = initiator_pb2.Join(member=member, process=world.id().hex(), pid=pid)
         self._addresses = {"group": group_listener, "local": local_listener}
-        self._agents = Agents(transport, aliases or {})
+        self._agents = Agents(transport, aliases or {}, resolve)
         self._mux: Mux | None = None
         self._next_id = INBOUND
         self._sessions: set[asyncio.Task[None]] = set()
@@ -88,6 +91,9 @@ class Initiator:
         await self._forget()
         for listener in self.listeners.values():
             await listener.close()
+        if self._sessions:
+            await asyncio.wait(self._sessions)
+        await self._agents.close()
 
     async def _serve(self, stream: Stream) -> None:
         mux = Mux(stream, lambda kind, number, payload: self._control(mux, kind, number, payload))
@@ -107,7 +113,8 @@ class Initiator:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            # Each has ended its session by now; a partner that does not take the end must not keep us from joining again.
+            await asyncio.wait(tasks, timeout=FORGET_S)
 
     def _control(self, mux: Mux, kind: int, number: int, payload: bytes) -> None:
         if kind == initiator_pb2.LOCAL_WELCOME:

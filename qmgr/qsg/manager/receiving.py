@@ -36,6 +36,8 @@ log = structlog.get_logger()
 ADMIN = "admin"
 PROGRESS_S = 0.3
 BIND_ATTEMPTS = 8
+BIND_S = 3.0
+"""A store that takes longer is out of reach: the partner goes elsewhere. A bind that is applied later only raises the fence."""
 UNIT_BYTES = 900_000
 """Bodies of one unit: what a batch holds beyond this is committed in successive prefixes."""
 UNIT_SEGMENTS = 24
@@ -259,7 +261,11 @@ class Receiver:
         if self._registry.draining:
             raise Refusal(Reason.DRAINING, "the member is stopping")
         self._affinity = request.stream.hex()
-        progress = await self._bind(structure, request, parameters.sequence_wrap)
+        try:
+            async with asyncio.timeout(BIND_S):
+                progress = await self._bind(structure, request, parameters.sequence_wrap)
+        except TimeoutError:
+            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"structure {structure.name} does not answer") from None
         record = records_pb2.Progress.FromString(progress.value or b"")
         self.counters.epoch, self.counters.instance = request.epoch, request.instance
         self.counters.sequence, self.counters.luwid = record.sequence, record.luwid
