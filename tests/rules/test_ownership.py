@@ -525,7 +525,7 @@ def settle_down(model: Model, member: str) -> None:
 
 @APART
 @pytest.mark.parametrize("death", ["paused", "half dead", "dead"])
-@pytest.mark.parametrize("second", LISTS)
+@pytest.mark.parametrize("second", ["send", "stop", "recover", "command"])
 @pytest.mark.parametrize("first", LISTS)
 def test_a_list_cut_off_behind_any_step(first: str, second: str, death: str, apart: bool) -> None:
     cut = 0
@@ -555,7 +555,7 @@ def test_a_list_cut_off_behind_any_step(first: str, second: str, death: str, apa
         settle_down(model, "Y")
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(100))
 def test_any_interleaving_of_lists(seed: int) -> None:
     chance = random.Random(seed)
     model = Model("X", "Y", "Z", apart=bool(seed % 2))
