@@ -1,14 +1,15 @@
 """Where a message goes: names resolved to an opened queue of a structure, limits checked, dead letters addressed.
 
 Owns no state but the depth estimates behind Q_FULL. Invariant: whatever is put under a `Placement` compares that the queue is as it was
-when it was placed (`Placement.same`). Not guaranteed: `max_depth` to the message. Depth is the exact sum of the totals, but as read up to
-`DEPTH_AGE_S` ago and with this member's own puts added since: while several members put at once, a queue can exceed its limit by what
-the others put in that time.
+when it was placed (`Placement.same`). Not guaranteed: `max_depth` to the message. Depth is the exact sum of the totals, as read up to
+`DEPTH_AGE_S` ago, and this member's own puts that are under way or came since: while several members put at once, or a channel does, a
+queue can exceed its limit by what the others put in that time.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qsg.manager.catalog import Catalog
@@ -36,6 +37,19 @@ class Depth:
     """Of payload."""
 
 
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """Messages under way to a queue of limited depth; whoever placed them says how it ended."""
+
+    estimate: _DepthEstimate
+    messages: int
+
+    def release(self, *, committed: bool) -> None:
+        self.estimate.under_way -= self.messages
+        self.estimate.since += self.messages if committed else 0
+        self.messages = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A queue that takes the message; `destination` on a transmission queue; `refusal` is why it is the dead-letter queue."""
@@ -43,6 +57,7 @@ class Placement:
     opened: Opened
     destination: tuple[str, str] | None = None
     refusal: Refusal | None = None
+    reservation: Reservation | None = None
 
     @property
     def queue(self) -> str:
@@ -56,6 +71,13 @@ class Placement:
         return self.opened.same()
 
 
+def release(placements: Iterable[Placement], *, committed: bool) -> None:
+    """Puts under these placements have ended."""
+    for placement in placements:
+        if placement.reservation is not None:
+            placement.reservation.release(committed=committed)
+
+
 def internal_queue(home: str, target: str) -> str:
     """Name of the transmission queue in structure `home` for messages on their way to structure `target`."""
     return f"SYSTEM.INTERNAL.{home}.{target}"
@@ -67,9 +89,9 @@ class Placer:
         self.queues = queues
         self._depths: dict[str, _DepthEstimate] = {}
 
-    async def put(self, queue: str, queue_manager: str, *, messages: int = 1) -> Placement:
-        """Where an application's put goes. Raises `Refusal`."""
-        return await self._open(names.resolve_put(self.catalog.names(), queue, queue_manager), messages)
+    async def put(self, queue: str, queue_manager: str, *, messages: int = 1, reserve: bool = False) -> Placement:
+        """Where an application's put goes. Raises `Refusal`. `reserve`: the caller releases the placement's reservation."""
+        return await self._open(names.resolve_put(self.catalog.names(), queue, queue_manager), messages, reserve=reserve)
 
     async def place(
         self, structure: str, queue: str, queue_manager: str, *, hops: int = 0, messages: int = 1, payload_bytes: int = 0
@@ -108,14 +130,16 @@ class Placer:
         onward = resolved.destination or (resolved.queue.name, owner)
         return await self._open(Resolved(internal, onward), messages)
 
-    async def _open(self, resolved: Resolved, messages: int) -> Placement:
+    async def _open(self, resolved: Resolved, messages: int, *, reserve: bool = False) -> Placement:
         opened = await self.queues.open(resolved.queue)
         if not opened.definition.put_enabled:
             raise Refusal(Reason.PUT_INHIBITED, opened.name)
         limit = opened.definition.max_depth
-        if limit < DEPTH_UNLIMITED:
-            await self._depth_of(opened).require(opened, messages, limit)
-        return Placement(opened, resolved.destination)
+        if limit == DEPTH_UNLIMITED:
+            return Placement(opened, resolved.destination)
+        estimate = self._depth_of(opened)
+        await estimate.require(opened, messages, limit)
+        return Placement(opened, resolved.destination, None, estimate.reserve(messages) if reserve else None)
 
     def _depth_of(self, opened: Opened) -> _DepthEstimate:
         key = opened.structure.name + "/" + opened.name
@@ -126,23 +150,32 @@ class Placer:
 
 
 class _DepthEstimate:
-    """Depth of one queue as last read, and what this member has put since."""
+    """Depth of one queue as last read, what this member has put since, and what it is putting."""
 
     def __init__(self, queue_id: bytes) -> None:
         self.id = queue_id
+        self.since = 0
+        self.under_way = 0
         self._messages = 0
         self._read_at = float("-inf")
-        self._put = 0
+
+    def exceeds(self, messages: int, limit: int) -> bool:
+        return self._messages + self.since + self.under_way + messages > limit
+
+    def reserve(self, messages: int) -> Reservation:
+        self.under_way += messages
+        return Reservation(self, messages)
 
     async def require(self, opened: Opened, messages: int, limit: int) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._read_at > DEPTH_AGE_S or self._messages + self._put + messages > limit:
-            # Puts placed before this read and committed after it are counted once too often or not at all: see the module's text.
-            self._put, self._read_at = 0, now
+        """Raises `Refusal` Q_FULL. Nothing is awaited between its last look and its return."""
+        if asyncio.get_running_loop().time() - self._read_at > DEPTH_AGE_S or self.exceeds(messages, limit):
+            now, shown = asyncio.get_running_loop().time(), self.since
             self._messages = (await depth_of(opened)).messages
-        if self._messages + self._put + messages > limit:
+            # What was committed before the read is in it; what was committed since may be, and is counted still.
+            self.since = max(0, self.since - shown)
+            self._read_at = now
+        if self.exceeds(messages, limit):
             raise Refusal(Reason.Q_FULL, f"{opened.name} holds {self._messages} of {limit} messages")
-        self._put += messages
 
 
 async def depth_of(opened: Opened) -> Depth:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -18,7 +18,7 @@ from qsg.manager.browsing import Browser, BrowseSpec
 from qsg.manager.catalog import Catalog
 from qsg.manager.getting import GetSpec, GetterLoop, GotMessage
 from qsg.manager.large import Stage, StageCleaner
-from qsg.manager.placing import Depth, Placement, Placer, check_message, check_size, depth_of, entry_of
+from qsg.manager.placing import Depth, Placement, Placer, check_message, check_size, depth_of, entry_of, release
 from qsg.manager.producers import Applied, ProducerNumber, Producers, ProducerState
 from qsg.manager.queue_store import Opened, QueueStore
 from qsg.manager.structure import Structure
@@ -151,21 +151,28 @@ class QueueService:
         for request in requests:
             where = request.queue, request.queue_manager
             counts[where] = counts.get(where, 0) + 1
-        found = {where: await self.placer.put(*where, messages=count) for where, count in counts.items()}
-        placements = []
-        for request in requests:
-            placement = found[request.queue, request.queue_manager]
-            check_size(placement.opened, len(request.message.payload))
-            placements.append(placement)
-        return placements
+        found: dict[tuple[str, str], Placement] = {}
+        try:
+            for where, count in counts.items():
+                found[where] = await self.placer.put(*where, messages=count, reserve=True)
+            for request in requests:
+                check_size(found[request.queue, request.queue_manager].opened, len(request.message.payload))
+        except BaseException:
+            release(found.values(), committed=False)
+            raise
+        return [found[request.queue, request.queue_manager] for request in requests]
 
     async def _hold(self, requests: Sequence[PutRequest], unit: UnitOfWork) -> None:
         placements = await self._place(requests)
-        for placement in placements:
-            unit.adopt(placement.structure)
-        bodies = [request.message.SerializeToString() for request in requests]
-        unit.require_room(placements, [len(body) for body in bodies])
-        unit.add(await self._held(requests, placements, bodies))
+        try:
+            for placement in placements:
+                unit.adopt(placement.structure)
+            bodies = [request.message.SerializeToString() for request in requests]
+            unit.require_room(placements, [len(body) for body in bodies])
+            unit.add(await self._held(requests, placements, bodies))
+        except BaseException:
+            release(placements, committed=False)
+            raise
 
     async def _held(self, requests: Sequence[PutRequest], placements: list[Placement], bodies: list[bytes]) -> list[Held]:
         """Messages ready to be put; large ones are staged."""
@@ -201,15 +208,20 @@ class QueueService:
         self, requests: Sequence[PutRequest], structure: Structure | None, affinity: str, producer: ProducerNumber | None
     ) -> None:
         placements = await self._resolved(requests, structure, producer)
-        home = placements[0].structure
-        if any(p.structure is not home for p in placements):
-            raise Refusal(Reason.OPTIONS_ERROR, "the queues of one put lie in several structures")
-        held = await self._held(requests, placements, [request.message.SerializeToString() for request in requests])
+        committed = False
         try:
-            await self._commit_puts(home, held, affinity, producer)
-        except (Refusal, CompareFailed):
-            await self.discard(held)
-            raise
+            home = placements[0].structure
+            if any(p.structure is not home for p in placements):
+                raise Refusal(Reason.OPTIONS_ERROR, "the queues of one put lie in several structures")
+            held = await self._held(requests, placements, [request.message.SerializeToString() for request in requests])
+            try:
+                await self._commit_puts(home, held, affinity, producer)
+                committed = True
+            except (Refusal, CompareFailed):
+                await self.discard(held)
+                raise
+        finally:
+            release(placements, committed=committed)
 
     async def _resolved(
         self, requests: Sequence[PutRequest], structure: Structure | None, producer: ProducerNumber | None
@@ -221,6 +233,7 @@ class QueueService:
                 await self._settled_before(structure, producer)
             raise
         if structure is not None and producer is not None and placements[0].structure is not structure:
+            release(placements, committed=False)
             await self._settled_before(structure, producer)
             where = placements[0].structure.name
             raise Refusal(Reason.OBJECT_CHANGED, f"{requests[0].queue} now leads to structure {where}: open the producer again")
@@ -260,7 +273,7 @@ class QueueService:
                 again = await self.reopen(opened)
                 if not again.definition.put_enabled:
                     raise Refusal(Reason.PUT_INHIBITED, again.name)
-                h.placement = Placement(again, h.placement.destination)
+                h.placement = replace(h.placement, opened=again)
             if h.stage is not None and h.stage.marker in changed:
                 raise Refusal(Reason.OBJECT_CHANGED, f"{opened.name} was changed while a large message was staged")
 

@@ -10,7 +10,7 @@ carry this incarnation and the unit's id, so they are void when the member is go
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,7 +19,7 @@ from qsg.manager import large
 from qsg.manager.backout import Claimed, give_back
 from qsg.manager.consuming import Guarded, Segment, take
 from qsg.manager.large import Stage
-from qsg.manager.placing import Placement
+from qsg.manager.placing import Placement, release
 from qsg.manager.producers import Applied, ProducerNumber
 from qsg.manager.structure import Structure
 from qsg.rules import consume, keys, segments
@@ -208,7 +208,7 @@ class UnitOfWork:
         changed = set(failed.keys)
         for held in self._puts:
             if held.placement.opened.state.key in changed:
-                held.placement = Placement(await self._service.reopen(held.placement.opened), held.placement.destination)
+                held.placement = replace(held.placement, opened=await self._service.reopen(held.placement.opened))
             if held.stage is not None and held.stage.marker in changed:
                 raise Refusal(Reason.BACKED_OUT, f"a large message for {held.placement.queue} was removed before it was published")
         for guarded, parts in self._parts.items():
@@ -248,5 +248,6 @@ class UnitOfWork:
             for segment in parts:
                 if committed:
                     segment.settle()
+        release([h.placement for h in self._puts], committed=committed)
         self._puts, self._parts, self._structure = [], {}, None
         self.id = self._service.world.id(12)

@@ -18,7 +18,7 @@ from qsg.rules.consume import Holder
 from qsg.rules.lanes import LaneReader
 from qsg.store.contract import Get, GetResult, get_prefix
 
-HEADERS_BYTES = 4 << 20
+HEADERS_BYTES = 2 << 20
 BODIES_BYTES = 4 << 20
 CHECKS = 24
 """Records read at once."""

@@ -1,0 +1,148 @@
+"""Large messages: staged, published at once, removed with the message; stages of the dead are cleaned, published bodies never."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qsg.manager import large
+from qsg.manager.large import StageCleaner
+from qsg.manager.placing import entry_of
+from qsg.manager.producers import ProducerNumber
+from qsg.manager.queues import PutRequest
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import CompareFailed, Fenced, NewMessage, Unit
+from qsg.store.contract import Delete, get_prefix
+from support.members import Group, Member, group, shared
+
+MIB = 1 << 20
+BODY = bytes(range(256)) * (3 * MIB // 256) + b"end"
+
+
+async def members(g: Group, *names: str) -> list[Member]:
+    made = [await g.member(name) for name in names]
+    await made[0].queues.define(shared("A"))
+    await asyncio.sleep(0.01)
+    return made
+
+
+async def remains(member: Member) -> list[bytes]:
+    _, (found,) = await member.structures["app1"].read(get_prefix(keys.queue("A"), keys_only=True))
+    return [kv.key for kv in found.kvs if kv.key != keys.queue_state("A") and not kv.key.startswith(keys.totals("A"))]
+
+
+@pytest.mark.parametrize("size", [256 * 1024, 256 * 1024 + 1, MIB, 3 * MIB + 5])
+async def test_put_and_get(size: int) -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        body = BODY[:size]
+        await x.put("A", b"before", body, b"after")
+        assert (await x.queues.depth("A")).bytes == len(body) + 11
+
+        assert await y.get("A") == [b"before"]
+        assert await y.get("A", 2) == [body, b"after"]
+        assert await remains(x) == []
+
+
+async def test_large_message_comes_alone_when_it_exceeds_what_was_asked() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.put("A", b"1", BODY, b"3")
+        assert await x.get("A", 3, bytes_max=1_000) == [b"1"]
+        assert await x.get("A", 3, bytes_max=1_000) == [BODY]
+        assert await x.get("A", 3, bytes_max=1_000) == [b"3"]
+
+
+async def test_expired_large_message_takes_its_chunks_along() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.put("A", BODY, expires_at_ms=g.wall.ms + 10)
+        g.wall.ms += 20
+        with pytest.raises(Refusal):
+            await x.get("A")
+        assert await remains(x) == []
+
+
+async def test_refused_put_leaves_no_stage_behind() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        opened = await x.queues.open_producer("P", "A")
+        number = ProducerNumber("P", "app1", opened.epoch, 5)
+        with pytest.raises(Refusal) as refusal:
+            await x.queues.put([PutRequest("A", pb.Message(payload=BODY))], producer=number)
+        assert refusal.value.reason is Reason.PRODUCER_GAP
+        assert await remains(x) == []
+
+
+async def test_stages_of_the_dead_are_cleaned_and_those_of_the_living_are_not() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        for member in (x, y):
+            opened = await member.queues.open_for_get("A")
+            await large.stage_message(opened, member.world, BODY)
+        cleaner = StageCleaner(y.catalog)
+        assert await cleaner.clean() == 0
+
+        await x.crash()
+
+        assert await cleaner.clean() == 1
+        assert len([k for k in await remains(y) if k.startswith(keys.stages("A"))]) == 1
+        assert len([k for k in await remains(y) if b"/x/" in k]) == 13
+
+
+async def test_published_message_of_a_dead_member_stays() -> None:
+    """Interleaving N8: X publishes, acknowledges and dies; a cleaner must not take its body for staged."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        await x.put("A", BODY)
+        await x.crash()
+        assert await StageCleaner(y.catalog).clean() == 0
+        assert await y.get("A") == [BODY]
+
+
+async def test_member_that_was_declared_dead_cannot_publish_what_was_cleaned() -> None:
+    """Interleaving C5: X stages, is paused and declared dead, a peer removes the chunks, X wakes."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        opened = await x.queues.open_for_get("A")
+        message = pb.Message(message_id=bytes(24), payload=BODY)
+        body = message.SerializeToString()
+        stage = await large.stage_message(opened, x.world, body)
+        x.stores["app1"].pause()
+        await y.stores["app1"].txn([], [Delete(keys.member("X"))])
+        assert await StageCleaner(y.catalog).clean() == 1
+        entry = entry_of(message, len(body))
+        unit = Unit(compares=[opened.same()], puts=[NewMessage("A", 0, entry, b"")])
+        stage.publish(unit, entry)
+        late = asyncio.create_task(x.structures["app1"].commit(unit))
+        await asyncio.sleep(0.01)
+        x.stores["app1"].resume()
+
+        with pytest.raises((Fenced, CompareFailed)):
+            await late
+        assert await remains(y) == []
+
+
+async def test_queue_deleted_while_staging() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        opened = await x.queues.open_for_get("A")
+        stage = await large.begin(opened, x.world)
+        await y.queues.delete("A", purge=True)
+        with pytest.raises(CompareFailed):
+            await large.add(opened.structure, stage, BODY)
+        await large.discard(opened.structure, stage)
+        await y.queues.define(shared("A"))
+        assert await remains(y) == []
+
+
+async def test_incomplete_body_is_told() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        entry = pb.Entry(stage=b"nothing", chunks=3, size=700_000)
+        with pytest.raises(Refusal) as refusal:
+            await large.read(x.structures["app1"], "A", entry)
+        assert refusal.value.reason is Reason.LARGE_MESSAGE_INCOMPLETE
