@@ -224,7 +224,10 @@ class ChannelSupervisor:
         place = self.find(channel)
         if place is None:
             log.warning("recovered a channel that is not defined here", channel=channel)
-        elif channel not in self._care and self._started:
+        elif channel in self._care:
+            # The watch showed the entry before its recovery was answered.
+            self._care[channel].passage = self._care[channel].passage or passage
+        elif self._started:
             self._look_after(place, passage).start()
 
     async def adopt(self, channel: str) -> None:
@@ -347,7 +350,14 @@ class ChannelSupervisor:
         if place is None or entry is None or not self._started or not self._is_mine(place.admin, entry):
             return
         if entry.state in (pb.STOPPING, *status.WANTED):
-            self._look_after(place).start()
+            self._look_after(place, self._passage_of(entry)).start()
+
+    def _passage_of(self, entry: pb.ChannelStatus) -> Passage | None:
+        """Of a takeover that is under way, as far as the entry tells."""
+        if not entry.takeover.at_ms or entry.takeover.resume_ms:
+            return None
+        under_way_s = (self.world.wall_ms() - entry.takeover.at_ms) / 1000
+        return Passage(asyncio.get_running_loop().time() - under_way_s, entry.takeover.detect_ms)
 
     def _tell_peers(self) -> None:
         if self.peers is not None:
