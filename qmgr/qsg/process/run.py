@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def configure_logging() -> None:
 
 
 def main(arguments: list[str]) -> int:
+    # Without its own I/O engine grpc takes a tenth to a quarter less CPU time for many small calls, as etcd's are.
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
     if len(arguments) != 2 or arguments[0] not in ("serve", "initiator"):
         sys.stderr.write("usage: python -m qsg.process.run serve|initiator CONFIG\n")
         return 2
