@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from random import Random
 
 import pytest
 
@@ -16,6 +17,7 @@ from qsg.rules.definitions import Channel, Queue
 from qsg.rules.reasons import Reason
 from qsg.rules.unit import Cell, Change, NewMessage, Unit
 from qsg.store.contract import Delete, get_prefix
+from qsg.store.memory import MemoryStore, RandomFaults
 from support.channel_pair import STREAM, XMITQ, Rig, rig
 
 
@@ -272,13 +274,14 @@ async def test_an_idle_channel_ends_after_its_disconnect_interval() -> None:
 
 
 async def test_the_batch_interval_gathers_messages() -> None:
-    async with rig(batch_interval_ms=150) as two:
+    async with rig(batch_interval_ms=500) as two:
         sender = await two.sender()
         two.start(sender)
         await sender.bound.wait()
         for number in range(5):
             await two.put([f"{number}"])
         assert await two.until(5) == list("01234")
+        await two.settled()
         assert sender.counters.batches == 1
 
 
@@ -364,3 +367,36 @@ async def test_a_clean_stop_waits_until_all_that_the_partner_has_is_deleted(two:
     messages = await two.messages("TARGET")
     assert [m.payload for m in messages if m.priority == 1] == [b"low", b"low2"]
     final.cancel()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_exactly_once_when_stores_lose_delay_and_repeat(two: Rig, seed: int) -> None:
+    """Both stores lose requests and answers and apply some late, while instances are cut off again and again."""
+    chance = Random(seed)
+    for member, name in ((two.x, "app1"), (two.y, "app1"), (two.r, "private")):
+        store = member.structures[name].store
+        assert isinstance(store, MemoryStore)
+        store.faults = RandomFaults(chance, delay_s=0.002, lost=0.01, reply_lost=0.02, late=0.01, late_s=0.6)
+    texts = [f"m{i}" for i in range(300)]
+    putting = asyncio.create_task(put_slowly(two, texts))
+    rounds = 0
+    async with asyncio.timeout(50):
+        while len(await two.arrived()) < 300:
+            member = two.y if rounds % 2 else two.x
+            running = two.start(await two.sender(member))
+            await asyncio.sleep(chance.uniform(0.05, 0.4))
+            two.network.reset(member.name, "R")
+            if chance.random() < 0.5:
+                running.cancel()
+            await asyncio.wait([running])
+            rounds += 1
+    await putting
+    assert await two.arrived() == texts
+    two.start(await two.sender())
+    await two.settled(timeout_s=15)
+
+
+async def put_slowly(two: Rig, texts: list[str]) -> None:
+    for start in range(0, len(texts), 10):
+        await two.put(texts[start : start + 10])
+        await asyncio.sleep(0.02)

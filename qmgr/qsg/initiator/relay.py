@@ -26,6 +26,7 @@ SMALL_FRAME_MAX = 64 << 10
 LINGER_S = 0.3
 """How long an orderly end waits for the partner to take it."""
 HEARTBEAT_S = 0.5
+HEARTBEAT_MIN_S = 0.05
 _BOTH = {pb.FRAME_REFUSED, pb.FRAME_HEARTBEAT, pb.FRAME_BEAT_BACK, pb.FRAME_CLOSE}
 FROM_SENDER = frozenset({pb.FRAME_BATCH, pb.FRAME_PART} | _BOTH)
 FROM_RECEIVER = frozenset({pb.FRAME_CONFIRM, pb.FRAME_PROGRESS} | _BOTH)
@@ -76,7 +77,7 @@ class Relay:
         self.stream = stream
         self.session = session
         self.silence_s = silence_s
-        self.heartbeat_s = heartbeat_s
+        self.heartbeat_s = max(HEARTBEAT_MIN_S, heartbeat_s)
         self._allowed = allowed
         self._sent_at = 0.0
         self._owed = False
@@ -151,7 +152,7 @@ class Relay:
         except DecodeError as e:
             raise AssertionError("our queue manager sends what can be read") from e
         if heartbeat_s:
-            self.heartbeat_s = heartbeat_s
+            self.heartbeat_s = max(HEARTBEAT_MIN_S, heartbeat_s)
             self.silence_s = max(1.5, 3 * heartbeat_s)
             self._wake.set()
 

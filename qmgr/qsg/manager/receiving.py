@@ -117,6 +117,8 @@ class Receivers:
     async def adopt(self, stream: bytes, receiver: Receiver) -> None:
         """A newer bind of the stream replaces the session that this member had, at once."""
         old = self._active.get(stream)
+        if old is not None and old.order > receiver.order:
+            raise BindRefused(Reason.EPOCH_TOO_LOW, "a newer bind came in here", *old.order)
         self._active[stream] = receiver
         if old is not None and old is not receiver:
             await old.displace()
@@ -174,6 +176,11 @@ class Receiver:
                 raise
         finally:
             self._ended.set()
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """(epoch, instance) of its bind."""
+        return self.counters.epoch, self.counters.instance
 
     async def displace(self) -> None:
         """Another session has taken over: this one ends at once."""

@@ -270,9 +270,7 @@ class Sender:
     async def _resynchronise(self, session: Session) -> None:
         """Takes the partner's record over as our progress; what it covers is deleted as the queue is read."""
         bound = session.bound
-        self._parameters = bound.parameters
-        if not bound.parameters.batch_window or not bound.parameters.sequence_wrap:
-            raise SessionFailed(Reason.PROTOCOL_ERROR, "the partner's answer has no parameters")
+        self._parameters = negotiate.negotiate(negotiate.offer(self.grant.channel), bound.parameters)
         self.counters.address, self.counters.partner, self.counters.partner_member = session.address, bound.receiver, bound.member
         before = records_pb2.Progress.FromString(self.grant.progress.value or b"")
         self._check_record(before, bound.record)

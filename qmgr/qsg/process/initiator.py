@@ -8,6 +8,7 @@ import signal
 
 import structlog
 
+from qsg.initiator.resolving import resolve_host
 from qsg.initiator.service import Initiator
 from qsg.process.config import MemberConfig
 from qsg.process.security import transport_of
@@ -32,6 +33,8 @@ async def run(config: MemberConfig) -> int:
         group_listener=config.group_listener if config.group else "",
         local_listener=config.local_listener,
         aliases=config.aliases,
+        # With TLS a certificate names the host, not its addresses: there the transport resolves the name.
+        resolve=resolve_host if config.tls is None else None,
         pid=os.getpid(),
     )
     try:
