@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import pytest
 
 import qsg
+from qsg.transport.contract import Stream, Transport
 from support.client_group import ClientGroup
 from support.virtual_time import run
 
@@ -332,3 +334,49 @@ def test_a_late_open_request_of_ours_does_not_look_like_another_application() ->
             return group.payloads("Q")
 
     assert run(main()) == [b"1", b"2", b"3"]
+
+
+def test_a_large_message_on_a_slow_path_is_not_taken_for_silence() -> None:
+    """5 MB at about 1 MB/s, both ways: heartbeats do not pass meanwhile."""
+
+    async def main() -> tuple[int, int]:
+        async with ClientGroup("X") as group:
+            transport = SlowTransport(group.network.transport("app"))
+            async with connect_slowly(group, transport) as qmgr:
+                await qmgr.put("Q", b"x" * 3_900_000)
+                message = await qmgr.get("Q", wait_ms=60_000)
+                return len(message.payload), qmgr.reconnections
+
+    assert run(main()) == (3_900_000, 0)
+
+
+@dataclass
+class SlowStream:
+    inner: Stream
+    peer: str = ""
+    identity: str = ""
+
+    async def send(self, frame: bytes) -> None:
+        await asyncio.sleep(len(frame) / 1_100_000)
+        await self.inner.send(frame)
+
+    async def receive(self) -> bytes:
+        frame = await self.inner.receive()
+        await asyncio.sleep(len(frame) / 1_100_000)
+        return frame
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+@dataclass
+class SlowTransport:
+    inner: Transport
+    listen: object = None
+
+    async def connect(self, address: str, service: str, *, timeout_s: float = 1.0) -> SlowStream:
+        return SlowStream(await self.inner.connect(address, service, timeout_s=timeout_s))
+
+
+def connect_slowly(group: ClientGroup, transport: SlowTransport) -> qsg.QueueManager:
+    return qsg.connect("X:1416", transport=transport, world=group.world)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ class Link:
         self._failure: QsgError | None = None
         self._problem = ""
         self._keeper: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], Session] = {}
         self._closed = False
 
     @property
@@ -96,8 +96,9 @@ class Link:
     async def close(self) -> None:
         self._closed = True
         if self._keeper is not None:
-            for task in (self._keeper, *self._closing):
-                task.cancel()
+            self._keeper.cancel()
+            for session in self._closing.values():
+                session.end("the connection is closed")
             await asyncio.gather(self._keeper, *self._closing, return_exceptions=True)
         async with self._changed:
             self._changed.notify_all()
@@ -123,8 +124,8 @@ class Link:
     def _dispose(self, session: Session) -> None:
         """Closing may wait for a frozen member, or for calls that end there; connecting to the next one must not wait for that."""
         task = asyncio.create_task(self._close_when_idle(session), name="qsg client close")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = session
+        task.add_done_callback(lambda done: self._closing.pop(done, None))
 
     async def _close_when_idle(self, session: Session) -> None:
         try:

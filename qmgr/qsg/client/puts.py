@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qsg.client.errors import ConnectionBroken, OutcomeUnknown, QsgError, error_for
 from qsg.client.link import Link
@@ -45,8 +46,7 @@ OF_THE_QUEUE = frozenset(
 """Refusals that would meet every message of a frame: everybody in it is told at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Messages of one route may share a frame."""
 
     queue: str

@@ -10,8 +10,9 @@ import asyncio
 
 from google.protobuf.message import DecodeError
 
-from qsg.client.errors import ConnectionBroken, ProtocolError, error_for
+from qsg.client.errors import ProtocolError, error_for
 from qsg.pb import client_pb2 as pb
+from qsg.rules.announce import announcement, grace_s
 from qsg.rules.reasons import Reason
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream, Transport, TransportError
@@ -47,6 +48,7 @@ class Session:
         self._pending: dict[int, asyncio.Future[pb.ClientResponse]] = {}
         self._send_lock = asyncio.Lock()
         self._frames = 0
+        self._grace_s = 0.0
         self._tasks = {
             asyncio.create_task(self._read(), name=f"qsg client reader {address}"),
             asyncio.create_task(self._watch(), name=f"qsg client heartbeat {address}"),
@@ -118,6 +120,8 @@ class Session:
             if self._lost:
                 raise SessionLost(self.why, sent=False)
             try:
+                if large := announcement(len(payload)):
+                    await self._stream.send(large)
                 await self._stream.send(encode(kind, payload))
             except Closed as closed:
                 self.end(f"{self.address}: {closed}")
@@ -134,6 +138,7 @@ class Session:
             while True:
                 frame = await self._stream.receive()
                 self._frames += 1
+                self._grace_s = grace_s(frame)
                 if frame and frame[0] == pb.CLIENT_RESPONSE:
                     self._answer(pb.ClientResponse.FromString(frame[1:]))
                 elif not frame or frame[0] != pb.CLIENT_BEAT:
@@ -158,7 +163,7 @@ class Session:
         Beats are counted and not timed: when our own event loop stands still, one late beat is one miss.
         """
         misses, seen = 0, self._frames
-        while misses < MISSES_MAX:
+        while misses < MISSES_MAX + self._grace_s / HEARTBEAT_S:
             await asyncio.sleep(HEARTBEAT_S)
             misses = 0 if self._frames != seen else misses + 1
             seen = self._frames
@@ -212,10 +217,6 @@ class Session:
 
 def connect_frame(application: str, queue_manager: str, producer: str) -> pb.Connect:
     return pb.Connect(application=application, queue_manager=queue_manager, producer=producer, heartbeat_ms=int(HEARTBEAT_S * 1000))
-
-
-def lost_error(lost: SessionLost) -> ConnectionBroken:
-    return ConnectionBroken(str(lost))
 
 
 RETRY_ELSEWHERE = frozenset(

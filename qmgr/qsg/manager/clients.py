@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from qsg.manager.producers import ProducerNumber, ProducerState
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
+from qsg.rules.announce import announcement, grace_s
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.rules.world import World
@@ -275,6 +276,8 @@ class Connection:
     async def _send(self, kind: int, payload: bytes) -> None:
         async with self._send_lock:
             self._sent += 1
+            if large := announcement(len(payload)):
+                await self._stream.send(large)
             await self._stream.send(encode(kind, payload))
 
     async def _beat(self) -> None:
@@ -289,8 +292,9 @@ class Connection:
             return
 
     async def _read(self) -> None:
+        frame = b""
         while True:
-            async with asyncio.timeout(self._limits.silence_s):
+            async with asyncio.timeout(self._limits.silence_s + grace_s(frame)):
                 frame = await self._stream.receive()
             try:
                 await self._accept(frame)
