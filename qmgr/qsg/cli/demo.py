@@ -111,6 +111,8 @@ def demo(
         raise typer.BadParameter("out, in or both", param_hint="--direction")
     if store not in ("embedded", "etcd") and not store.startswith("etcd://"):
         raise typer.BadParameter("embedded, etcd or etcd://host:port,…", param_hint="--store")
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        raise typer.BadParameter(f"{keep} is not empty", param_hint="--keep")
     plan = Plan(messages, size, rate, direction, kill, kills, seed)  # type: ignore[arg-type]
     console = Console(stderr=True) if json_output else Console()
     directory = keep or Path(tempfile.mkdtemp(prefix="qsg-demo-"))

@@ -35,4 +35,6 @@ def up(
     store: Annotated[str, typer.Option(help="embedded, etcd (three members are started) or etcd://host:port,…")] = "embedded",
 ) -> None:
     """Starts X, Y, Z and R as processes, with queues and a channel each way, until Ctrl-C."""
+    if store == "etcd" and directory.exists() and any(directory.iterdir()):
+        raise typer.BadParameter(f"{directory} is not empty, and a new etcd does not know what is in it", param_hint="--directory")
     asyncio.run(_run(LocalGroup(directory.absolute(), store=store), Console()))
