@@ -20,7 +20,7 @@ from qsg.rules.definitions import Channel, Queue, Settings
 from qsg.rules.lanes import SegmentAt
 from qsg.rules.negotiate import offer
 from qsg.rules.reasons import Reason
-from qsg.rules.unit import Change, Unit
+from qsg.rules.unit import Cell, Change, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.channel_pair import STREAM, Rig, rig
 from support.channel_segments import NOW, segment
@@ -436,3 +436,49 @@ async def test_a_lost_record_of_a_bound_stream_is_refused(two: Rig) -> None:
     await connect(two)
     await two.r.structures["private"].commit(Unit(ops=[Delete(keys.receiver_fence(STREAM))]))
     assert (await refused(two, request(2, bound_before=True))).reason is Reason.NO_RECORD
+
+
+async def test_m1_a_batch_that_commits_before_the_bind_is_in_the_record_it_answers(two: Rig) -> None:
+    """The old instance commits between the new bind's read and its commit."""
+    old = await connect(two)
+    private = two.r.structures["private"]
+    refresh, held = private.refresh, asyncio.Event()
+
+    async def late(*cells: Cell) -> int:
+        revision = await refresh(*cells)
+        if len(cells) == 2 and not held.is_set():
+            held.set()
+            await old.send(old.batch(old.segment(["a"])))
+            await old.confirm()
+        return revision
+
+    private.refresh = late  # type: ignore[method-assign]
+    new = await connect(two, request(2))
+    assert held.is_set()
+    assert (new.session.bound.record.sequence, new.session.bound.record.luwid) == (1, "L1")
+    new.counter, new.sequence = 1, 1
+    await new.send(new.batch(new.segment(["b"])))
+    await new.confirm()
+    assert await two.arrived() == ["a", "b"]
+
+
+async def test_p13_an_old_instance_stages_nothing_after_a_newer_bind_elsewhere(two: Rig) -> None:
+    script = await connect(two)
+    private = two.r.structures["private"]
+    cell = await private.cell(keys.receiver_fence(STREAM))
+    fence = pb.ReceiverFence.FromString(cell.value or b"")
+    fence.epoch += 1
+    await private.commit(Unit(changes=[Change(cell, lambda _: fence.SerializeToString())]))
+    for index in range(4):
+        await script.session.send(channel_pb2.FRAME_PART, part(index, 8, bytes(256 << 10)))
+    assert await script.refusal() is Reason.EPOCH_TOO_LOW
+    assert await stages(two) == 0
+
+
+async def test_two_binds_at_once_leave_the_newer_one(two: Rig) -> None:
+    results = await asyncio.gather(connect(two, request(1, 1)), connect(two, request(1, 2)), return_exceptions=True)
+    last = results[1]
+    assert isinstance(last, Script)
+    await last.send(last.batch(last.segment(["a"])))
+    await last.confirm()
+    assert len(two.receivers.active) == 1 and two.receivers.active[0].order == (1, 2)

@@ -400,3 +400,55 @@ async def put_slowly(two: Rig, texts: list[str]) -> None:
     for start in range(0, len(texts), 10):
         await two.put(texts[start : start + 10])
         await asyncio.sleep(0.02)
+
+
+async def test_p10_a_stop_is_not_starved_by_confirmations(two: Rig) -> None:
+    """The fence is not what each batch rewrites: one compare-and-swap of it is enough, however busy the channel is."""
+    running = two.start(await two.sender())
+    putting = asyncio.create_task(put_slowly(two, [f"m{i}" for i in range(200)]))
+    await two.until(50)
+    await two.grant(two.y)
+    outcome = await asyncio.wait_for(running, 2)
+    assert outcome.kind == "fenced"
+    await putting
+
+
+async def test_n16_a_large_message_may_take_longer_than_the_silence_allowed(two: Rig) -> None:
+    queues = QueueStore(two.x.catalog, two.x.world)
+    definition = Queue(name=XMITQ, structure="app1", usage="transmission")
+    await queues.define(definition)
+    opened = await queues.open(definition)
+    body = pb.Message(message_id=b"L" * 24, payload=bytes(6_000_000)).SerializeToString()
+    stage = await large.stage_message(opened, two.x.world, body)
+    entry = pb.Entry(message_id=b"L" * 24, size=len(body), payload_size=6_000_000)
+    unit = Unit(puts=[NewMessage(XMITQ, 0, entry, b"", ("TARGET", "R"))])
+    stage.publish(unit, entry)
+    await opened.structure.commit(unit, slot=0)
+    store = two.r.structures["private"].store
+    assert isinstance(store, MemoryStore)
+    store.faults = RandomFaults(Random(1), delay_s=0.15)
+    sender = await two.sender()
+    running = two.start(sender)
+    await two.until(1, timeout_s=20)
+    await two.settled(timeout_s=10)
+    assert not running.done()
+    assert len((await two.messages("TARGET"))[0].payload) == 6_000_000
+
+
+async def test_p12_a_renamed_sender_finds_the_record_of_its_stream(two: Rig) -> None:
+    await two.put(["1"])
+    sender = await two.sender()
+    sender._commit_settled = never  # type: ignore[method-assign,assignment]
+    first = two.start(sender)
+    await two.until(1)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    receiver = two.r.catalog.channel("X.TO.R")
+    assert receiver is not None
+    await two.r.catalog.define_channel(receiver.model_copy(update={"name": "RENAMED"}))
+    await two.r.catalog.delete_channel("X.TO.R")
+    two.channel = two.channel.model_copy(update={"name": "RENAMED"})
+    await two.put(["2"])
+    two.start(await two.sender())
+    assert await two.until(2) == ["1", "2"]
+    await two.settled()
