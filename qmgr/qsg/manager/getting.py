@@ -44,6 +44,8 @@ LINGER_S = 2.0
 """How long the watch of the doorbell outlives its last waiter."""
 LOSSES = 2
 QUIET_S = (0.005, 0.05)
+INCOMPLETE_MAX = 10
+"""After that a large message that is not whole, but not taken either, is told as what it is: damage."""
 AHEAD = 6
 """Segments that a loser leaves to the winner, at most."""
 
@@ -105,6 +107,8 @@ class Request:
     """This round's: entries meant for it."""
     messages: int = 0
     bytes: int = 0
+    incomplete: int = 0
+    """How often a large message meant for it was not whole."""
     scan: LaneReader | None = None
     found: list[tuple[Segment, int]] = field(default_factory=list)
 
@@ -386,8 +390,8 @@ class GetterLoop:
     # Committing
 
     async def _commit(self, waiting: list[Request], expired: dict[Segment, int]) -> None:
-        served = [r for r in waiting if r.messages]
-        got = {r: await self._messages(r) for r in served}
+        got = await self._bodies([r for r in waiting if r.messages])
+        served = list(got)
         plain = [r for r in served if r.unit is None]
         jobs: list[tuple[Unit, list[Request], dict[Segment, int]]] = []
         if plain or expired:
@@ -410,6 +414,23 @@ class GetterLoop:
                 self._lost(requests, parts, outcome)
             else:
                 self._won(requests, parts, got)
+
+    async def _bodies(self, requests: list[Request]) -> dict[Request, list[GotMessage]]:
+        """The messages of those whose bodies are all there. Chunks that are missing belong to a message that somebody took meanwhile."""
+        found = {}
+        for request in requests:
+            try:
+                found[request] = await self._messages(request)
+            except Refusal as refusal:
+                if refusal.reason is not Reason.LARGE_MESSAGE_INCOMPLETE or request.incomplete >= INCOMPLETE_MAX:
+                    _fail(request, refusal)
+                    continue
+                request.incomplete += 1
+                request.again = True
+                for segment in request.parts:
+                    segment.checked = False
+                self.ring()
+        return found
 
     async def _messages(self, request: Request) -> list[GotMessage]:
         found = []
