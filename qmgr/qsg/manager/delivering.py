@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from qsg.manager import large
 from qsg.manager.placing import Placement, Placer, as_dead_letter, entry_of
+from qsg.manager.queue_store import Opened
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, records_pb2
 from qsg.rules import segments
@@ -77,6 +78,7 @@ class Deliverer:
         self._message_bytes_max = message_bytes_max
         self._paused = paused
         self._staging: dict[bytes, _Staging] = {}
+        self._begun: set[asyncio.Future[large.Stage]] = set()
         self._used: deque[Placement] = deque(maxlen=256)
 
     # Placing
@@ -208,14 +210,22 @@ class Deliverer:
             return
         opened = staging.placement.opened
         if staging.stage is None:
-            staging.stage = await large.begin(
-                opened, self._world, compares=self._ours(), initiator=self._initiator, channel=self._channel.name
-            )
+            staging.stage = await self._begin(opened)
         size = len(staging.pending) if staging.complete else len(staging.pending) // large.CHUNK_BYTES * large.CHUNK_BYTES
         data = bytes(staging.pending[:size])
         del staging.pending[:size]
         if data:
             await large.add(self._structure, staging.stage, data, compares=self._ours())
+
+    async def _begin(self, opened: Opened) -> large.Stage:
+        """A new stage, which is known for removal also when the session ends in the middle of this."""
+        begun = asyncio.ensure_future(
+            large.begin(opened, self._world, compares=self._ours(), initiator=self._initiator, channel=self._channel.name)
+        )
+        self._begun.add(begun)
+        stage = await asyncio.shield(begun)
+        self._begun.discard(begun)
+        return stage
 
     async def _add_staged(
         self, unit: Unit, priority: int, entry: records_pb2.Entry, destination: tuple[str, str], placement: Placement
@@ -248,9 +258,7 @@ class Deliverer:
         placement = await self._rewrite(message, destination, placement)
         body = message.SerializeToString()
         staging.rewritten = placement.refusal is not None or placement.destination is not None
-        staging.stage = await large.begin(
-            placement.opened, self._world, compares=self._ours(), initiator=self._initiator, channel=self._channel.name
-        )
+        staging.stage = await self._begin(placement.opened)
         await large.add(self._structure, staging.stage, body, compares=self._ours())
         staging.placement, staging.pending = placement, bytearray()
         return placement
@@ -264,12 +272,15 @@ class Deliverer:
 
     async def discard(self) -> None:
         """Removes what was staged and not published, when the session ends."""
-        for staging in self._staging.values():
-            if staging.stage is not None:
-                try:
-                    await large.discard(self._structure, staging.stage)
-                except (CompareFailed, Refusal) as e:
-                    log.info("staged parts are left to the cleaner", error=str(e))
+        stages = [staging.stage for staging in self._staging.values() if staging.stage is not None]
+        for begun in await asyncio.gather(*self._begun, return_exceptions=True):
+            if isinstance(begun, large.Stage):
+                stages.append(begun)
+        for stage in stages:
+            try:
+                await large.discard(self._structure, stage)
+            except (CompareFailed, Refusal) as e:
+                log.info("staged parts are left to the cleaner", error=str(e))
         self._staging.clear()
 
 
