@@ -273,9 +273,8 @@ class Deliverer:
     async def discard(self) -> None:
         """Removes what was staged and not published, when the session ends."""
         stages = [staging.stage for staging in self._staging.values() if staging.stage is not None]
-        for begun in await asyncio.gather(*self._begun, return_exceptions=True):
-            if isinstance(begun, large.Stage):
-                stages.append(begun)
+        begun = await asyncio.gather(*self._begun, return_exceptions=True)
+        stages += [stage for stage in begun if isinstance(stage, large.Stage)]
         for stage in stages:
             try:
                 await large.discard(self._structure, stage)
