@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from qsg.client.errors import (
@@ -45,6 +45,8 @@ class LinkOptions:
     """How long a call waits for a member after a loss."""
     attempt_s: float = 1.0
     """How long one address has to answer."""
+    resolve: Callable[[str], Awaitable[list[str]]] | None = None
+    """All addresses behind one; None: each is one."""
 
 
 class Link:
@@ -146,19 +148,31 @@ class Link:
         pause_s = BACKOFF_FIRST_S
         while True:
             problems: dict[str, Exception] = {}
-            session = await self._round(self._order(), problems)
+            session = await self._round(self._order(await self._addresses(problems)), problems)
             if session is not None:
                 return session
             self._problem = "; ".join(_told(address, problem) for address, problem in problems.items())
             final = [p for p in problems.values() if isinstance(p, QueueManagerNameError | NotAuthorized)]
-            if final and len(final) == len(self.options.addresses):
+            if final and len(final) == len(problems):
                 raise final[0]
             await asyncio.sleep(pause_s * self._world.random.uniform(0.5, 1.5))
             pause_s = min(pause_s * 2, BACKOFF_MAX_S)
 
-    def _order(self) -> Sequence[str]:
+    async def _addresses(self, problems: dict[str, Exception]) -> list[str]:
+        resolve = self.options.resolve
+        if resolve is None:
+            return list(self.options.addresses)
+        found: list[str] = []
+        for address in self.options.addresses:
+            try:
+                async with asyncio.timeout(self.options.attempt_s):
+                    found += await resolve(address)
+            except (TransportError, TimeoutError) as problem:
+                problems[address] = problem
+        return list(dict.fromkeys(found))
+
+    def _order(self, addresses: list[str]) -> list[str]:
         """Applications spread over the members; the one that was just lost comes last."""
-        addresses = list(self.options.addresses)
         self._world.random.shuffle(addresses)
         if self._current is not None and self._current.address in addresses:
             addresses.remove(self._current.address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,25 @@ OF_THE_QUEUE = frozenset(
     )
 )
 """Refusals that would meet every message of a frame: everybody in it is told at once."""
+
+
+MESSAGE_OVERHEAD = 100
+"""Bytes counted for a message beyond its payload."""
+
+
+def frames(messages: Iterable[records.Message]) -> Iterator[list[records.Message]]:
+    """Cuts messages into pieces for one frame each."""
+    piece: list[records.Message] = []
+    size = 0
+    for message in messages:
+        length = len(message.payload) + MESSAGE_OVERHEAD
+        if piece and (len(piece) == FRAME_MESSAGES or size + length > FRAME_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece.append(message)
+        size += length
+    if piece:
+        yield piece
 
 
 class Route(NamedTuple):

@@ -15,14 +15,16 @@ import json
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from qsg.client import network
 from qsg.client.errors import ConnectionBroken, OptionsError, OutcomeUnknown, QsgError, error_for
 from qsg.client.link import Link, LinkOptions
 from qsg.client.message import Message, Options, from_record, pad_id, to_record
 from qsg.client.producer import ProducerPuts
-from qsg.client.puts import FRAME_BYTES, FRAME_MESSAGES, Item, PlainPuts, Route
+from qsg.client.puts import MESSAGE_OVERHEAD, Item, PlainPuts, Route, frames
 from qsg.client.session import RETRY_ELSEWHERE, SessionLost
 from qsg.client.unit import Commits, UnitOfWork
 from qsg.pb import client_pb2 as pb
@@ -44,6 +46,9 @@ def connect(
     producer: str = "",
     connect_s: float = 10.0,
     reconnect_s: float = 60.0,
+    ca: str | Path = "",
+    certificate: str | Path = "",
+    key: str | Path = "",
     transport: Transport | None = None,
     world: World | None = None,
 ) -> QueueManager:
@@ -52,7 +57,7 @@ def connect(
     `addresses`: host:port, separated by commas, or a sequence; default: the environment's QSG_CONNECT.
     `queue_manager`: accept only this queue manager or group. `producer`: a name that is unique among living applications; puts are then
     done exactly once, and in order. `connect_s`, `reconnect_s`: how long the first connect, and a call after a loss, waits for a member.
-    `transport`: for TLS, a `qsg.transport.grpc_.GrpcTransport` with credentials.
+    `ca`, `certificate`, `key`: PEM files for TLS; default: the environment's QSG_CA, QSG_CERTIFICATE, QSG_KEY. `transport` replaces gRPC.
     """
     text = addresses or os.environ.get("QSG_CONNECT", "") or DEFAULT_ADDRESS
     listed = text.split(",") if isinstance(text, str) else list(text)
@@ -61,14 +66,22 @@ def connect(
         host, colon, port = address.rpartition(":")
         if not (host and colon and port.isdigit()):
             raise OptionsError(f"address {address!r} is not host:port")
-    options = LinkOptions(cleaned, application, queue_manager, producer, connect_s, reconnect_s)
+    resolve = None
+    if transport is None:
+        tls = [
+            str(given) or os.environ.get(name, "") for given, name in ((ca, "QSG_CA"), (certificate, "QSG_CERTIFICATE"), (key, "QSG_KEY"))
+        ]
+        transport = network.transport(*tls)
+        # With TLS the name is needed to check the certificate, so gRPC itself resolves it.
+        resolve = None if any(tls) else network.resolve
+    options = LinkOptions(cleaned, application, queue_manager, producer, connect_s, reconnect_s, resolve=resolve)
     return QueueManager(options, transport, world)
 
 
 class QueueManager:
     """Made by `connect`; use it with `async with`, or `open` and `close`."""
 
-    def __init__(self, options: LinkOptions, transport: Transport | None = None, world: World | None = None) -> None:
+    def __init__(self, options: LinkOptions, transport: Transport, world: World | None = None) -> None:
         self._options = options
         self._transport = transport
         self._world = world or World(wall_ms=lambda: time.time_ns() // 1_000_000)
@@ -86,10 +99,6 @@ class QueueManager:
         """Raises HostNotAvailable (2538), QueueManagerNameError (2058), NotAuthorized (2035)."""
         if self._link is not None:
             raise OptionsError("already open")
-        if self._transport is None:
-            from qsg.transport.grpc_ import GrpcTransport
-
-            self._transport = GrpcTransport()
         link = Link(self._transport, self._options, self._world)
         await link.open()
         self._link = link
@@ -162,7 +171,7 @@ class QueueManager:
             message = to_record(payload)
         else:
             message = to_record(payload, Options(priority, message_id, correlation_id, reply_to, properties, persistent, format))
-        return (await self._put(Route(queue, queue_manager, expiry_ms), (message,), len(message.payload) + 100))[0]
+        return (await self._put(Route(queue, queue_manager, expiry_ms), (message,), len(message.payload) + MESSAGE_OVERHEAD))[0]
 
     async def put_many(
         self,
@@ -181,19 +190,9 @@ class QueueManager:
         options = Options(priority=priority, correlation_id=correlation_id, reply_to=reply_to, properties=properties)
         plain = priority is None and not (correlation_id or reply_to or properties)
         ids: list[bytes] = []
-        messages: list[records.Message] = []
-        size = 0
         try:
-            for payload in payloads:
-                message = to_record(payload) if plain else to_record(payload, options)
-                length = len(message.payload) + 100
-                if messages and (len(messages) == FRAME_MESSAGES or size + length > FRAME_BYTES):
-                    ids += await self._put(route, messages, size)
-                    messages, size = [], 0
-                messages.append(message)
-                size += length
-            if messages:
-                ids += await self._put(route, messages, size)
+            for messages in frames(to_record(payload) if plain else to_record(payload, options) for payload in payloads):
+                ids += await self._put(route, messages, sum(len(message.payload) + MESSAGE_OVERHEAD for message in messages))
         except QsgError as error:
             error.done = ids
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -66,6 +67,9 @@ def connect(
     producer: str = "",
     connect_s: float = 10.0,
     reconnect_s: float = 60.0,
+    ca: str | Path = "",
+    certificate: str | Path = "",
+    key: str | Path = "",
     transport: Transport | None = None,
     world: World | None = None,
 ) -> QueueManager:
@@ -78,6 +82,9 @@ def connect(
             producer=producer,
             connect_s=connect_s,
             reconnect_s=reconnect_s,
+            ca=ca,
+            certificate=certificate,
+            key=key,
             transport=transport,
             world=world,
         )

@@ -18,6 +18,7 @@ from qsg.client.errors import BackedOut, OptionsError, OutcomeUnknown, QsgError,
 from qsg.client.link import Link
 from qsg.client.message import Message, Options, from_record, pad_id, to_record
 from qsg.client.numbering import Outcome, Settlement, Window
+from qsg.client.puts import frames
 from qsg.client.session import RETRY_ELSEWHERE, Session, SessionLost
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
@@ -205,8 +206,11 @@ class UnitOfWork:
         return (await self._put(queue, [to_record(payload, options)], expiry_ms, queue_manager))[0]
 
     async def put_many(self, queue: str, payloads: Sequence[bytes | str], *, expiry_ms: int = 0, queue_manager: str = "") -> list[bytes]:
-        """Puts messages in this unit; their ids."""
-        return await self._put(queue, [to_record(payload) for payload in payloads], expiry_ms, queue_manager) if payloads else []
+        """Puts messages in this unit; their ids. Raises SyncpointLimitReached when it gets too large: then back it out."""
+        ids: list[bytes] = []
+        for messages in frames(to_record(payload) for payload in payloads):
+            ids += await self._put(queue, messages, expiry_ms, queue_manager)
+        return ids
 
     async def _put(self, queue: str, messages: list[records.Message], expiry_ms: int, queue_manager: str) -> list[bytes]:
         put = pb.Put(queue=queue, queue_manager=queue_manager, messages=messages, unit=self._number, expires_in_ms=expiry_ms)

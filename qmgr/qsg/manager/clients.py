@@ -132,12 +132,21 @@ class ClientService:
             if not self.connections:
                 self._empty.set()
 
-    async def drain(self) -> None:
-        """Refuses new work with Q_MGR_QUIESCING, ends waiting gets, lets units of work finish; returns when no connection is left."""
+    async def drain(self, limit_s: float = 10.0) -> bool:
+        """Refuses new work with Q_MGR_QUIESCING, ends waiting gets, lets units of work finish; returns when no connection is left.
+
+        After `limit_s` it returns anyway, False: `close` backs out what is still open.
+        """
         self.draining = True
         for connection in list(self.connections):
             connection.quiesce()
-        await self._empty.wait()
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._empty.wait()
+        except TimeoutError:
+            log.info("applications still have units of work open", connections=len(self.connections))
+            return False
+        return True
 
     async def close(self) -> None:
         """Ends all connections at once; open units of work are backed out."""

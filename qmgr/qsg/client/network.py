@@ -1,0 +1,46 @@
+"""The default way to members: gRPC, with TLS when certificates are named, and DNS names resolved to all of their addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from pathlib import Path
+
+from qsg.client.errors import OptionsError
+from qsg.transport.contract import Transport, Unreachable
+
+
+def transport(ca: str = "", certificate: str = "", key: str = "") -> Transport:
+    """`ca`, `certificate`, `key`: PEM files; none of them: no TLS. Raises OptionsError for files that cannot be read."""
+    import grpc
+
+    from qsg.transport.grpc_ import GrpcTransport
+
+    if not (ca or certificate or key):
+        return GrpcTransport()
+    if bool(certificate) != bool(key):
+        raise OptionsError("certificate and key go together")
+    try:
+        roots, chain, private = (Path(path).read_bytes() if path else None for path in (ca, certificate, key))
+    except OSError as problem:
+        raise OptionsError(f"TLS: {problem}") from problem
+    return GrpcTransport(client_credentials=grpc.ssl_channel_credentials(roots, private, chain))
+
+
+async def resolve(address: str) -> list[str]:
+    """host:port of every address behind a name, so that each member behind one DNS name is tried. Raises Unreachable."""
+    host, _, port = address.rpartition(":")
+    bare = host.strip("[]")
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        pass
+    else:
+        return [address]
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(bare, int(port), type=socket.SOCK_STREAM)
+    except OSError as problem:
+        raise Unreachable(f"{address}: the name does not resolve: {problem}") from problem
+    hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
+    return [f"[{one}]:{port}" if ":" in one else f"{one}:{port}" for one in hosts]
