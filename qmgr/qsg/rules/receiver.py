@@ -7,19 +7,32 @@ numbers of a session have no gap. Does not guarantee durability: the caller comm
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from google.protobuf.message import DecodeError
 
 from qsg.pb import channel_pb2, records_pb2
-from qsg.rules.definitions import Channel
+from qsg.rules import segments
+from qsg.rules.definitions import NAME, Channel
 from qsg.rules.lanes import Position
 from qsg.rules.negotiate import advance, is_ahead
 from qsg.rules.reasons import Reason, Refusal
 
 RETRYABLE = frozenset({Reason.Q_FULL, Reason.PUT_INHIBITED, Reason.STORAGE_NOT_AVAILABLE})
 """Reasons for which a message is tried again before it is a dead letter (MQ: MRRTY, for Q_FULL, PUT_INHIBITED, PAGESET_FULL)."""
+STREAM_BYTES_MAX = 64
+LUWID_CHARS_MAX = 256
+ID_BYTES_MAX = 24
+EPOCH_MAX = 2**62
+"""Far beyond what is ever counted; above it a partner could leave no epoch to follow."""
+
+
+UNIT_BYTES = 900_000
+"""Bodies of one unit: what a batch holds beyond this is committed in successive prefixes."""
+UNIT_SEGMENTS = 24
 
 
 class BindRefused(Refusal):
@@ -64,8 +77,12 @@ def check_names(request: channel_pb2.Bind, channel: Channel | None, our_name: st
         )
     if channel.allowed_identities and identity not in channel.allowed_identities:
         raise Refusal(Reason.NOT_AUTHORIZED, f"certificate name {identity!r} is not allowed on {channel.name}")
-    if not request.stream or len(request.stream) > 64:
-        raise Refusal(Reason.PROTOCOL_ERROR, "a bind needs a stream id of 1 to 64 bytes")
+    if not re.fullmatch(NAME, request.sender):
+        raise Refusal(Reason.WRONG_PARTNER, f"{request.sender[:64]!r} is not a name")
+    if not request.stream or len(request.stream) > STREAM_BYTES_MAX:
+        raise Refusal(Reason.PROTOCOL_ERROR, f"a bind needs a stream id of 1 to {STREAM_BYTES_MAX} bytes")
+    if request.epoch > EPOCH_MAX or request.instance > EPOCH_MAX or max(request.sequence, request.reset_to) > channel.sequence_wrap:
+        raise Refusal(Reason.PROTOCOL_ERROR, "a bind's epoch, instance or sequence number is beyond what is ever counted")
     return channel
 
 
@@ -143,6 +160,8 @@ class Course:
             raise Refusal(Reason.BATCH_OUT_OF_ORDER, f"batch {batch.number} came, {self.number + 1} is next")
         if batch.first_sequence != advance(self.sequence, 1, self.wrap):
             raise Refusal(Reason.BATCH_OUT_OF_ORDER, f"sequence number {batch.first_sequence} came after {self.sequence}")
+        if batch.messages > self.messages_max or len(batch.luwid) > LUWID_CHARS_MAX:
+            raise Refusal(Reason.PROTOCOL_ERROR, f"a batch of {batch.messages} messages, at most {self.messages_max} were agreed")
         positions = dict(self.positions)
         arrivals: list[Arrival] = []
         messages = 0
@@ -166,18 +185,45 @@ class Course:
             header = records_pb2.SegmentHeader.FromString(wire.header)
         except DecodeError as e:
             raise Refusal(Reason.PROTOCOL_ERROR, "a segment's header cannot be read") from e
-        if wire.priority > 9 or wire.last_index < wire.first_index or not wire.suffix or len(wire.suffix) > 256:
-            raise Refusal(Reason.PROTOCOL_ERROR, "a segment's place makes no sense")
-        end = len(wire.bodies)
-        destinations = len(header.destinations)
-        for entry in header.entries:
-            if entry.size > self.message_bytes_max + 65_536:
-                raise Refusal(Reason.MSG_TOO_BIG_FOR_Q_MGR, f"a message of {entry.size} bytes; {self.message_bytes_max} were agreed")
-            if entry.destination >= destinations or not (entry.stage or entry.offset + entry.size <= end):
-                raise Refusal(Reason.PROTOCOL_ERROR, "an entry points outside its segment")
-        if header.bodies or header.bodies_size != end:
-            raise Refusal(Reason.PROTOCOL_ERROR, f"{header.bodies_size} bytes of bodies announced, {end} came")
+        if len(header.entries) > self.messages_max or len(header.destinations) > len(header.entries):
+            raise Refusal(Reason.PROTOCOL_ERROR, f"a segment of {len(header.entries)} messages, at most {self.messages_max} were agreed")
+        _check_place(wire, len(header.entries))
+        _check_entries(header, len(wire.bodies), self.message_bytes_max)
         return Arrival(wire, header)
+
+
+def _check_place(wire: channel_pb2.WireSegment, count: int) -> None:
+    """Raises `Refusal` when the segment's place in its queue, or its messages' places in the segment, make no sense."""
+    if wire.priority > 9 or wire.last_index < wire.first_index or not wire.suffix or len(wire.suffix) > 256:
+        raise Refusal(Reason.PROTOCOL_ERROR, "a segment's place makes no sense")
+    if wire.indexes:
+        indexes = list(wire.indexes)
+        ascending = all(a < b for a, b in pairwise(indexes))
+        sensible = len(indexes) == count and ascending and indexes[0] == wire.first_index and indexes[-1] <= wire.last_index
+    else:
+        sensible = wire.first_index + max(count, 1) - 1 <= wire.last_index
+    if not sensible:
+        raise Refusal(Reason.PROTOCOL_ERROR, "a segment's indexes make no sense")
+
+
+def _check_entries(header: records_pb2.SegmentHeader, end: int, message_bytes_max: int) -> None:
+    """Raises `Refusal` unless every entry of the header has its bytes to itself within `end` bytes of bodies."""
+    destinations = len(header.destinations)
+    used = 0
+    for entry in header.entries:
+        if entry.size > message_bytes_max + 65_536:
+            raise Refusal(Reason.MSG_TOO_BIG_FOR_Q_MGR, f"a message of {entry.size} bytes; {message_bytes_max} were agreed")
+        if entry.destination >= destinations or not (entry.stage or entry.offset + entry.size <= end):
+            raise Refusal(Reason.PROTOCOL_ERROR, "an entry points outside its segment")
+        if len(entry.message_id) > ID_BYTES_MAX or len(entry.correlation_id) > ID_BYTES_MAX or len(entry.stage) > STREAM_BYTES_MAX:
+            raise Refusal(Reason.PROTOCOL_ERROR, "an entry's ids are too long")
+        used += 0 if entry.stage else entry.size
+    if header.bodies or header.bodies_size != end or used > end:
+        raise Refusal(Reason.PROTOCOL_ERROR, f"{header.bodies_size} bytes of bodies announced, {end} came, {used} used")
+    for destination in header.destinations:
+        # An empty queue manager stands for the one that the message reaches.
+        if not re.fullmatch(NAME, destination.queue) or (destination.queue_manager and not re.fullmatch(NAME, destination.queue_manager)):
+            raise Refusal(Reason.PROTOCOL_ERROR, f"{destination.queue[:64]!r} at {destination.queue_manager[:64]!r} is not a destination")
 
 
 def record_after(record: records_pb2.Progress, arrivals: Sequence[Arrival], wrap: int, *, luwid: str = "") -> records_pb2.Progress:
@@ -199,3 +245,47 @@ def record_after(record: records_pb2.Progress, arrivals: Sequence[Arrival], wrap
 def is_base(record: records_pb2.Progress | None, before: records_pb2.Progress) -> bool:
     """Whether `record`, as found in the store, is the one that the next batch was built on (invariant 4)."""
     return (record or records_pb2.Progress()) == before
+
+
+def prefixes(arrivals: list[Arrival]) -> list[list[Arrival]]:
+    """Successive parts of a batch, each for one transaction; at least one, be it empty."""
+    groups: list[list[Arrival]] = [[]]
+    size = 0
+    for arrival in arrivals:
+        more = len(arrival.wire.bodies) + len(arrival.wire.header)
+        if groups[-1] and (size + more > UNIT_BYTES or len(groups[-1]) >= UNIT_SEGMENTS):
+            groups.append([])
+            size = 0
+        groups[-1].append(arrival)
+        size += more
+    return groups
+
+
+def halve(arrivals: list[Arrival]) -> tuple[list[Arrival], list[Arrival]]:
+    """Two prefixes of about half the messages; a single segment is cut. Raises `Refusal` when there is nothing to cut."""
+    if len(arrivals) > 1:
+        middle = len(arrivals) // 2
+        return arrivals[:middle], arrivals[middle:]
+    arrival = arrivals[0]
+    count = len(arrival.header.entries)
+    if count < 2:
+        raise Refusal(Reason.SYNCPOINT_LIMIT_REACHED, "one message needs more than a transaction holds")
+    indexes = list(arrival.wire.indexes) or [arrival.wire.first_index + i for i in range(count)]
+    half = count // 2
+    return [_cut(arrival, indexes[:half], range(half), indexes[half - 1])], [
+        _cut(arrival, indexes[half:], range(half, count), arrival.wire.last_index)
+    ]
+
+
+def _cut(arrival: Arrival, indexes: list[int], keep: Sequence[int], last: int) -> Arrival:
+    header, bodies = segments.cut(arrival.header, arrival.wire.bodies, keep)
+    wire = channel_pb2.WireSegment(
+        priority=arrival.wire.priority,
+        create_revision=arrival.wire.create_revision,
+        suffix=arrival.wire.suffix,
+        first_index=indexes[0],
+        bodies=bodies,
+        indexes=indexes,
+        last_index=last,
+    )
+    return Arrival(wire, header)
