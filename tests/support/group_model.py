@@ -79,6 +79,7 @@ class Model:
         self.now = 1_000
         self.helds: list[tuple[str, Held, pb.Lock]] = []
         self.messages = 0
+        self.epoch_seen = 0
         for member in members:
             self.join(member)
 
@@ -251,7 +252,12 @@ class Model:
         if lock is not None and self.lives(self.place.structure, lock.member, lock.incarnation):
             assert lock.epoch == self.fence().epoch
         assert len(set(self.partner.committed)) == len(self.partner.committed), "delivered twice"
+        epoch = self.fence().epoch
+        assert epoch >= self.epoch_seen, "the epoch went back"
+        self.epoch_seen = epoch
         if self.state() == pb.STOPPED:
+            held_by = lock is not None and lock.channel == "TO.R" and self.lives(self.place.structure, lock.member, lock.incarnation)
+            assert not held_by, "a stopped channel's queue is locked"
             assert not writers, "a stopped channel can write"
             for _, held, _ in self.helds:
                 # One that gave its lock up by itself, or found it gone, has ended its session.
