@@ -24,8 +24,8 @@ from qsg.process.workload import Direction, Pace, consume, produce
 
 log = structlog.get_logger()
 
-Kill = Literal["initiator", "queue-manager", "member", "pause", "store", "network", "none"]
-KILLS: tuple[Kill, ...] = ("initiator", "queue-manager", "member", "pause", "store", "network", "none")
+Kill = Literal["initiator", "queue-manager", "member", "pause", "store", "network", "drain", "none"]
+KILLS: tuple[Kill, ...] = ("initiator", "queue-manager", "member", "pause", "store", "network", "drain", "none")
 PRODUCERS = 4
 CONSUMERS = 1  # two that compete would see messages in turns, and no order could be checked
 READY_S = 60.0

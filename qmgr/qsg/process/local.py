@@ -142,7 +142,13 @@ class LocalGroup:
         return self.addresses[REMOTE]
 
     def kill(self, member: str, what: str) -> None:
-        """SIGKILL of "initiator", "queue-manager" or "member" (both); "pause" and "resume" are SIGSTOP and SIGCONT of both."""
+        """SIGKILL of "initiator", "queue-manager" or "member" (both); "pause" and "resume" are SIGSTOP and SIGCONT of both.
+
+        "drain" is a planned stop: SIGTERM of the queue manager, which hands its channels over first.
+        """
+        if what == "drain":
+            self.supervisor.signal(member, signal.SIGTERM)
+            return
         number = {"pause": signal.SIGSTOP, "resume": signal.SIGCONT}.get(what, signal.SIGKILL)
         if what != "initiator":
             self.supervisor.signal(member, number)
