@@ -85,7 +85,7 @@ async def _unit(service: QueueService, claimed: Claimed, count: bool, *, move: b
         unit.puts.append(message)
     take(unit, claimed.guarded, {claimed.segment: gone}, claimer=claimed.claimer)
     if rest:
-        apply = consume.release_change(claimed.claimer, consume.indexes_of(rest), backed_out=count)
+        apply = consume.release_change(claimed.claimer, rest, backed_out=count)
         unit.changes.append(Change(claimed.segment.cell, apply))
     return unit
 

@@ -6,6 +6,7 @@ cursor is the position behind the page; it stays valid when messages come and go
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from qsg.manager import large
@@ -14,8 +15,8 @@ from qsg.manager.getting import GotMessage
 from qsg.manager.queue_store import Opened
 from qsg.manager.window import matches
 from qsg.pb import records_pb2 as pb
-from qsg.rules import keys, segments
-from qsg.rules.lanes import LaneReader, Position
+from qsg.rules import consume, keys, segments
+from qsg.rules.lanes import LaneReader, Position, SegmentAt
 from qsg.rules.reasons import Reason, Refusal
 from qsg.store.contract import Get, get_prefix
 
@@ -94,24 +95,38 @@ class Browser:
             skip = self._cursor is not None and priority > self._cursor.priority
             while ready and not self._full():
                 used = True
-                batch = [self._segments.at(ready.popleft()) for _ in range(min(len(ready), SEGMENTS_MAX))]
+                batch = self._batch(ready)
                 if not skip:
                     await self._show([s for s in batch if self._any(s)])
             if not reader.complete(priority):
                 return used
         return used
 
+    def _batch(self, ready: deque[SegmentAt]) -> list[Segment]:
+        """As many segments as the page may need."""
+        needed = min(self.spec.messages_max, MESSAGES_MAX) - len(self._found)
+        batch: list[Segment] = []
+        while ready and len(batch) < SEGMENTS_MAX and (needed > 0 or not batch):
+            batch.append(self._segments.at(ready.popleft()))
+            needed -= batch[-1].count
+        return batch
+
     def _any(self, segment: Segment) -> bool:
         """Whether anything in the segment is asked for, before more of it is read."""
         return any(self._wanted(segment, i) for i in range(segment.count))
 
     def _wanted(self, segment: Segment, index: int) -> bool:
-        cursor, entry = self._cursor, segment.entry(index)
-        if cursor is not None and segment.at.priority == cursor.priority and segment.at.position(index) <= cursor.position:
+        cursor, entry = self._cursor, segment.entries[index]
+        if cursor is not None and segment.at.priority == cursor.priority and self._behind(segment, index, cursor.position):
             return False
         if entry.expires_at_ms and entry.expires_at_ms <= self.wall_ms:
             return False
         return matches(segment, index, self.spec.message_id, self.spec.correlation_id)
+
+    @staticmethod
+    def _behind(segment: Segment, index: int, position: Position) -> bool:
+        place = position.create_revision, position.suffix
+        return segment.at.place < place or (segment.at.place == place and index <= position.index)
 
     async def _show(self, batch: list[Segment]) -> None:
         if not batch:
@@ -129,9 +144,10 @@ class Browser:
                 continue
             segment.cell.saw(revision, record.first)
             bodies = segment.body if segment.body is not None else body.first.value if body.first is not None else b""
-            free = segment.free(live)
-            for index in range(segment.count):
-                if free >> index & 1 and self._wanted(segment, index) and not self._full():
+            for index in consume.iterate(segment.free(live)):
+                if self._full():
+                    return
+                if self._wanted(segment, index):
                     await self._add(segment, index, bodies)
 
     async def _add(self, segment: Segment, index: int, bodies: bytes) -> None:

@@ -26,11 +26,12 @@ from qsg.store.contract import Compare, Get, GetResult, KeyValue, unchanged
 class Segment:
     """One segment of a queue; `cell` is its consumption record."""
 
-    __slots__ = ("__weakref__", "_free", "_free_for", "at", "body", "cell", "checked", "count", "gone", "losses", "quiet_until")
+    __slots__ = ("__weakref__", "_free", "_free_for", "at", "body", "cell", "checked", "count", "entries", "gone", "losses", "quiet_until")
 
     def __init__(self, queue: str, at: SegmentAt) -> None:
         self.at = at
-        self.count = len(at.header.entries)
+        self.entries = at.header.entries
+        self.count = len(self.entries)
         self.cell = Cell(keys.consumption(queue, at.priority, at.suffix))
         self.checked = False
         """Its record was read; else it is taken for untouched."""
@@ -61,7 +62,7 @@ class Segment:
         self.gone = self.gone or self.cell.value is None
 
     def entry(self, index: int) -> pb.Entry:
-        return self.at.header.entries[index]
+        return self.entries[index]
 
     def backouts(self) -> Mapping[int, int]:
         return consume.parse(self.cell.value).backouts
@@ -119,7 +120,7 @@ def claim_unit(guarded: Guarded, parts: Mapping[Segment, int], claimer: Claimer,
     for segment, mask in parts.items():
         void = _voids(segment, live)
         _compare(unit, guarded, segment, void)
-        apply = consume.claim_change(claimer, consume.indexes_of(mask), segment.count, void)
+        apply = consume.claim_change(claimer, mask, segment.count, void)
         unit.changes.append(Change(segment.cell, apply))
     return unit
 
@@ -132,21 +133,20 @@ def take(
     unit.compares.extend(c for c in guarded.compares() if c not in unit.compares)
     messages = size = 0
     for segment, mask in parts.items():
-        entries = consume.indexes_of(mask)
         void = _voids(segment, live) if claimer is None else frozenset()
         _compare(unit, guarded, segment, void)
-        last = consume.is_last(consume.parse(segment.cell.value), entries, segment.count)
-        apply = consume.gone_change(entries, segment.count, last=last, claimer=claimer, void=void)
+        last = consume.is_last(consume.parse(segment.cell.value), mask, segment.count)
+        apply = consume.gone_change(mask, segment.count, last=last, claimer=claimer, void=void)
         unit.changes.append(Change(segment.cell, apply))
         if last:
             at = segment.at
             unit.ops.extend(consume.deletes(queue, at.priority, at.suffix, bodies_inline=at.bodies_inline))
-        for index in entries:
-            entry = segment.entry(index)
+        for index in consume.iterate(mask):
+            entry = segment.entries[index]
             size += entry.payload_size
             if entry.stage:
                 unit.ops.extend(large.removal(queue, entry))
-        messages += len(entries)
+        messages += mask.bit_count()
     unit.taken.append(Taken(queue, messages, size))
 
 
@@ -154,7 +154,7 @@ def release_unit(guarded: Guarded, segment: Segment, mask: int, claimer: Claimer
     """Gives claimed entries back. The totals are rewritten with it: that rings for those who wait."""
     unit = Unit(f"release {guarded.opened.name}", compares=[guarded.opened.same()], taken=[Taken(guarded.opened.name, 0, 0)])
     _compare(unit, guarded, segment, frozenset())
-    apply = consume.release_change(claimer, consume.indexes_of(mask), backed_out=backed_out)
+    apply = consume.release_change(claimer, mask, backed_out=backed_out)
     unit.changes.append(Change(segment.cell, apply))
     return unit
 

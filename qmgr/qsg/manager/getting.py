@@ -20,7 +20,7 @@ import structlog
 from qsg.manager import large
 from qsg.manager.consuming import Guarded, Segment, Segments, claim_unit, take
 from qsg.manager.queue_store import Opened, QueueStore
-from qsg.manager.window import Window, matches
+from qsg.manager.window import Window, all_matching
 from qsg.pb import records_pb2 as pb
 from qsg.rules import consume, keys, segments
 from qsg.rules.consume import Claimer
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 MESSAGES_MAX = 10_000
 BYTES_MAX = 4 << 20
 """Of one get that asks for no less; a larger message comes alone."""
-UNIT_SEGMENTS = 24
+UNIT_SEGMENTS = 32
 """Segments that a round's plain gets touch at most, so that they fit into one transaction."""
 STALE_S = 0.05
 POLL_S = 1.0
@@ -337,7 +337,7 @@ class GetterLoop:
                     expired[segment] = dead
                 free &= ~dead
             used = 0
-            for index in consume.indexes_of(free):
+            for index in consume.iterate(free):
                 size = segment.entry(index).size
                 while plain and not (plain[0].takes(size) and self._spend(plain[0], segment, room)):
                     plain.popleft()
@@ -379,8 +379,7 @@ class GetterLoop:
                     while reader.ready(priority):
                         segment = self.segments.at(reader.ready(priority).popleft())
                         spec = request.spec
-                        hits = (i for i in range(segment.count) if matches(segment, i, spec.message_id, spec.correlation_id))
-                        request.found.extend((segment, i) for i in hits)
+                        request.found.extend((segment, i) for i in all_matching(segment, spec.message_id, spec.correlation_id))
             new = [s for s, _ in request.found[before:]]
             if new:
                 progress = True
@@ -436,7 +435,7 @@ class GetterLoop:
         found = []
         for segment, mask in request.parts.items():
             backouts = segment.backouts()
-            for index in consume.indexes_of(mask):
+            for index in consume.iterate(mask):
                 entry = segment.entry(index)
                 if entry.stage:
                     raw = await large.read(self.window.structure, self.window.queue, entry)

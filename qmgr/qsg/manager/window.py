@@ -20,7 +20,10 @@ from qsg.store.contract import Get, GetResult, get_prefix
 
 HEADERS_BYTES = 2 << 20
 BODIES_BYTES = 4 << 20
-CHECKS = 24
+SEGMENTS_MAX = 512
+SEGMENTS_INDEXED_MAX = 8192
+"""Segments held; more when somebody gets by id."""
+CHECKS = 36
 """Records read at once."""
 
 
@@ -46,7 +49,8 @@ class Window:
 
     @property
     def full(self) -> bool:
-        return self._bytes >= HEADERS_BYTES
+        count = sum(map(len, self._segments.values()))
+        return self._bytes >= HEADERS_BYTES or count >= (SEGMENTS_MAX if self._index is None else SEGMENTS_INDEXED_MAX)
 
     @property
     def complete(self) -> bool:
@@ -242,6 +246,15 @@ class Window:
 def matches(segment: Segment, index: int, message_id: bytes, correlation_id: bytes) -> bool:
     entry = segment.entry(index)
     return message_id in (b"", entry.message_id) and correlation_id in (b"", entry.correlation_id)
+
+
+def all_matching(segment: Segment, message_id: bytes, correlation_id: bytes) -> list[int]:
+    """Indexes of the entries with these ids (empty: any)."""
+    if correlation_id:
+        found = [i for i, e in enumerate(segment.entries) if e.correlation_id == correlation_id]
+    else:
+        found = [i for i, e in enumerate(segment.entries) if e.message_id == message_id]
+    return [i for i in found if matches(segment, i, message_id, correlation_id)]
 
 
 def _id_keys(message_id: bytes, correlation_id: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ The functions that end in `_change` build the `apply` of a `Change` on the recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from qsg.pb import records_pb2 as pb
@@ -46,6 +46,10 @@ def parse(value: bytes | None) -> pb.Consumption:
     return pb.Consumption.FromString(value) if value else pb.Consumption()
 
 
+Entries = Collection[int] | int
+"""Indexes, or a bitmap of them."""
+
+
 def bits(indexes: Iterable[int]) -> int:
     mask = 0
     for index in indexes:
@@ -53,13 +57,21 @@ def bits(indexes: Iterable[int]) -> int:
     return mask
 
 
+def mask_of(entries: Entries) -> int:
+    return entries if isinstance(entries, int) else bits(entries)
+
+
+def iterate(mask: int) -> Iterator[int]:
+    """Indexes of a bitmap, ascending, lazily."""
+    digits = bin(mask)[:1:-1]
+    found = digits.find("1")
+    while found >= 0:
+        yield found
+        found = digits.find("1", found + 1)
+
+
 def indexes_of(mask: int) -> list[int]:
-    found = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return found
+    return list(iterate(mask))
 
 
 def gone_mask(record: pb.Consumption) -> int:
@@ -104,9 +116,9 @@ def deletes(queue: str, priority: int, suffix: bytes, *, bodies_inline: bool) ->
     return [header] if bodies_inline else [header, Delete(keys.body(queue, priority, suffix))]
 
 
-def claim_change(claimer: Claimer, entries: Collection[int], count: int, void: Collection[Holder] = ()) -> Apply:
+def claim_change(claimer: Claimer, entries: Entries, count: int, void: Collection[Holder] = ()) -> Apply:
     """Claims free entries for a unit of work; claims of `void` incarnations are dropped."""
-    wanted = bits(entries)
+    wanted = mask_of(entries)
 
     def apply(value: bytes | None) -> bytes:
         record = parse(value)
@@ -119,9 +131,9 @@ def claim_change(claimer: Claimer, entries: Collection[int], count: int, void: C
     return apply
 
 
-def release_change(claimer: Claimer, entries: Collection[int], *, backed_out: bool) -> Apply:
+def release_change(claimer: Claimer, entries: Entries, *, backed_out: bool) -> Apply:
     """Gives claimed entries back; `backed_out` raises their backout count. What is not claimed any more is left alone."""
-    wanted = bits(entries)
+    wanted = mask_of(entries)
 
     def apply(value: bytes | None) -> bytes:
         _require(value is not None, "the claim is gone")
@@ -130,22 +142,20 @@ def release_change(claimer: Claimer, entries: Collection[int], *, backed_out: bo
         _require(held.mask & wanted == wanted, "the claim is gone")
         _replace(record, held, claimer, held.mask & ~wanted)
         if backed_out:
-            for index in entries:
+            for index in iterate(wanted):
                 record.backouts[index] += 1
         return record.SerializeToString()
 
     return apply
 
 
-def gone_change(
-    entries: Collection[int], count: int, *, last: bool, claimer: Claimer | None = None, void: Collection[Holder] = ()
-) -> Apply:
+def gone_change(entries: Entries, count: int, *, last: bool, claimer: Claimer | None = None, void: Collection[Holder] = ()) -> Apply:
     """Marks entries gone: claimed ones of a unit of work, or (claimer None) free ones.
 
     With `last` these are all that is left and the record goes (the unit deletes the segment, see `deletes`); raises `LastEntries` when
     that is not so, or when it is so without `last`.
     """
-    wanted = bits(entries)
+    wanted = mask_of(entries)
     everything = (1 << count) - 1
 
     def apply(value: bytes | None) -> bytes | None:
@@ -163,16 +173,16 @@ def gone_change(
         if last:
             return None
         set_gone(record, gone)
-        for index in entries:
-            record.backouts.pop(index, None)
+        for index in [i for i in record.backouts if wanted >> i & 1]:
+            del record.backouts[index]
         return record.SerializeToString()
 
     return apply
 
 
-def is_last(record: pb.Consumption, entries: Collection[int], count: int) -> bool:
+def is_last(record: pb.Consumption, entries: Entries, count: int) -> bool:
     """These entries are all that is left of the segment."""
-    return gone_mask(record) | bits(entries) == (1 << count) - 1
+    return gone_mask(record) | mask_of(entries) == (1 << count) - 1
 
 
 @dataclass(frozen=True, slots=True)
