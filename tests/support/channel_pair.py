@@ -122,7 +122,7 @@ class Rig:
                 found.append(pb.Message.FromString(bytes(body)))
         return found
 
-    async def until(self, count: int, queue: str = "TARGET", timeout_s: float = 5.0) -> list[str]:
+    async def until(self, count: int, queue: str = "TARGET", timeout_s: float = 15.0) -> list[str]:
         """Returns what has arrived once it is `count` messages."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -144,7 +144,7 @@ class Rig:
         counts = {name: len(r.kvs) for name, r in zip(("h", "b", "c", "x"), results, strict=False)}
         return {**counts, "depth": sum(t.put - t.got for t in totals), "bytes": sum(t.put_bytes - t.got_bytes for t in totals)}
 
-    async def settled(self, timeout_s: float = 3.0) -> None:
+    async def settled(self, timeout_s: float = 10.0) -> None:
         """Returns once nothing is left of the transmission queue."""
         async with asyncio.timeout(timeout_s):
             while True:

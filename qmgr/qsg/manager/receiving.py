@@ -9,42 +9,35 @@ Does not guarantee that a partner hears a confirmation; it finds the record at i
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
-from qsg.manager.delivering import Deliverer
+from qsg.manager.inflow import Bond, Inflow, ReceiverCounters
 from qsg.manager.link import InboundSession, SessionFailed
 from qsg.manager.placing import Placer
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, records_pb2
-from qsg.rules import keys, negotiate, segments
+from qsg.rules import keys, negotiate
 from qsg.rules import receiver as rules
 from qsg.rules.definitions import PRIVATE, Channel
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.receiver import Arrival, BindRefused, Course, Holder
-from qsg.rules.unit import Cell, Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Unit
+from qsg.rules.receiver import BindRefused, Holder
+from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
-from qsg.store.contract import Compare, StoreError, unchanged
+from qsg.store.contract import StoreError
 from qsg.transport.codec import ProtocolError, parse
+
+__all__ = ["InboundObserver", "Receiver", "ReceiverCounters", "ReceiverServices", "Receivers"]
 
 log = structlog.get_logger()
 
 ADMIN = "admin"
-PROGRESS_S = 0.3
 BIND_ATTEMPTS = 8
 BIND_S = 3.0
 """A store that takes longer is out of reach: the partner goes elsewhere. A bind that is applied later only raises the fence."""
-UNIT_BYTES = 900_000
-"""Bodies of one unit: what a batch holds beyond this is committed in successive prefixes."""
-UNIT_SEGMENTS = 24
-REDO_MAX = 5
-INBOX = 72
-"""Frames waiting to be handled; the partner's window bounds its batches, parts wait on the way."""
-TIDY_S = 2.0
 SESSION_ID_BYTES = 8
 
 
@@ -59,21 +52,6 @@ class InboundObserver(Protocol):
 
 
 @dataclass
-class ReceiverCounters:
-    epoch: int = 0
-    instance: int = 0
-    messages: int = 0
-    bytes: int = 0
-    batches: int = 0
-    dead_letters: int = 0
-    sequence: int = 0
-    luwid: str = ""
-    last_message_at_ms: int = 0
-    paused: bool = False
-    """Waiting for a message-retry interval."""
-
-
-@dataclass
 class ReceiverServices:
     """What receivers stand on. `structures` by name; `group` blank outside a group."""
 
@@ -84,18 +62,6 @@ class ReceiverServices:
     member: str
     group: str = ""
     observer: InboundObserver | None = None
-
-
-@dataclass
-class _Pending:
-    """A batch, or a prefix of one, on its way into the store."""
-
-    arrivals: list[Arrival]
-    before: records_pb2.Progress
-    after: records_pb2.Progress
-    confirm: int = 0
-    """Number of the batch that is complete with it, 0 = none."""
-    task: asyncio.Task[Committed] | None = None
 
 
 class Receivers:
@@ -144,18 +110,10 @@ class Receiver:
         self._session = session
         self._services = services
         self._registry = registry
-        self._pending: deque[_Pending] = deque()
-        self._inbox: asyncio.Queue[channel_pb2.Batch | channel_pb2.Part] = asyncio.Queue(INBOX)
-        self._staging = False
-        self._in_hand = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._to_confirm = asyncio.Event()
+        self._inflow: Inflow | None = None
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._displaced = False
-        self._fence_revision = 0
-        self._affinity = ""
 
     async def run(self) -> None:
         self._task = asyncio.current_task()
@@ -191,7 +149,8 @@ class Receiver:
 
     async def finish(self) -> None:
         """Ends once everything received is confirmed."""
-        waits = [asyncio.ensure_future(self._idle.wait()), asyncio.ensure_future(self._ended.wait())]
+        idle = self._inflow.idle.wait() if self._inflow is not None else self._ended.wait()
+        waits = [asyncio.ensure_future(idle), asyncio.ensure_future(self._ended.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             await self._session.close(Reason.DRAINING, "the member is stopping")
@@ -267,10 +226,9 @@ class Receiver:
     ) -> None:
         if self._registry.draining:
             raise Refusal(Reason.DRAINING, "the member is stopping")
-        self._affinity = request.stream.hex()
         try:
             async with asyncio.timeout(BIND_S):
-                progress = await self._bind(structure, request, parameters.sequence_wrap)
+                revision, progress = await self._bind(structure, request, parameters.sequence_wrap)
         except TimeoutError:
             raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"structure {structure.name} does not answer") from None
         record = records_pb2.Progress.FromString(progress.value or b"")
@@ -284,12 +242,14 @@ class Receiver:
             if request.fence_only:
                 await self._session.close()
                 return
-            await self._observed(structure, definition, record, progress, parameters)
+            bond = Bond(definition, parameters, structure, keys.receiver_fence(request.stream), revision, request.stream.hex())
+            self._inflow = Inflow(self._session, bond, progress, self._services.placer, self.counters, self._tell)
+            await self._observed(self._inflow)
         finally:
             self._registry.leave(request.stream, self)
 
-    async def _bind(self, structure: Structure, request: channel_pb2.Bind, wrap: int) -> Cell:
-        """Raises the fence in one transaction; answers the progress as it is behind that (M1: nothing of an old instance comes later)."""
+    async def _bind(self, structure: Structure, request: channel_pb2.Bind, wrap: int) -> tuple[int, Cell]:
+        """Raises the fence in one transaction; answers its revision, and the progress behind it (M1: nothing old comes later)."""
         services = self._services
         fence, progress = Cell(keys.receiver_fence(request.stream)), Cell(keys.receiver_progress(request.stream))
         holder = Holder(services.member, structure.incarnation, self._session.initiator, services.world.id(SESSION_ID_BYTES))
@@ -302,30 +262,23 @@ class Receiver:
             if accepted.record_changed:
                 unit.changes.append(_write(progress, accepted.record))
             try:
-                committed = await structure.commit(unit, affinity=self._affinity)
+                committed = await structure.commit(unit, affinity=request.stream.hex())
             except CompareFailed:
                 continue
-            self._fence_revision = committed.revision
             await structure.refresh(progress)
-            return progress
+            return committed.revision, progress
         raise Refusal(Reason.CHANGED_MEANWHILE, "other binds of this stream came between, again and again")
 
     # Batches
 
-    async def _observed(
-        self,
-        structure: Structure,
-        definition: Channel,
-        record: records_pb2.Progress,
-        progress: Cell,
-        parameters: channel_pb2.Parameters,
-    ) -> None:
+    async def _observed(self, inflow: Inflow) -> None:
+        """Runs the batches; the status table is told of begin and end."""
         observer, session = self._services.observer, self._session
         reason, detail = Reason.UNEXPECTED_ERROR, ""
         if observer is not None:
             observer.inbound_started(self.channel, self.partner, self.stream, session.address, session.portal)
         try:
-            await self._run(structure, definition, record, progress, parameters)
+            await inflow.run()
             reason = Reason.NONE
         except (SessionFailed, Refusal) as e:
             reason, detail = e.reason, e.detail
@@ -343,310 +296,11 @@ class Receiver:
             if observer is not None:
                 observer.inbound_ended(self.channel, self.partner, self.stream, reason, detail)
 
-    async def _run(
-        self,
-        structure: Structure,
-        definition: Channel,
-        record: records_pb2.Progress,
-        progress: Cell,
-        parameters: channel_pb2.Parameters,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        work = _Work(
-            structure, progress, record, parameters, Course.after(record, parameters), self._deliverer(structure, definition, parameters)
-        )
-        tasks = [
-            loop.create_task(self._read(parameters.batch_window), name=f"{self.channel} read"),
-            loop.create_task(self._commit(work), name=f"{self.channel} commit"),
-            loop.create_task(self._confirm(work), name=f"{self.channel} confirm"),
-            loop.create_task(self._report(structure), name=f"{self.channel} progress"),
-        ]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-            raise next(e for e in errors if e is not None)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            # Units that are out settle by themselves, comparing the fence.
-            units = [p.task for p in self._pending if p.task is not None]
-            for unit in units:
-                unit.cancel()
-            await asyncio.gather(*units, return_exceptions=True)
-            await self._tidy(work)
-
-    async def _tidy(self, work: _Work) -> None:
-        try:
-            async with asyncio.timeout(TIDY_S):
-                await work.deliverer.discard()
-        except (Fenced, OutcomeUnknown, StoreError, TimeoutError) as e:
-            log.info("staged parts are left to the cleaner", channel=self.channel, error=repr(e))
-
-    def _deliverer(self, structure: Structure, definition: Channel, parameters: channel_pb2.Parameters) -> Deliverer:
-        return Deliverer(
-            self._services.placer,
-            structure,
-            definition,
-            self._services.world,
-            ours=self._ours,
-            initiator=self._session.initiator,
-            message_bytes_max=parameters.message_bytes_max,
-            paused=self._paused,
-        )
-
-    def _ours(self) -> list[Compare]:
-        """The fence is that of our bind: part of everything that this session writes."""
-        return [unchanged(keys.receiver_fence(self.stream), self._fence_revision)]
-
-    def _paused(self, paused: bool) -> None:
-        if self.counters.paused != paused:
-            self.counters.paused = paused
-            self._tell()
-
     def _tell(self) -> None:
         if self._services.observer is not None:
             self._services.observer.inbound_progress(self.channel, self.partner, self.stream, self.counters)
-
-    async def _read(self, window: int) -> None:
-        """Takes frames in; more batches than agreed are a protocol error, parts wait until they are staged."""
-        while True:
-            kind, payload = await self._session.receive()
-            if kind == channel_pb2.FRAME_BATCH:
-                if self._in_hand >= window:
-                    raise ProtocolError(f"more than {window} batches in flight")
-                self._in_hand += 1
-                self._idle.clear()
-                await self._inbox.put(parse(channel_pb2.Batch, payload))
-            elif kind == channel_pb2.FRAME_PART:
-                await self._inbox.put(parse(channel_pb2.Part, payload))
-            else:
-                raise ProtocolError(f"frame of type {kind} from a sender")
-
-    async def _commit(self, work: _Work) -> None:
-        """Stages parts and hands batches to the store, in order, several at once."""
-        while True:
-            item = await self._inbox.get()
-            if isinstance(item, channel_pb2.Part):
-                self._staging = True
-                await self._fenced_off(work.deliverer.part(item), work)
-            else:
-                self._staging = False
-                await self._batch(work, item)
-
-    async def _batch(self, work: _Work, batch: channel_pb2.Batch) -> None:
-        arrivals = work.course.accept(batch)
-        groups = _prefixes(arrivals)
-        for position, group in enumerate(groups, start=1):
-            last = position == len(groups)
-            after = rules.record_after(work.record, group, work.parameters.sequence_wrap, luwid=batch.luwid if last else "")
-            pending = _Pending(group, work.record, after, batch.number if last else 0)
-            work.record = after
-            async with work.building:
-                unit = await self._unit(work, pending)
-                pending.task = asyncio.get_running_loop().create_task(work.structure.commit(unit, affinity=self._affinity))
-                self._pending.append(pending)
-                self._to_confirm.set()
-
-    async def _unit(self, work: _Work, pending: _Pending) -> Unit:
-        """The messages and the record that covers them, in one unit."""
-        unit = Unit("batch", compares=self._ours())
-        await self._fenced_off(work.deliverer.fill(unit, pending.arrivals), work)
-        value = pending.after.SerializeToString(deterministic=True)
-        before = pending.before
-
-        def apply(present: bytes | None) -> bytes:
-            record = None if present is None else records_pb2.Progress.FromString(present)
-            if not rules.is_base(record, before):
-                raise Refusal(Reason.CHANGED_MEANWHILE, "the record is not the one that this batch follows")
-            return value
-
-        unit.changes.append(Change(work.progress, apply))
-        return unit
-
-    async def _fenced_off(self, work_to_do: Awaitable[None], work: _Work) -> None:
-        """Staging that fails its compare: either the queue changed, or a newer bind has fenced this session off."""
-        try:
-            await work_to_do
-        except CompareFailed as e:
-            await self._check_fence(work)
-            work.deliverer.forget()
-            raise Refusal(Reason.OBJECT_CHANGED, f"a queue changed while a large message was staged: {e}") from e
-
-    async def _check_fence(self, work: _Work) -> None:
-        fence = await work.structure.cell(keys.receiver_fence(self.stream))
-        if fence.mod_revision != self._fence_revision:
-            seen = records_pb2.ReceiverFence.FromString(fence.value or b"")
-            raise BindRefused(Reason.EPOCH_TOO_LOW, f"a newer bind came in at {seen.member}", seen.epoch, seen.instance)
-
-    # Confirming
-
-    async def _confirm(self, work: _Work) -> None:
-        while True:
-            while not self._pending:
-                self._to_confirm.clear()
-                await self._to_confirm.wait()
-            head = self._pending[0]
-            assert head.task is not None
-            await asyncio.wait([head.task])
-            if head.task.exception() is not None:
-                async with work.building:
-                    await self._redo(work)
-            done: list[_Pending] = []
-            while self._pending and (task := self._pending[0].task) is not None and task.done() and task.exception() is None:
-                done.append(self._pending.popleft())
-            await self._committed(work, done)
-
-    async def _committed(self, work: _Work, done: Sequence[_Pending]) -> None:
-        counters = self.counters
-        number = 0
-        for pending in done:
-            counters.messages += pending.after.messages - pending.before.messages
-            counters.bytes += pending.after.bytes - pending.before.bytes
-            counters.sequence = pending.after.sequence
-            work.deliverer.published(pending.arrivals)
-            if pending.confirm:
-                number = pending.confirm
-                counters.batches += 1
-                counters.luwid = pending.after.luwid
-                self._in_hand -= 1
-        if not number:
-            return
-        used = work.deliverer.dead_letters > counters.dead_letters
-        counters.dead_letters = work.deliverer.dead_letters
-        counters.last_message_at_ms = self._services.world.wall_ms()
-        confirm = channel_pb2.Confirm(number=number, luwid=counters.luwid, sequence=counters.sequence, dead_letter_used=used)
-        await self._session.send(channel_pb2.FRAME_CONFIRM, confirm)
-        if not self._in_hand:
-            self._idle.set()
-        self._tell()
-
-    async def _redo(self, work: _Work) -> None:
-        """A unit failed, and with it all behind it: they are built anew, one after the other, or the session ends."""
-        for pending in self._pending:
-            assert pending.task is not None
-            await asyncio.wait([pending.task])
-        for pending in self._pending:
-            assert pending.task is not None
-            if pending.task.exception() is not None:
-                committed = await self._again(work, pending, pending.task.exception())
-                pending.task = _done(committed)
-
-    async def _again(self, work: _Work, pending: _Pending, error: BaseException | None) -> Committed:
-        retries = self._services.channel(self.channel)
-        left = retries.message_retry_count if retries is not None else 0
-        for _ in range(REDO_MAX + left):
-            match error:
-                case CompareFailed():
-                    await self._check_fence(work)
-                    work.deliverer.forget()
-                    await work.structure.refresh(work.progress)
-                case Refusal(reason=Reason.CHANGED_MEANWHILE):
-                    await work.structure.refresh(work.progress)
-                case Refusal(reason=Reason.SYNCPOINT_LIMIT_REACHED):
-                    return await self._halves(work, pending)
-                case Refusal(reason=Reason.STORAGE_NOT_AVAILABLE) if left > 0 and retries is not None:
-                    left -= 1
-                    self._paused(True)
-                    await asyncio.sleep(retries.message_retry_ms / 1000)
-                case None:
-                    pass
-                case _:
-                    raise error
-            try:
-                committed = await work.structure.commit(await self._unit(work, pending), affinity=self._affinity)
-                self._paused(False)
-                return committed
-            except (CompareFailed, Refusal) as e:
-                error = e
-        assert error is not None
-        raise error
-
-    async def _halves(self, work: _Work, pending: _Pending) -> Committed:
-        """More than one transaction holds: in two prefixes."""
-        first, second = _halve(pending.arrivals)
-        middle = rules.record_after(pending.before, first, work.parameters.sequence_wrap)
-        await self._again(work, _Pending(first, pending.before, middle), None)
-        return await self._again(work, _Pending(second, middle, pending.after), None)
-
-    async def _report(self, structure: Structure) -> None:
-        """Tells the partner that we are still at it, as long as the store answers."""
-        beats = 0
-        while True:
-            await asyncio.sleep(PROGRESS_S)
-            if (self._in_hand or self._staging) and structure.reachable:
-                beats += 1
-                await self._session.send(
-                    channel_pb2.FRAME_PROGRESS, channel_pb2.Beat(number=beats, note="paused" if self.counters.paused else "")
-                )
-
-
-@dataclass
-class _Work:
-    """What the tasks of one bound session share."""
-
-    structure: Structure
-    progress: Cell
-    record: records_pb2.Progress
-    """Behind everything handed to the store."""
-    parameters: channel_pb2.Parameters
-    course: Course
-    deliverer: Deliverer
-    building: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a unit is built and handed in: a redo must not be overtaken."""
 
 
 def _write(cell: Cell, record: records_pb2.ReceiverFence | records_pb2.Progress) -> Change:
     value = record.SerializeToString(deterministic=True)
     return Change(cell, lambda _: value)
-
-
-def _done(committed: Committed) -> asyncio.Task[Committed]:
-    async def answer() -> Committed:
-        return committed
-
-    return asyncio.get_running_loop().create_task(answer())
-
-
-def _prefixes(arrivals: list[Arrival]) -> list[list[Arrival]]:
-    """Successive parts of a batch, each for one transaction; at least one, be it empty."""
-    groups: list[list[Arrival]] = [[]]
-    size = 0
-    for arrival in arrivals:
-        more = len(arrival.wire.bodies) + len(arrival.wire.header)
-        if groups[-1] and (size + more > UNIT_BYTES or len(groups[-1]) >= UNIT_SEGMENTS):
-            groups.append([])
-            size = 0
-        groups[-1].append(arrival)
-        size += more
-    return groups
-
-
-def _halve(arrivals: list[Arrival]) -> tuple[list[Arrival], list[Arrival]]:
-    """Two prefixes of about half the messages; a single segment is cut. Raises `Refusal` when there is nothing to cut."""
-    if len(arrivals) > 1:
-        middle = len(arrivals) // 2
-        return arrivals[:middle], arrivals[middle:]
-    arrival = arrivals[0]
-    count = len(arrival.header.entries)
-    if count < 2:
-        raise Refusal(Reason.SYNCPOINT_LIMIT_REACHED, "one message needs more than a transaction holds")
-    indexes = list(arrival.wire.indexes) or [arrival.wire.first_index + i for i in range(count)]
-    half = count // 2
-    return [_cut(arrival, indexes[:half], range(half), indexes[half - 1])], [
-        _cut(arrival, indexes[half:], range(half, count), arrival.wire.last_index)
-    ]
-
-
-def _cut(arrival: Arrival, indexes: list[int], keep: Sequence[int], last: int) -> Arrival:
-    header, bodies = segments.cut(arrival.header, arrival.wire.bodies, keep)
-    wire = channel_pb2.WireSegment(
-        priority=arrival.wire.priority,
-        create_revision=arrival.wire.create_revision,
-        suffix=arrival.wire.suffix,
-        first_index=indexes[0],
-        bodies=bodies,
-        indexes=indexes,
-        last_index=last,
-    )
-    return Arrival(wire, header)

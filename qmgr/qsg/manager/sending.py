@@ -11,22 +11,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import structlog
 
+from qsg.manager.grants import Grant, Outcome, SenderCounters, open_order
 from qsg.manager.link import InitiatorLink, Session, SessionFailed
 from qsg.manager.prefetch import Prefetch
-from qsg.manager.structure import Structure
-from qsg.pb import channel_pb2, initiator_pb2, records_pb2
+from qsg.pb import channel_pb2, records_pb2
 from qsg.rules import batches, keys, negotiate
 from qsg.rules.batches import BatchBuilder, Built, Piece
-from qsg.rules.definitions import Channel
 from qsg.rules.lanes import Position
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.unit import Cell, Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Taken, Unit
+from qsg.rules.unit import Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Taken, Unit
 from qsg.store.contract import Compare, Event, Get, StoreError, unchanged
 from qsg.transport.codec import ProtocolError, parse
+
+__all__ = ["Grant", "Outcome", "Sender", "SenderCounters", "SenderObserver", "open_order"]
 
 log = structlog.get_logger()
 
@@ -34,53 +35,6 @@ SETTLE_COST = 60
 """Operations of one deleting unit, about."""
 UNSETTLED_BATCHES = 4
 """Confirmed batches that wait to be deleted, in windows, before sending pauses."""
-
-
-@dataclass
-class Grant:
-    """What the one who took the channel holds. The cells are kept up to date."""
-
-    channel: Channel
-    structure: Structure
-    lock: Cell
-    fence: Cell
-    progress: Cell
-    epoch: int
-    instance: int
-    stream: bytes
-    sender_name: str
-    """GROUP NAME of a shared channel, LOCAL NAME of a private one."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Why an instance ended; the supervisor decides what follows."""
-
-    kind: Literal["idle", "stopped", "failed", "fenced", "handed-over"]
-    reason: Reason = Reason.NONE
-    detail: str = ""
-    clean: bool = False
-    """Bound at this epoch, and everything sent is confirmed and deleted."""
-    epoch_seen: int = 0
-    instance_seen: int = 0
-
-
-@dataclass
-class SenderCounters:
-    """For the status table. Sequence and LUWID: current = last sent, last = last confirmed."""
-
-    messages: int = 0
-    bytes: int = 0
-    batches: int = 0
-    current_sequence: int = 0
-    sequence: int = 0
-    current_luwid: str = ""
-    luwid: str = ""
-    last_message_at_ms: int = 0
-    in_doubt: bool = False
-    address: str = ""
-    partner: str = ""
-    partner_member: str = ""
 
 
 class SenderObserver(Protocol):
@@ -104,36 +58,6 @@ class _Mark:
     """Behind the pieces of a confirmed batch: what the progress record says once they are deleted."""
 
     built: Built
-
-
-def open_order(grant: Grant, *, fence_only: bool = False, query: bool = False, ping: bool = False) -> initiator_pb2.Open:
-    """What the initiator needs to open a session for this grant."""
-    channel = grant.channel
-    fence = records_pb2.SenderFence.FromString(grant.fence.value or b"")
-    progress = records_pb2.Progress.FromString(grant.progress.value or b"")
-    bind = channel_pb2.Bind(
-        channel=channel.name,
-        sender=grant.sender_name,
-        receiver=channel.partner,
-        stream=grant.stream,
-        epoch=grant.epoch,
-        instance=grant.instance,
-        bound_before=fence.bound_before,
-        reset_to=progress.reset_to,
-        sequence=progress.sequence,
-        parameters=negotiate.offer(channel),
-        fence_only=fence_only,
-    )
-    return initiator_pb2.Open(
-        channel=channel.name,
-        addresses=channel.connection_names,
-        bind=bind,
-        connect_timeout_ms=channel.connect_timeout_ms,
-        silence_ms=channel.silence_ms,
-        heartbeat_ms=channel.heartbeat_ms,
-        query=query,
-        ping=ping,
-    )
 
 
 @dataclass

@@ -1,0 +1,335 @@
+"""The batches of one bound inbound session: received, put, committed with the stream's record, confirmed.
+
+Owns the run of batches between bind and end. Invariants: a batch's messages and the record that covers them are one unit (or successive
+prefixes of it), which compares the fence of this bind and that the record is the one that the batch follows; units are handed in in
+order, and when one fails all behind it fail and are built anew in order; a batch is confirmed behind its commit.
+A session does not outlive its store: with the store out of reach no progress is reported, and the partner goes elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from qsg.manager.delivering import Deliverer
+from qsg.manager.link import Session
+from qsg.manager.placing import Placer
+from qsg.manager.structure import Structure
+from qsg.pb import channel_pb2, records_pb2
+from qsg.rules import receiver as rules
+from qsg.rules.definitions import Channel
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.receiver import Arrival, BindRefused, Course
+from qsg.rules.unit import Cell, Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Unit
+from qsg.store.contract import Compare, StoreError, unchanged
+from qsg.transport.codec import ProtocolError, parse
+
+log = structlog.get_logger()
+
+PROGRESS_S = 0.3
+REDO_MAX = 5
+INBOX = 72
+"""Frames waiting to be handled; the partner's window bounds its batches, parts wait on the way."""
+TIDY_S = 2.0
+
+
+@dataclass
+class ReceiverCounters:
+    epoch: int = 0
+    instance: int = 0
+    messages: int = 0
+    bytes: int = 0
+    batches: int = 0
+    dead_letters: int = 0
+    sequence: int = 0
+    luwid: str = ""
+    last_message_at_ms: int = 0
+    paused: bool = False
+    """Waiting for a message-retry interval."""
+
+
+@dataclass(frozen=True)
+class Bond:
+    """What a bind has made: the definition and parameters of the session, and the fence that all its writes compare."""
+
+    definition: Channel
+    parameters: channel_pb2.Parameters
+    structure: Structure
+    fence: bytes
+    fence_revision: int
+    affinity: str
+
+    def ours(self) -> list[Compare]:
+        """The fence is that of our bind: part of everything that this session writes."""
+        return [unchanged(self.fence, self.fence_revision)]
+
+
+@dataclass
+class _Pending:
+    """A batch, or a prefix of one, on its way into the store."""
+
+    arrivals: list[Arrival]
+    before: records_pb2.Progress
+    after: records_pb2.Progress
+    confirm: int = 0
+    """Number of the batch that is complete with it, 0 = none."""
+    task: asyncio.Task[Committed] | None = None
+
+
+class Inflow:
+    """`run` until the session ends, which raises why. `tell` is called when `counters` have changed."""
+
+    def __init__(
+        self, session: Session, bond: Bond, progress: Cell, placer: Placer, counters: ReceiverCounters, tell: Callable[[], None]
+    ) -> None:
+        self.idle = asyncio.Event()
+        """Everything received is confirmed."""
+        self.idle.set()
+        self._session = session
+        self._definition = bond.definition
+        self._parameters = bond.parameters
+        self._structure = bond.structure
+        self._fence = bond.fence
+        self._fence_revision = bond.fence_revision
+        self._affinity = bond.affinity
+        self._ours = bond.ours
+        self._progress = progress
+        self._record = records_pb2.Progress.FromString(progress.value or b"")
+        """Behind everything handed to the store."""
+        self._course = Course.after(self._record, bond.parameters)
+        self._deliverer = Deliverer(
+            placer,
+            bond.structure,
+            bond.definition,
+            bond.structure.world,
+            ours=bond.ours,
+            initiator=session.initiator,
+            message_bytes_max=bond.parameters.message_bytes_max,
+            paused=self.paused,
+        )
+        self._counters = counters
+        self._tell = tell
+        self._pending: deque[_Pending] = deque()
+        self._inbox: asyncio.Queue[channel_pb2.Batch | channel_pb2.Part] = asyncio.Queue(INBOX)
+        self._staging = False
+        self._in_hand = 0
+        self._to_confirm = asyncio.Event()
+        self._building = asyncio.Lock()
+        """Held while a unit is built and handed in: a redo must not be overtaken."""
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        tasks = [
+            loop.create_task(self._read(self._parameters.batch_window), name=f"{self._definition.name} read"),
+            loop.create_task(self._commit(), name=f"{self._definition.name} commit"),
+            loop.create_task(self._confirm(), name=f"{self._definition.name} confirm"),
+            loop.create_task(self._report(), name=f"{self._definition.name} progress"),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+            raise next(e for e in errors if e is not None)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            # Units that are out settle by themselves, comparing the fence.
+            units = [p.task for p in self._pending if p.task is not None]
+            for unit in units:
+                unit.cancel()
+            await asyncio.gather(*units, return_exceptions=True)
+            await self._tidy()
+
+    async def _tidy(self) -> None:
+        try:
+            async with asyncio.timeout(TIDY_S):
+                await self._deliverer.discard()
+        except (Fenced, OutcomeUnknown, StoreError, TimeoutError) as e:
+            log.info("staged parts are left to the cleaner", channel=self._definition.name, error=repr(e))
+
+    def paused(self, paused: bool) -> None:
+        if self._counters.paused != paused:
+            self._counters.paused = paused
+            self._tell()
+
+    async def _read(self, window: int) -> None:
+        """Takes frames in; more batches than agreed are a protocol error, parts wait until they are staged."""
+        while True:
+            kind, payload = await self._session.receive()
+            if kind == channel_pb2.FRAME_BATCH:
+                if self._in_hand >= window:
+                    raise ProtocolError(f"more than {window} batches in flight")
+                self._in_hand += 1
+                self.idle.clear()
+                await self._inbox.put(parse(channel_pb2.Batch, payload))
+            elif kind == channel_pb2.FRAME_PART:
+                await self._inbox.put(parse(channel_pb2.Part, payload))
+            else:
+                raise ProtocolError(f"frame of type {kind} from a sender")
+
+    async def _commit(self) -> None:
+        """Stages parts and hands batches to the store, in order, several at once."""
+        while True:
+            item = await self._inbox.get()
+            if isinstance(item, channel_pb2.Part):
+                self._staging = True
+                await self._fenced_off(self._deliverer.part(item))
+            else:
+                self._staging = False
+                await self._batch(item)
+
+    async def _batch(self, batch: channel_pb2.Batch) -> None:
+        arrivals = self._course.accept(batch)
+        groups = rules.prefixes(arrivals)
+        for position, group in enumerate(groups, start=1):
+            last = position == len(groups)
+            after = rules.record_after(self._record, group, self._parameters.sequence_wrap, luwid=batch.luwid if last else "")
+            pending = _Pending(group, self._record, after, batch.number if last else 0)
+            self._record = after
+            async with self._building:
+                unit = await self._unit(pending)
+                pending.task = asyncio.get_running_loop().create_task(self._structure.commit(unit, affinity=self._affinity))
+                self._pending.append(pending)
+                self._to_confirm.set()
+
+    async def _unit(self, pending: _Pending) -> Unit:
+        """The messages and the record that covers them, in one unit."""
+        unit = Unit("batch", compares=self._ours())
+        await self._fenced_off(self._deliverer.fill(unit, pending.arrivals))
+        value = pending.after.SerializeToString(deterministic=True)
+        before = pending.before
+
+        def apply(present: bytes | None) -> bytes:
+            record = None if present is None else records_pb2.Progress.FromString(present)
+            if not rules.is_base(record, before):
+                raise Refusal(Reason.CHANGED_MEANWHILE, "the record is not the one that this batch follows")
+            return value
+
+        unit.changes.append(Change(self._progress, apply))
+        return unit
+
+    async def _fenced_off(self, work_to_do: Awaitable[None]) -> None:
+        """Staging that fails its compare: either the queue changed, or a newer bind has fenced this session off."""
+        try:
+            await work_to_do
+        except CompareFailed as e:
+            await self._check_fence()
+            self._deliverer.forget()
+            raise Refusal(Reason.OBJECT_CHANGED, f"a queue changed while a large message was staged: {e}") from e
+
+    async def _check_fence(self) -> None:
+        fence = await self._structure.cell(self._fence)
+        if fence.mod_revision != self._fence_revision:
+            seen = records_pb2.ReceiverFence.FromString(fence.value or b"")
+            raise BindRefused(Reason.EPOCH_TOO_LOW, f"a newer bind came in at {seen.member}", seen.epoch, seen.instance)
+
+    # Confirming
+
+    async def _confirm(self) -> None:
+        while True:
+            while not self._pending:
+                self._to_confirm.clear()
+                await self._to_confirm.wait()
+            head = self._pending[0]
+            assert head.task is not None
+            await asyncio.wait([head.task])
+            if head.task.exception() is not None:
+                async with self._building:
+                    await self._redo()
+            done: list[_Pending] = []
+            while self._pending and (task := self._pending[0].task) is not None and task.done() and task.exception() is None:
+                done.append(self._pending.popleft())
+            await self._committed(done)
+
+    async def _committed(self, done: Sequence[_Pending]) -> None:
+        counters = self._counters
+        number = 0
+        for pending in done:
+            counters.messages += pending.after.messages - pending.before.messages
+            counters.bytes += pending.after.bytes - pending.before.bytes
+            counters.sequence = pending.after.sequence
+            self._deliverer.published(pending.arrivals)
+            if pending.confirm:
+                number = pending.confirm
+                counters.batches += 1
+                counters.luwid = pending.after.luwid
+                self._in_hand -= 1
+        if not number:
+            return
+        used = self._deliverer.dead_letters > counters.dead_letters
+        counters.dead_letters = self._deliverer.dead_letters
+        counters.last_message_at_ms = self._structure.world.wall_ms()
+        confirm = channel_pb2.Confirm(number=number, luwid=counters.luwid, sequence=counters.sequence, dead_letter_used=used)
+        await self._session.send(channel_pb2.FRAME_CONFIRM, confirm)
+        if not self._in_hand:
+            self.idle.set()
+        self._tell()
+
+    async def _redo(self) -> None:
+        """A unit failed, and with it all behind it: they are built anew, one after the other, or the session ends."""
+        for pending in self._pending:
+            assert pending.task is not None
+            await asyncio.wait([pending.task])
+        for pending in self._pending:
+            assert pending.task is not None
+            if pending.task.exception() is not None:
+                committed = await self._again(pending, pending.task.exception())
+                pending.task = _done(committed)
+
+    async def _again(self, pending: _Pending, error: BaseException | None) -> Committed:
+        left = self._definition.message_retry_count
+        for _ in range(REDO_MAX + left):
+            match error:
+                case CompareFailed():
+                    await self._check_fence()
+                    self._deliverer.forget()
+                    await self._structure.refresh(self._progress)
+                case Refusal(reason=Reason.CHANGED_MEANWHILE):
+                    await self._structure.refresh(self._progress)
+                case Refusal(reason=Reason.SYNCPOINT_LIMIT_REACHED):
+                    return await self._halves(pending)
+                case Refusal(reason=Reason.STORAGE_NOT_AVAILABLE) if left > 0:
+                    left -= 1
+                    self.paused(True)
+                    await asyncio.sleep(self._definition.message_retry_ms / 1000)
+                case None:
+                    pass
+                case _:
+                    raise error
+            try:
+                committed = await self._structure.commit(await self._unit(pending), affinity=self._affinity)
+                self.paused(False)
+                return committed
+            except (CompareFailed, Refusal) as e:
+                error = e
+        assert error is not None
+        raise error
+
+    async def _halves(self, pending: _Pending) -> Committed:
+        """More than one transaction holds: in two prefixes."""
+        first, second = rules.halve(pending.arrivals)
+        middle = rules.record_after(pending.before, first, self._parameters.sequence_wrap)
+        await self._again(_Pending(first, pending.before, middle), None)
+        return await self._again(_Pending(second, middle, pending.after), None)
+
+    async def _report(self) -> None:
+        """Tells the partner that we are still at it, as long as the store answers."""
+        beats = 0
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            if (self._in_hand or self._staging) and self._structure.reachable:
+                beats += 1
+                await self._session.send(
+                    channel_pb2.FRAME_PROGRESS, channel_pb2.Beat(number=beats, note="paused" if self._counters.paused else "")
+                )
+
+
+def _done(committed: Committed) -> asyncio.Task[Committed]:
+    async def answer() -> Committed:
+        return committed
+
+    return asyncio.get_running_loop().create_task(answer())
