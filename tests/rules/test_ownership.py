@@ -296,6 +296,25 @@ def test_a_taker_that_stalls_behind_its_entry_finds_the_epoch_raised() -> None:
     assert model.state() == pb.STOPPED and model.lock() is None and model.fence().epoch >= 2
 
 
+def test_a_stalled_taker_cannot_bring_an_old_epoch_back() -> None:
+    """C7: lock and progress look as they did; only the fence shows that another has held the channel meanwhile."""
+    model = Model("Y", "Z")
+    model.run(model.me["Y"], release_idle(running(model, "Y")))
+    stalled = Walk(model, model.me["Y"], take(model.me["Y"], model.place, TRIGGER, model.draw))
+    for _ in range(3):
+        stalled.step()
+    model.kill("Y", "admin")
+    model.run(model.me["Z"], recover_all(model, model.me["Z"]))
+    held = taken(model, "Z", Occasion("own", model.now))
+    model.run(model.me["Z"], release(held, lambda e: status.altered(e, pb.RETRYING, model.now), clean=False))
+    before = model.stores["app"].read(Get(keys.sender_fence("XQ"))).kvs
+    while not stalled.done:
+        stalled.step()
+
+    assert stalled.error is not None
+    assert model.stores["app"].read(Get(keys.sender_fence("XQ"))).kvs == before
+
+
 def test_a_taker_whose_entry_was_recovered_releases_the_lock_that_it_got() -> None:
     """C7: nothing has touched the queue, so the lock's transaction succeeds; the entry, read again, is another's."""
     model = Model("Y", "Z")

@@ -234,3 +234,12 @@ async def receiving(made: Town) -> Station:
     services = ReceiverServices(r.supervisor.world, r.structures, Placer(r.catalog, store), r.catalog.channel, "R", "", inbound)
     r.pair.link.on_accept = Receivers(services).accept
     return r
+
+
+def texts(first: int, last: int) -> list[str]:
+    return [f"m{i:04d}" for i in range(first, last)]
+
+
+async def owner(made: Town) -> str:
+    """Who runs the channel, once somebody does."""
+    return (await made.until(pb.RUNNING)).owner

@@ -32,6 +32,7 @@ LOOK_S = 0.1
 CONNECT_S = 0.5
 PAUSE_S = 0.1
 REQUEST_S = 2.0
+LEAVING_S = 1.0
 
 Answerer = Callable[[str, pb.Request], Awaitable[str]]
 """(asking member, request) -> detail of the answer; raises `Refusal`."""
@@ -338,7 +339,10 @@ class PeerLinks:
     def _judge(self) -> bool:
         """Carries out new verdicts; whether there was one."""
         now = asyncio.get_running_loop().time()
-        links = {n: verdict.Link(link.reached, 1000 * (now - link.heard_at), link.refused) for n, link in self._links.items()}
+        links = {
+            n: verdict.Link(link.reached, 1000 * (now - link.heard_at), link.refused and not _leaving(link, now))
+            for n, link in self._links.items()
+        }
         reports = {n: _reports(link, 1000 * (now - link.beat_at)) for n, link in self._links.items()}
         found = False
         for v in verdict.judge(self.members.member, self.members.registered, links, reports):
@@ -349,6 +353,11 @@ class PeerLinks:
                 self.members.execute(v.member, v.incarnation, v.cause, 1000 * (now - since))
                 found = True
         return found
+
+
+def _leaving(link: _Link, now: float) -> bool:
+    """Its last beat said that it is draining and has given everything away: it is about to delete its own keys."""
+    return link.beat.draining and not link.beat.channels and now - link.broke_at < LEAVING_S
 
 
 def _reports(link: _Link, age_ms: float) -> list[verdict.Report]:

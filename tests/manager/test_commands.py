@@ -1,0 +1,164 @@
+"""Channel commands, from any member: start, stop, resolve, reset, ping, status."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qsg.pb import records_pb2 as pb
+from qsg.rules.reasons import Reason, Refusal
+from support.channel_group import CHANNEL, owner, texts, town
+from support.simulated import simulated
+
+APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
+
+
+@APART
+@simulated
+async def test_stop_and_start_by_command_from_any_member(apart: bool) -> None:
+    async with town("X", "Y", apart=apart) as t:
+        await t.put(texts(0, 3), t.stations["X"])
+        first = await owner(t)
+        await t.until_arrived(texts(0, 3))
+        other = next(s for s in t.stations.values() if s.name not in (first, "R"))
+        answer = await other.command("stop", channel=CHANNEL)
+        assert answer["status"] == "STOPPED"
+        await t.put(texts(3, 5), t.stations["X"])
+        await asyncio.sleep(5.0)
+        assert (await t.until(pb.STOPPED)).state == pb.STOPPED
+        assert await t.arrived() == texts(0, 3)
+        answer = await other.command("start", channel=CHANNEL)
+        assert answer["status"] in ("STARTING", "RUNNING")
+        await t.until_arrived(texts(0, 5))
+        with pytest.raises(Refusal, match="already running on"):
+            await other.command("start", channel=CHANNEL)
+
+
+@APART
+@simulated
+async def test_a_stopped_channel_stays_so_when_its_owner_dies_and_returns(apart: bool) -> None:
+    async with town("X", "Y", apart=apart) as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        await t.until_arrived(texts(0, 1))
+        await t.stations["X"].command("stop", channel=CHANNEL, mode="force")
+        stopped = await t.until(pb.STOPPED)
+        await t.kill(stopped.owner)
+        survivor = next(s for s in t.stations.values() if s.alive and s.name != "R")
+        await t.put(texts(1, 2), survivor)
+        await t.station(stopped.owner)
+        await asyncio.sleep(6.0)
+        assert (await t.until(pb.STOPPED)).owner == stopped.owner
+        assert await t.arrived() == texts(0, 1)
+        await survivor.command("start", channel=CHANNEL)
+        await t.until_arrived(texts(0, 2))
+
+
+@APART
+@simulated
+async def test_stop_with_the_partner_away_says_so_and_ends_when_it_is_back(apart: bool) -> None:
+    async with town("X", "Y", apart=apart) as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        await t.until_arrived(texts(0, 1))
+        first = await owner(t)
+        await t.stations["R"].pair.stop_initiator()
+        await t.until(pb.RETRYING)
+        answer = await t.stations[first].command("stop", channel=CHANNEL)
+        assert (answer["status"], answer["note"]) == ("STOPPING", "partner not fenced")
+        with pytest.raises(Refusal) as caught:
+            await t.stations["Y"].command("resolve", channel=CHANNEL, action="backout")
+        assert caught.value.reason is Reason.IN_DOUBT
+        await t.stations["R"].pair.start_initiator()
+        assert not (await t.until(pb.STOPPED)).partner_not_fenced
+
+
+@APART
+@simulated
+async def test_stop_to_inactive_lets_the_next_message_trigger(apart: bool) -> None:
+    async with town("X", "Y", apart=apart) as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        await t.until_arrived(texts(0, 1))
+        await owner(t)
+        answer = await t.stations["Y"].command("stop", channel=CHANNEL, status="inactive")
+        assert answer["status"] == "INACTIVE"
+        await t.put(texts(1, 2), t.stations["Y"])
+        await t.until_arrived(texts(0, 2))
+
+
+@simulated
+async def test_commands_tell_what_is_wrong() -> None:
+    async with town("X") as t:
+        x = t.stations["X"]
+        cases: list[tuple[str, dict[str, object], Reason]] = [
+            ("start", {"channel": "NONE"}, Reason.CHANNEL_NOT_FOUND),
+            ("start", {}, Reason.OPTIONS_ERROR),
+            ("stop", {"channel": CHANNEL, "mode": "gently"}, Reason.OPTIONS_ERROR),
+            ("stop", {"channel": CHANNEL, "status": "inactive"}, Reason.CHANNEL_NOT_ACTIVE),
+            ("resolve", {"channel": CHANNEL, "action": "commit"}, Reason.NOT_IN_DOUBT),
+            ("resolve", {"channel": CHANNEL, "action": "backout", "record": "nonsense"}, Reason.OPTIONS_ERROR),
+            ("reset", {"channel": CHANNEL, "sequence": 0}, Reason.OPTIONS_ERROR),
+            ("reset", {"channel": CHANNEL, "sequence": "x"}, Reason.OPTIONS_ERROR),
+            ("ping", {"channel": CHANNEL, "bytes": 1}, Reason.OPTIONS_ERROR),
+            ("status", {"channel": "NONE"}, Reason.CHANNEL_NOT_FOUND),
+            ("dance", {}, Reason.COMMAND_FAILED),
+        ]
+        for name, arguments, reason in cases:
+            with pytest.raises(Refusal) as caught:
+                await x.command(name, **arguments)
+            assert caught.value.reason is reason, (name, arguments)
+
+
+@simulated
+async def test_status_shows_the_whole_group_and_inactive_channels() -> None:
+    async with town("X", "Y") as t:
+        (line,) = (await t.stations["Y"].command("status"))["channels"]
+        assert (line["channel"], line["status"], line["depth"]) == (CHANNEL, "INACTIVE", 0)
+        assert (await t.stations["X"].command("ping", channel=CHANNEL))["address"] == "R:1414"
+        await t.put(texts(0, 3), t.stations["X"])
+        await t.until_arrived(texts(0, 3))
+        first = await owner(t)
+        await asyncio.sleep(1.5)
+        (line,) = (await t.stations["Y"].command("status", channel="QSG*"))["channels"]
+        assert (line["owner"], line["status"], line["messages"], line["last_sequence"]) == (first, "RUNNING", 3, 3)
+        assert line["saved"]["open"] and not line["in_doubt"]
+        group = await t.stations["Y"].command("group")
+        assert [m["member"] for m in group["members"]] == ["Y", "X"] and all(m["initiator"] for m in group["members"])
+        with pytest.raises(Refusal):
+            await t.stations["Y"].command("ping", channel=CHANNEL)
+        (inbound,) = (await t.stations["R"].command("status", channel=CHANNEL))["channels"]
+        assert (inbound["type"], inbound["partner"], inbound["status"], inbound["owner"]) == ("receiver", "QSG", "RUNNING", "R")
+        assert inbound["record"].startswith(line["stream"])
+
+
+@simulated
+async def test_resolve_commit_with_the_record_that_the_partner_showed() -> None:
+    async with town("X", "Y") as t:
+        await t.put(texts(0, 3), t.stations["X"])
+        await t.until_arrived(texts(0, 3))
+        first = await owner(t)
+        (inbound,) = (await t.stations["R"].command("status", channel=CHANNEL))["channels"]
+        await t.stations["R"].pair.stop_initiator()
+        await t.until(pb.RETRYING)
+        await t.put(texts(3, 5), t.stations["X"])
+        await t.stations[first].command("stop", channel=CHANNEL)
+        answer = await t.stations["Y"].command("resolve", channel=CHANNEL, action="commit", record=inbound["record"], force=True)
+        assert answer["deleted"] <= 3 and "not fenced" in answer["risk"]
+        await t.until(pb.STOPPED)
+        (line,) = (await t.stations["Y"].command("status", channel=CHANNEL))["channels"]
+        assert not line["saved"]["open"] and line["depth"] == 2
+
+
+@simulated
+async def test_reset_is_told_to_the_partner_at_the_next_bind() -> None:
+    async with town("X") as t:
+        x = t.stations["X"]
+        await t.put(texts(0, 2), x)
+        await t.until_arrived(texts(0, 2))
+        await x.command("stop", channel=CHANNEL)
+        await x.command("reset", channel=CHANNEL, sequence=100)
+        await x.command("start", channel=CHANNEL)
+        await t.put(texts(2, 3), x)
+        await t.until_arrived(texts(0, 3))
+        await asyncio.sleep(1.5)
+        (line,) = (await x.command("status", channel=CHANNEL))["channels"]
+        assert line["last_sequence"] == 100 and line["saved"]["reset_to"] == 0

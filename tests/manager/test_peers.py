@@ -1,0 +1,155 @@
+"""Peer links: verdicts in milliseconds, none against the living, requests."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qsg.manager.peers import SERVICE, PeerUnreachable
+from qsg.pb import peer_pb2
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
+from qsg.rules.reasons import Reason, Refusal
+from qsg.store.contract import Delete
+from qsg.transport.codec import encode
+from qsg.transport.contract import TransportError
+from support.channel_group import owner, texts, town
+from support.simulated import simulated
+
+APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
+
+
+@simulated
+async def test_silence_needs_a_majority() -> None:
+    """H3: only the link between two members is cut."""
+    async with town("X", "Y") as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        await t.until_arrived(texts(0, 1))
+        before = await t.until(pb.RUNNING)
+        t.network.cut("X-qm", "Y-qm")
+        await asyncio.sleep(6.0)
+        assert (await t.until(pb.RUNNING)).epoch == before.epoch
+        assert sorted(t.prefix("admin", keys.MEMBERS)) == [b"m/X", b"m/Y"]
+
+
+@simulated
+async def test_a_member_silent_to_the_majority_is_replaced() -> None:
+    async with town("X", "Y", "Z") as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        first = await owner(t)
+        await t.until_arrived(texts(0, 1))
+        for other in {"X", "Y", "Z"} - {first}:
+            t.network.cut(f"{first}-qm", f"{other}-qm")
+        began = asyncio.get_running_loop().time()
+        async with asyncio.timeout(4):
+            while (await t.until(pb.RUNNING)).owner == first:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert 1.2 < asyncio.get_running_loop().time() - began < 2.5
+        assert t.stations[first].structures["admin"].fenced.is_set()
+
+
+@simulated
+async def test_a_killed_member_is_dead_within_milliseconds() -> None:
+    async with town("X", "Y") as t:
+        y = t.stations["Y"]
+        assert y.members is not None
+        gone: list[tuple[str, str]] = []
+        y.members.on_gone.append(lambda member, incarnation, cause, ms: gone.append((member, cause)))
+        began = asyncio.get_running_loop().time()
+        t.network.kill("X-qm")
+        for store in t.stations["X"].stores.values():
+            store.cut()
+        async with asyncio.timeout(5):
+            while not gone:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert asyncio.get_running_loop().time() - began < 0.02
+        assert gone == [("X", "link broke, reconnecting refused")]
+        assert t.prefix("admin", keys.MEMBERS) == [b"m/Y"]
+
+
+@simulated
+async def test_a_broken_link_to_a_living_member_is_made_again() -> None:
+    async with town("X", "Y") as t:
+        t.network.reset("X-qm", "Y-qm")
+        await asyncio.sleep(0.5)
+        for name in ("X", "Y"):
+            group = await t.stations[name].command("group")
+            assert all(m["linked"] for m in group["members"])
+        assert sorted(t.prefix("admin", keys.MEMBERS)) == [b"m/X", b"m/Y"]
+
+
+@simulated
+async def test_a_member_that_leaves_is_not_accused() -> None:
+    async with town("X", "Y", "Z") as t:
+        x = t.stations["X"]
+        executed: list[str] = []
+        for name in ("Y", "Z"):
+            members = t.stations[name].members
+            assert members is not None
+            members.on_gone.append(lambda member, incarnation, cause, ms: executed.append(cause))
+        await x.supervisor.drain()
+        await asyncio.sleep(0.01)
+        await x.close()
+        await asyncio.sleep(2.0)
+        assert executed == ["member key gone"] * 2
+
+
+@simulated
+async def test_a_member_that_comes_back_is_linked_in_its_new_incarnation() -> None:
+    async with town("X", "Y") as t:
+        before = t.stations["X"].structures["admin"].incarnation
+        await t.kill("X")
+        await asyncio.sleep(0.2)
+        x = await t.station("X")
+        await asyncio.sleep(0.5)
+        (line,) = [m for m in (await t.stations["Y"].command("group"))["members"] if m["member"] == "X"]
+        assert line["incarnation"] == x.structures["admin"].incarnation > before and line["linked"]
+
+
+@simulated
+async def test_a_verdict_half_done_is_finished_by_whoever_sees_it() -> None:
+    """N14: the accuser died behind the admin structure."""
+    async with town("X", "Y", apart=True) as t:
+        for store in t.stations["X"].stores.values():
+            store.cut()
+        t.servers["admin"].txn([], [Delete(b"m/X")], [])
+        async with asyncio.timeout(3):
+            while b"m/X" in t.prefix("app1", keys.MEMBERS):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert t.prefix("app1", keys.MEMBERS) == [b"m/Y"]
+
+
+@simulated
+async def test_strangers_at_the_peers_door_get_nothing() -> None:
+    async with town("X", "Y") as t:
+        for frame in (
+            b"",
+            b"\xff",
+            encode(peer_pb2.PEER_REQUEST, peer_pb2.Request(id=1)),
+            encode(peer_pb2.PEER_HELLO, peer_pb2.Hello(group="OTHER")),
+        ):
+            stream = await t.network.transport("stranger").connect("X-qm:1416", SERVICE)
+            await stream.send(frame)
+            with pytest.raises(TransportError):
+                while True:
+                    await asyncio.wait_for(stream.receive(), 5)
+        await asyncio.sleep(0.5)
+        assert all(m["linked"] for m in (await t.stations["Y"].command("group"))["members"])
+
+
+@simulated
+async def test_requests_are_answered_refused_or_unreachable() -> None:
+    async with town("X", "Y") as t:
+        peers = t.stations["Y"].peers
+        assert peers is not None
+        with pytest.raises(Refusal) as caught:
+            await peers.request("X", peer_pb2.Request(start=peer_pb2.StartChannel(channel="NONE")))
+        assert caught.value.reason is Reason.CHANNEL_NOT_FOUND
+        with pytest.raises(Refusal):
+            await peers.request("X", peer_pb2.Request(give_back=peer_pb2.GiveBack(queue="Q")))
+        with pytest.raises(PeerUnreachable):
+            await peers.request("W", peer_pb2.Request())
+        t.network.cut("X-qm", "Y-qm")
+        with pytest.raises(PeerUnreachable):
+            await peers.request("X", peer_pb2.Request(start=peer_pb2.StartChannel(channel="NONE")), 0.2)
