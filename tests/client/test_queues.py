@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -15,6 +16,7 @@ from qsg.manager.backend import QueueManagerBackend
 from qsg.manager.clients import SERVICE, ClientService
 from qsg.transport.memory import MemoryNetwork
 from support.members import Group, Member, group, shared
+from support.virtual_time import run
 
 
 @dataclass
@@ -42,8 +44,8 @@ class Site:
             self.network.reset("app", qmgr.member)
 
 
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
+@asynccontextmanager
+async def started() -> AsyncIterator[Site]:
     async with group() as g:
         site = Site(g)
         await site.start("X")
@@ -51,9 +53,22 @@ async def site() -> AsyncIterator[Site]:
         await site.members["X"].queues.define(shared("A"))
         await site.members["X"].queues.define(shared("B"))
         await asyncio.sleep(0.01)
+        try:
+            yield site
+        finally:
+            for service in site.services:
+                await service.close()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with started() as site:
         yield site
-        for service in site.services:
-            await service.close()
+
+
+def slow_network(site: Site, chance: random.Random) -> None:
+    """Frames take 0 to 2 ms (of virtual time), so that cuts come in the middle of everything."""
+    site.network.delay = lambda source, target: chance.uniform(0, 0.002)
 
 
 async def test_put_browse_get(site: Site) -> None:
@@ -91,66 +106,81 @@ async def test_definitions(site: Site) -> None:
             await qmgr.put("NEW", b"3")
 
 
-async def test_numbered_puts_survive_any_cuts(site: Site) -> None:
-    chance = random.Random(5)
-    async with site.connect(producer="P") as qmgr:
-
-        async def cut() -> None:
-            while True:
-                await asyncio.sleep(chance.uniform(0, 0.004))
-                site.cut(qmgr)
-
-        cutting = asyncio.create_task(cut())
-        await asyncio.gather(*(qmgr.put("A" if i % 2 else "B", b"%d" % i) for i in range(400)))
-        for i in range(400, 430):
-            await qmgr.put("A" if i % 2 else "B", b"%d" % i)
-        cutting.cancel()
-
-    x = site.members["X"]
-    for queue, start in (("A", 1), ("B", 0)):
-        got = []
-        while (await x.queues.depth(queue)).messages:
-            got += [int(payload) for payload in await x.get(queue, 500)]
-        assert got == list(range(start, 430, 2))
+async def everything(member: Member, queue: str) -> list[int]:
+    got: list[int] = []
+    while (await member.queues.depth(queue)).messages:
+        got += [int(payload) for payload in await member.get(queue, 500)]
+    return got
 
 
-async def test_units_of_work_survive_any_cuts(site: Site) -> None:
-    chance = random.Random(6)
-    x = site.members["X"]
-    await x.put("A", *(b"%d" % i for i in range(60)))
-    committed: list[int] = []
-    async with site.connect() as qmgr:
+@pytest.mark.parametrize("seed", range(5))
+def test_numbered_puts_survive_any_cuts(seed: int) -> None:
+    async def main() -> tuple[list[int], list[int], int]:
+        chance = random.Random(seed)
+        async with started() as site:
+            slow_network(site, chance)
+            async with site.connect(producer="P") as qmgr:
 
-        async def move() -> None:
-            while True:
-                try:
-                    async with qmgr.unit() as unit:
-                        message = await unit.get("A")
-                        await unit.put("B", message.payload)
-                except qsg.BackedOut:
-                    continue
-                except qsg.NoMessageAvailable:
-                    if not (await x.queues.depth("A")).messages:
-                        return
-                    await asyncio.sleep(0.001)
-                else:
-                    committed.append(int(message.payload))
+                async def cut() -> None:
+                    while True:
+                        await asyncio.sleep(chance.uniform(0, 0.02))
+                        site.cut(qmgr)
 
-        async def cut() -> None:
-            while True:
-                await asyncio.sleep(chance.uniform(0.001, 0.01))
-                site.cut(qmgr)
+                cutting = asyncio.create_task(cut())
+                await asyncio.gather(*(qmgr.put("A" if i % 2 else "B", b"%d" % i) for i in range(400)))
+                for i in range(400, 440):
+                    await qmgr.put("A" if i % 2 else "B", b"%d" % i)
+                cutting.cancel()
+                lost = qmgr.reconnections
+            x = site.members["X"]
+            return await everything(x, "A"), await everything(x, "B"), lost
 
-        cutting = asyncio.create_task(cut())
-        await asyncio.gather(*(move() for _ in range(3)))
-        cutting.cancel()
-    await asyncio.sleep(0.01)
-    moved: list[int] = []
-    while (await x.queues.depth("B")).messages:
-        moved += [int(payload) for payload in await x.get("B", 100)]
+    odd, even, lost = run(main())
+    assert odd == list(range(1, 440, 2))
+    assert even == list(range(0, 440, 2))
+    assert lost > 3
 
-    assert sorted(moved) == list(range(60))
-    assert sorted(committed) == sorted(moved)
+
+@pytest.mark.parametrize("seed", range(5))
+def test_units_of_work_survive_any_cuts(seed: int) -> None:
+    async def main() -> tuple[list[int], list[int], int]:
+        chance = random.Random(seed)
+        committed: list[int] = []
+        backed_out = 0
+        async with started() as site:
+            x = site.members["X"]
+            await x.put("A", *(b"%d" % i for i in range(40)))
+            slow_network(site, chance)
+            async with site.connect() as qmgr:
+
+                async def move() -> None:
+                    nonlocal backed_out
+                    while (await x.queues.depth("A")).messages:
+                        try:
+                            async with qmgr.unit() as unit:
+                                message = await unit.get("A", wait_ms=5)
+                                await unit.put("B", message.payload)
+                        except qsg.BackedOut:
+                            backed_out += 1
+                        except qsg.NoMessageAvailable:
+                            continue
+                        else:
+                            committed.append(int(message.payload))
+
+                async def cut() -> None:
+                    while True:
+                        await asyncio.sleep(chance.uniform(0.005, 0.04))
+                        site.cut(qmgr)
+
+                cutting = asyncio.create_task(cut())
+                await asyncio.gather(*(move() for _ in range(3)))
+                cutting.cancel()
+            return sorted(await everything(x, "B")), sorted(committed), backed_out
+
+    moved, committed, backed_out = run(main())
+    assert moved == list(range(40))
+    assert committed == moved
+    assert backed_out > 0
 
 
 async def test_the_member_dies_between_commit_and_answer(site: Site) -> None:
