@@ -144,7 +144,7 @@ async def never(*arguments: object) -> None:
 
 
 async def test_takeover_when_the_confirmation_was_lost_in_the_middle_of_a_segment() -> None:
-    async with rig(batch_messages=7, batch_window=1) as two:
+    async with rig(batch_messages=7, batch_window=1, silence_ms=600) as two:
         texts = [f"m{i}" for i in range(50)]
         await two.put(texts)
         sender = await two.sender()
@@ -423,26 +423,27 @@ async def test_p10_a_stop_is_not_starved_by_confirmations(two: Rig) -> None:
     await putting
 
 
-async def test_n16_a_large_message_may_take_longer_than_the_silence_allowed(two: Rig) -> None:
-    queues = QueueStore(two.x.catalog, two.x.world)
-    definition = Queue(name=XMITQ, structure="app1", usage="transmission")
-    await queues.define(definition)
-    opened = await queues.open(definition)
-    body = pb.Message(message_id=b"L" * 24, payload=bytes(6_000_000)).SerializeToString()
-    stage = await large.stage_message(opened, two.x.world, body)
-    entry = pb.Entry(message_id=b"L" * 24, size=len(body), payload_size=6_000_000)
-    unit = Unit(puts=[NewMessage(XMITQ, 0, entry, b"", ("TARGET", "R"))])
-    stage.publish(unit, entry)
-    await opened.structure.commit(unit, slot=0)
-    store = two.r.structures["private"].store
-    assert isinstance(store, MemoryStore)
-    store.faults = RandomFaults(Random(1), delay_s=0.15)
-    sender = await two.sender()
-    running = two.start(sender)
-    await two.until(1, timeout_s=20)
-    await two.settled(timeout_s=10)
-    assert not running.done()
-    assert len((await two.messages("TARGET"))[0].payload) == 6_000_000
+async def test_n16_a_large_message_may_take_longer_than_the_silence_allowed() -> None:
+    async with rig(silence_ms=600) as two:
+        queues = QueueStore(two.x.catalog, two.x.world)
+        definition = Queue(name=XMITQ, structure="app1", usage="transmission")
+        await queues.define(definition)
+        opened = await queues.open(definition)
+        body = pb.Message(message_id=b"L" * 24, payload=bytes(6_000_000)).SerializeToString()
+        stage = await large.stage_message(opened, two.x.world, body)
+        entry = pb.Entry(message_id=b"L" * 24, size=len(body), payload_size=6_000_000)
+        unit = Unit(puts=[NewMessage(XMITQ, 0, entry, b"", ("TARGET", "R"))])
+        stage.publish(unit, entry)
+        await opened.structure.commit(unit, slot=0)
+        store = two.r.structures["private"].store
+        assert isinstance(store, MemoryStore)
+        store.faults = RandomFaults(Random(1), delay_s=0.15)
+        sender = await two.sender()
+        running = two.start(sender)
+        await two.until(1, timeout_s=20)
+        await two.settled(timeout_s=10)
+        assert not running.done()
+        assert len((await two.messages("TARGET"))[0].payload) == 6_000_000
 
 
 async def test_p12_a_renamed_sender_finds_the_record_of_its_stream(two: Rig) -> None:

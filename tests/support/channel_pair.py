@@ -175,7 +175,7 @@ async def rig(**channel: object) -> AsyncIterator[Rig]:
         both = {"name": "X.TO.R", **channel}
         receiver = Channel.model_validate({**both, "type": "receiver", "partner": "QSG", "message_retry_count": 3, "message_retry_ms": 30})
         sender = Channel.model_validate(
-            {**both, "type": "sender", "transmission_queue": XMITQ, "connection_names": ["R:1414"], "partner": "R", "silence_ms": 600}
+            {"silence_ms": 3000, **both, "type": "sender", "transmission_queue": XMITQ, "connection_names": ["R:1414"], "partner": "R"}
         )
         queues = QueueStore(r.catalog, r.world)
         for queue in (Queue(name="TARGET"), Queue(name="OTHER"), Queue(name="FULL", max_depth=2), Queue(name="DLQ")):
