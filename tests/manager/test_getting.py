@@ -334,3 +334,21 @@ async def test_loop_ends_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         assert loop.idle
         assert list(loop.window) == []
         assert await x.get("A", 100) == [b"%d" % i for i in range(1, 50)]
+
+
+@pytest.mark.parametrize("depth_bytes", [2 << 20, 3_000])
+async def test_members_race_by_id(depth_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interleaving M2b: getters by id of two members on the same segments; each finds its own."""
+    monkeypatch.setattr("qsg.manager.window.HEADERS_BYTES", depth_bytes)
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        ids = [await x.put("A", *(b"%d.%d" % (s, i) for i in range(10))) for s in range(12)]
+        wanted = [(message_id, b"%d.%d" % (s, i)) for s, some in enumerate(ids) for i, message_id in enumerate(some)]
+
+        async def getter(member: Member, mine: list[tuple[bytes, bytes]]) -> None:
+            for message_id, payload in mine:
+                assert await member.get("A", message_id=message_id, wait_ms=2_000) == [payload]
+
+        await asyncio.gather(*(getter(m, wanted[k::4]) for m, k in ((x, 0), (x, 1), (y, 2), (y, 3))))
+
+        assert await left_over(x) == []

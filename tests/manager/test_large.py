@@ -77,6 +77,20 @@ async def test_refused_put_leaves_no_stage_behind() -> None:
         assert await remains(x) == []
 
 
+async def test_cancelled_put_leaves_no_stage_behind() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        putting = asyncio.create_task(x.put("A", BODY))
+        while not await remains(x):
+            await asyncio.sleep(0)
+        putting.cancel()
+        (outcome,) = await asyncio.gather(putting, return_exceptions=True)
+        if isinstance(outcome, asyncio.CancelledError) and (await x.queues.depth("A")).messages == 0:
+            assert await remains(x) == []
+        else:
+            assert await x.get("A") == [BODY]
+
+
 async def test_stages_of_the_dead_are_cleaned_and_those_of_the_living_are_not() -> None:
     async with group() as g:
         x, y = await members(g, "X", "Y")

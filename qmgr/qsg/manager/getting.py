@@ -12,31 +12,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import structlog
 
 from qsg.manager import large
+from qsg.manager.assigning import Assignment, GetSpec, GotMessage, Request, Unitlike
 from qsg.manager.consuming import Guarded, Segment, Segments, claim_unit, take
 from qsg.manager.queue_store import Opened, QueueStore
 from qsg.manager.window import Window, all_matching
 from qsg.pb import records_pb2 as pb
 from qsg.rules import consume, keys, segments
 from qsg.rules.consume import Claimer
-from qsg.rules.lanes import LaneReader, Position
+from qsg.rules.lanes import LaneReader
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.store.contract import Event, StoreError
 from qsg.store.follow import Follower
 
+__all__ = ["GetSpec", "GetterLoop", "GotMessage"]
+
 log = structlog.get_logger()
 
-MESSAGES_MAX = 10_000
-BYTES_MAX = 4 << 20
-"""Of one get that asks for no less; a larger message comes alone."""
-UNIT_SEGMENTS = 32
-"""Segments that a round's plain gets touch at most, so that they fit into one transaction."""
 STALE_S = 0.05
 POLL_S = 1.0
 """How often somebody who waits looks for claims of dead members."""
@@ -48,86 +44,6 @@ INCOMPLETE_MAX = 10
 """After that a large message that is not whole, but not taken either, is told as what it is: damage."""
 AHEAD = 6
 """Segments that a loser leaves to the winner, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class GetSpec:
-    """`wait_ms` 0: do not wait. Ids empty: any. `bytes_max` 0: as much as one get may bring."""
-
-    queue: str
-    queue_manager: str = ""
-    messages_max: int = 1
-    bytes_max: int = 0
-    wait_ms: int = 0
-    message_id: bytes = b""
-    correlation_id: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class GotMessage:
-    """`raw` is the stored `pb.Message`, serialised; `backouts` how often it was backed out before."""
-
-    raw: bytes
-    backouts: int
-    position: Position
-
-    @property
-    def message(self) -> pb.Message:
-        return pb.Message.FromString(self.raw)
-
-
-class Unitlike(Protocol):
-    """What a get needs of a unit of work."""
-
-    id: bytes
-
-    def room_for_segments(self, guarded: Guarded) -> int:
-        """How many more segments its commit can take off this queue."""
-        ...
-
-    def holds(self, segment: Segment) -> bool: ...
-
-    def hold(self, guarded: Guarded, parts: dict[Segment, int]) -> None:
-        """These entries are claimed for it now."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    spec: GetSpec
-    unit: Unitlike | None
-    future: asyncio.Future[list[GotMessage]]
-    deadline: float
-    arrived: int
-    """The read that was out when it came: what is refused must have been read after."""
-    cancelled: bool = False
-    again: bool = False
-    """It got nothing for a reason that passes: it is not told that there is no message."""
-    parts: dict[Segment, int] = field(default_factory=dict)
-    """This round's: entries meant for it."""
-    messages: int = 0
-    bytes: int = 0
-    incomplete: int = 0
-    """How often a large message meant for it was not whole."""
-    scan: LaneReader | None = None
-    found: list[tuple[Segment, int]] = field(default_factory=list)
-
-    @property
-    def by_id(self) -> bool:
-        return bool(self.spec.message_id or self.spec.correlation_id)
-
-    def clear(self) -> None:
-        self.parts, self.messages, self.bytes = {}, 0, 0
-
-    def add(self, segment: Segment, index: int) -> None:
-        self.parts[segment] = self.parts.get(segment, 0) | 1 << index
-        self.messages += 1
-        self.bytes += segment.entry(index).size
-
-    def takes(self, size: int) -> bool:
-        if self.messages >= min(self.spec.messages_max, MESSAGES_MAX):
-            return False
-        return not self.messages or self.bytes + size <= min(self.spec.bytes_max or BYTES_MAX, BYTES_MAX)
 
 
 class GetterLoop:
@@ -189,7 +105,7 @@ class GetterLoop:
             task.cancel()
             await asyncio.wait([task])
         for request in self.requests:
-            _fail(request, Refusal(Reason.Q_MGR_STOPPING))
+            request.fail(Refusal(Reason.Q_MGR_STOPPING))
         self.requests.clear()
         await self._unfollow()
 
@@ -242,7 +158,8 @@ class GetterLoop:
             waiting = [r for r in self.requests if not r.future.done() and not r.cancelled]
             if not waiting:
                 return
-            expired = self._assign(waiting)
+            assignment = Assignment(self.window, asyncio.get_running_loop().time(), self.world.wall_ms())
+            assignment.distribute(waiting)
             if self._must_read(waiting, first=self._reads == reads):
                 await self._read()
                 continue
@@ -253,8 +170,8 @@ class GetterLoop:
                 await self.window.load({s: None for r in waiting for s in r.parts})
                 continue
             break
-        if expired or any(r.messages for r in waiting):
-            await self._commit(waiting, expired)
+        if assignment.expired or any(r.messages for r in waiting):
+            await self._commit(waiting, assignment.expired)
 
     @staticmethod
     def _needs_body(segment: Segment) -> bool:
@@ -282,86 +199,6 @@ class GetterLoop:
         self._read_at = asyncio.get_running_loop().time()
         await self.window.read(ahead=True)
 
-    # Assigning
-
-    def _assign(self, waiting: list[Request]) -> dict[Segment, int]:
-        """Distributes what is free over the requests, in order; answers expired entries met on the way."""
-        now, wall_ms = asyncio.get_running_loop().time(), self.world.wall_ms()
-        taken: dict[Segment, int] = {}
-        expired: dict[Segment, int] = {}
-        room: dict[Unitlike | None, int] = {None: UNIT_SEGMENTS}
-        for request in waiting:
-            request.clear()
-            request.again = False
-            if request.unit is not None and request.unit not in room:
-                room[request.unit] = min(UNIT_SEGMENTS, request.unit.room_for_segments(self.guarded))
-        for request in waiting:
-            if request.by_id:
-                self._assign_by_id(request, taken, room, now, wall_ms)
-        plain = deque(r for r in waiting if not r.by_id)
-        if plain:
-            self._assign_plain(plain, taken, expired, room, now, wall_ms)
-        return expired
-
-    def _assign_by_id(
-        self, request: Request, taken: dict[Segment, int], room: dict[Unitlike | None, int], now: float, wall_ms: int
-    ) -> None:
-        spec = request.spec
-        for segment, index in [*self.window.find(spec.message_id, spec.correlation_id), *request.found]:
-            entry = segment.entry(index)
-            free = segment.checked and segment.quiet_until <= now and segment.free(self.window.live) & ~taken.get(segment, 0)
-            if not free or not free >> index & 1 or (entry.expires_at_ms and entry.expires_at_ms <= wall_ms):
-                continue
-            if not request.takes(entry.size) or not self._spend(request, segment, room):
-                return
-            taken[segment] = taken.get(segment, 0) | 1 << index
-            request.add(segment, index)
-
-    def _assign_plain(
-        self,
-        plain: deque[Request],
-        taken: dict[Segment, int],
-        expired: dict[Segment, int],
-        room: dict[Unitlike | None, int],
-        now: float,
-        wall_ms: int,
-    ) -> None:
-        for segment in self.window.offered(now):
-            free = segment.free(self.window.live) & ~taken.get(segment, 0)
-            if not free:
-                continue
-            if segment.at.header.earliest_expiry_ms and segment.at.header.earliest_expiry_ms <= wall_ms:
-                dead = consume.bits(i for i in consume.indexes_of(free) if 0 < segment.entry(i).expires_at_ms <= wall_ms)
-                if dead and room[None] > 0:
-                    room[None] -= 1
-                    expired[segment] = dead
-                free &= ~dead
-            used = 0
-            for index in consume.iterate(free):
-                size = segment.entry(index).size
-                while plain and not (plain[0].takes(size) and self._spend(plain[0], segment, room)):
-                    plain.popleft()
-                if not plain:
-                    break
-                plain[0].add(segment, index)
-                used |= 1 << index
-            taken[segment] = taken.get(segment, 0) | used
-            if not plain:
-                return
-
-    def _spend(self, request: Request, segment: Segment, room: dict[Unitlike | None, int]) -> bool:
-        """Counts a segment against what the commit can take; False when there is no more room."""
-        unit = request.unit
-        if segment in request.parts or (unit is not None and unit.holds(segment)):
-            return True
-        if room[unit] <= 0:
-            if unit is not None and not request.messages and unit.room_for_segments(self.guarded) <= 0:
-                _fail(request, Refusal(Reason.SYNCPOINT_LIMIT_REACHED, "commit or back out first"))
-            request.again = True
-            return False
-        room[unit] -= 1
-        return True
-
     async def _scan_deep(self, waiting: list[Request]) -> bool:
         """Looks behind the window for ids: each request scans the headers once, then only what is new. True: assign again."""
         progress = False
@@ -371,6 +208,12 @@ class GetterLoop:
             if request.scan is None:
                 request.scan = LaneReader(self.window.queue, hold_max_bytes=1 << 20)
             reader = request.scan
+            request.found = [(s, i) for s, i in request.found if not s.gone]
+            doubtful = [s for s, _ in request.found if not s.checked]
+            if doubtful:
+                await self.window.check(doubtful)
+                progress = True
+                continue
             before = len(request.found)
             while len(request.found) == before and not (reader.caught_up and reader.revision >= self.window.revision):
                 revision, results = await self.window.structure.read(*reader.plan())
@@ -422,7 +265,7 @@ class GetterLoop:
                 found[request] = await self._messages(request)
             except Refusal as refusal:
                 if refusal.reason is not Reason.LARGE_MESSAGE_INCOMPLETE or request.incomplete >= INCOMPLETE_MAX:
-                    _fail(request, refusal)
+                    request.fail(refusal)
                     continue
                 request.incomplete += 1
                 request.again = True
@@ -469,7 +312,7 @@ class GetterLoop:
                 segment.losses += 1
         elif isinstance(error, Refusal | Fenced | OutcomeUnknown):
             for request in requests:
-                _fail(request, error)
+                request.fail(error)
         else:
             raise error
         for segment in parts:
@@ -511,7 +354,7 @@ class GetterLoop:
                 continue
             late = request.deadline <= now and request.arrived < self._reads and not request.again and not disputed
             if request.cancelled or late:
-                _fail(request, Refusal(Reason.NO_MSG_AVAILABLE, self.window.queue))
+                request.fail(Refusal(Reason.NO_MSG_AVAILABLE, self.window.queue))
             else:
                 left.append(request)
         self.requests = left
@@ -578,10 +421,5 @@ class GetterLoop:
 
     def _fail_all(self, error: Exception) -> None:
         for request in self.requests:
-            _fail(request, error)
+            request.fail(error)
         self.requests.clear()
-
-
-def _fail(request: Request, error: Exception) -> None:
-    if not request.future.done():
-        request.future.set_exception(error)

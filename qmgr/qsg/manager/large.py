@@ -21,7 +21,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.segments import BODIES_MAX
-from qsg.rules.unit import CompareFailed, Unit
+from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Compare, Delete, Get, Put, Relation, StoreError, Target, created_at, get_prefix, prefix_end, unchanged
 
@@ -89,18 +89,18 @@ async def stage_message(opened: Opened, world: World, body: bytes) -> Stage:
     stage = await begin(opened, world)
     try:
         await add(opened.structure, stage, body)
-    except (Refusal, CompareFailed):
+    except BaseException:
         await discard(opened.structure, stage)
         raise
     return stage
 
 
 async def discard(structure: Structure, stage: Stage) -> None:
-    """Removes what was staged and not published."""
+    """Removes what was staged and not published, if that can be done now; a cleaner does it once this incarnation is gone."""
     try:
         await structure.commit(_removal(stage.queue, stage.id, [created_at(stage.marker, stage.marker_revision)]))
-    except CompareFailed:
-        log.debug("nothing to discard", queue=stage.queue, stage=stage.id.hex())
+    except (CompareFailed, Refusal, Fenced, OutcomeUnknown) as error:
+        log.debug("stage not discarded", queue=stage.queue, stage=stage.id.hex(), error=str(error))
 
 
 def removal(queue: str, entry: pb.Entry) -> list[Delete]:
@@ -171,6 +171,6 @@ class StageCleaner:
                 continue
             try:
                 removed += await clean_queue(structure, queue.name)
-            except StoreError as error:
+            except (StoreError, Refusal, Fenced, OutcomeUnknown) as error:
                 log.info("staged bodies not cleaned", queue=queue.name, error=repr(error))
         return removed
