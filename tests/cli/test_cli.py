@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from qsg.cli.common import channel_names, queue_names
 from qsg.cli.main import build
 from support.served import Served, served
 
@@ -243,3 +244,11 @@ def test_help_and_version(qsg: Run) -> None:
         assert command in out
     assert qsg("version")[1].strip()
     assert "--install-completion" in out
+
+
+def test_names_are_completed(qsg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "A" in queue_names("A")
+    assert "B" not in queue_names("A")
+    assert channel_names("") == []
+    monkeypatch.setenv("QSG_CONNECT", "127.0.0.1:1")
+    assert queue_names("A") == []

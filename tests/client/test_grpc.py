@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import grpc
 import pytest
 
 import qsg
@@ -13,6 +15,12 @@ from qsg.manager.clients import SERVICE, ClientService
 from qsg.rules.world import World
 from qsg.transport.grpc_ import GrpcTransport
 from support.fake_backend import FakeBackend, FakeGroup
+
+FOLDER = Path(__file__).parent.parent / "transport" / "certificates"
+
+
+def pem(name: str) -> bytes:
+    return (FOLDER / name).read_bytes()
 
 
 class Served:
@@ -128,3 +136,19 @@ def test_several_threads_share_a_connection(served_elsewhere: Served) -> None:
             thread.join()
 
         assert qmgr.inquire_queue("Q")["depth"] == 200
+
+
+async def test_tls() -> None:
+    ca, certificate, key = (FOLDER / name for name in ("ca.pem", "client.pem", "client.key"))
+    credentials = grpc.ssl_server_credentials([(pem("server.key"), pem("server.pem"))], pem("ca.pem"), require_client_auth=True)
+    durable = FakeGroup()
+    service = ClientService(member="X", group="", backend=FakeBackend(durable, "X"), world=World(lambda: 1))
+    listener = await GrpcTransport(server_credentials=credentials).listen("127.0.0.1:0", {SERVICE: service.handler})
+    async with qsg.connect(listener.address, ca=ca, certificate=certificate, key=key) as qmgr:
+        await qmgr.put("Q", b"secret")
+    with pytest.raises(qsg.HostNotAvailable):
+        await qsg.connect(listener.address, connect_s=0.3).open()
+    await service.close()
+    await listener.close()
+
+    assert durable.payloads("Q") == [b"secret"]

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from rich.console import Group
 
 import qsg
-from qsg.cli.common import Connect, Format, Output, Watch, call, confirm, emit, err, facts, out, show, table_of
+from qsg.cli.common import Connect, Format, Output, Watch, call, channel_names, confirm, emit, err, facts, out, show, table_of
 from qsg.cli.definitions import from_options, refuse_invalid
 from qsg.rules.definitions import Channel
 
 app = typer.Typer(no_args_is_help=True, help="Channels: list, show, status, start, stop, resolve, reset, ping, define, delete.")
 group_app = typer.Typer(no_args_is_help=True, help="The queue-sharing group.")
 
-Name = Annotated[str, typer.Argument(help="Name of the channel.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name of the channel.", show_default=False, autocompletion=channel_names)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 

@@ -12,13 +12,13 @@ import typer
 from rich.progress import Progress
 
 import qsg
-from qsg.cli.common import Connect, Format, Output, call, emit, err, out, show, table_of
+from qsg.cli.common import Connect, Format, Output, call, emit, err, out, queue_names, show, table_of
 from qsg.cli.common import Watch as WatchOption
 
 BURST = 500
 GET_BURST = 100
 
-Queue = Annotated[str, typer.Argument(help="Name of the queue.", show_default=False)]
+Queue = Annotated[str, typer.Argument(help="Name of the queue.", show_default=False, autocompletion=queue_names)]
 
 
 def _payloads(text: str | None, file: Path | None, lines: bool, count: int) -> Iterator[bytes]:

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 from rich.console import Group
 
 import qsg
-from qsg.cli.common import Connect, Format, Output, Watch, call, confirm, emit, facts, out, show, table_of
+from qsg.cli.common import Connect, Format, Output, Watch, call, confirm, emit, facts, out, queue_names, show, table_of
 from qsg.cli.definitions import from_options, refuse_invalid
 from qsg.rules.definitions import Queue
 
 app = typer.Typer(no_args_is_help=True, help="Queues: list, show, define, alter, delete, purge.")
 
-Name = Annotated[str, typer.Argument(help="Name of the queue.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name of the queue.", show_default=False, autocompletion=queue_names)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any other attribute of a definition.", show_default=False)
