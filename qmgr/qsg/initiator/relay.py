@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 FRAME_MAX = 96 << 20
 SMALL_FRAME_MAX = 64 << 10
+BATCH_OVERHEAD = 4 << 20
+"""What a batch may have beyond the bytes agreed on: its index, and a first message that is larger on its own."""
 LINGER_S = 0.3
 """How long an orderly end waits for the partner to take it."""
 HEARTBEAT_S = 0.5
@@ -37,14 +39,14 @@ class BadFrame(Exception):
     """What a partner sent is no frame that it may send now."""
 
 
-def check(frame: bytes, allowed: frozenset[int]) -> int:
-    """The type of a frame. Raises `BadFrame`."""
+def check(frame: bytes, allowed: frozenset[int], large_max: int = FRAME_MAX) -> int:
+    """The type of a frame; batches and parts have at most `large_max` bytes. Raises `BadFrame`."""
     if not frame:
         raise BadFrame("empty frame")
     kind = frame[0]
     if kind not in allowed:
         raise BadFrame(f"frame of type {kind}")
-    if len(frame) > (FRAME_MAX if kind in _LARGE else SMALL_FRAME_MAX):
+    if len(frame) > (large_max if kind in _LARGE else SMALL_FRAME_MAX):
         raise BadFrame(f"frame of type {kind} with {len(frame)} bytes")
     return kind
 
@@ -79,6 +81,7 @@ class Relay:
         self.silence_s = silence_s
         self.heartbeat_s = max(HEARTBEAT_MIN_S, heartbeat_s)
         self._allowed = allowed
+        self._large_max = FRAME_MAX
         self._sent_at = 0.0
         self._owed = False
         self._wake = asyncio.Event()
@@ -108,7 +111,7 @@ class Relay:
             try:
                 async with asyncio.timeout(self.silence_s):
                     frame = await self.stream.receive()
-                kind = check(frame, self._allowed)
+                kind = check(frame, self._allowed, self._large_max)
             except TimeoutError:
                 self._end(Reason.PARTNER_SILENT, f"{self.stream.peer} said nothing for {self.silence_s:g} s")
                 return
@@ -146,11 +149,14 @@ class Relay:
             self._end(Reason.PARTNER_CLOSED, f"{self.stream.peer}: {e}")
 
     def _agreed(self, frame: bytes) -> None:
-        """An inbound session is bound: from now on its heartbeat counts."""
+        """An inbound session is bound: from now on its heartbeat and its limits count."""
         try:
-            heartbeat_s = pb.Bound.FromString(frame[1:]).parameters.heartbeat_ms / 1000
+            parameters = pb.Bound.FromString(frame[1:]).parameters
         except DecodeError as e:
             raise AssertionError("our queue manager sends what can be read") from e
+        heartbeat_s = parameters.heartbeat_ms / 1000
+        if parameters.batch_bytes:
+            self._large_max = min(FRAME_MAX, parameters.batch_bytes + BATCH_OVERHEAD)
         if heartbeat_s:
             self.heartbeat_s = max(HEARTBEAT_MIN_S, heartbeat_s)
             self.silence_s = max(1.5, 3 * heartbeat_s)

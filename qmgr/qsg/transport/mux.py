@@ -176,15 +176,22 @@ class Mux:
 
     async def _read(self) -> None:
         while True:
+            before = self._received()
             try:
                 async with asyncio.timeout(SILENCE_S):
                     frame = await self.stream.receive()
             except TimeoutError:
+                if self._received() != before:
+                    continue  # a large frame is on its way
                 raise LinkLost(f"silent for {SILENCE_S} s", silent=True) from None
             try:
                 self._dispatch(frame)
             except (DecodeError, struct.error) as e:
                 raise LinkLost(f"not a frame of this link: {e}") from e
+
+    def _received(self) -> int:
+        """Bytes that came in, where the transport can tell before a frame is whole."""
+        return int(getattr(self.stream, "received", 0))
 
     def _dispatch(self, frame: bytes) -> None:
         kind, number = _HEAD.unpack_from(frame)

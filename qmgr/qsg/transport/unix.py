@@ -38,6 +38,8 @@ class UnixStream(asyncio.Protocol):
         self.peer = peer
         self.identity = ""
         self.pid = 0
+        self.received = 0
+        """Bytes that came in so far, those of a frame that is not whole yet too: a sign of life."""
         self._on_connected = on_connected
         self._transport: asyncio.Transport | None = None
         self._inbox = FrameQueue(READ_AHEAD)
@@ -98,6 +100,7 @@ class UnixStream(asyncio.Protocol):
             self._on_connected(self)
 
     def data_received(self, data: bytes) -> None:
+        self.received += len(data)
         if self._inbox.ended is not None:
             return
         if self._parts:
