@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
+from qsg.manager.queue_store import QueueStore
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
+from qsg.rules.definitions import Channel, Queue
 from qsg.rules.reasons import Reason
 from support.channel_group import CHANNEL, XMITQ, owner, texts, town
 from support.simulated import simulated
@@ -134,3 +136,39 @@ async def test_a_change_of_state_that_cannot_be_written_moves_the_channel() -> N
         await t.put(texts(2, 4), other)
         await t.until_arrived(texts(0, 4), timeout_s=8.0)
         assert (await t.until(pb.RUNNING, owner=other.name)).epoch >= 2
+
+
+@simulated
+async def test_entries_of_deleted_channels_are_removed() -> None:
+    async with town("X", "Y") as t:
+        x = t.stations["X"]
+        await t.stations["R"].pair.stop_initiator()
+        await t.put(texts(0, 1), x)
+        await t.until(pb.RETRYING)
+        await x.catalog.delete_channel(CHANNEL)
+        await t.until(pb.INACTIVE)
+
+
+@simulated
+async def test_the_entry_of_a_stopped_channel_goes_with_its_definition() -> None:
+    async with town("X", "Y") as t:
+        await t.stations["X"].command("stop", channel=CHANNEL)
+        await t.until(pb.STOPPED)
+        await t.stations["X"].catalog.delete_channel(CHANNEL)
+        await t.until(pb.INACTIVE)
+
+
+@simulated
+async def test_channels_spread_over_the_members() -> None:
+    async with town("X", "Y", "Z") as t:
+        x = t.stations["X"]
+        definition = x.catalog.channel(CHANNEL)
+        assert definition is not None
+        store = QueueStore(x.catalog, x.supervisor.world)
+        for i in range(9):
+            await store.define(Queue(name=f"R{i}", structure="admin", usage="transmission"))
+            await t.stations["R"].catalog.define_channel(Channel(name=f"C{i}", type="receiver", partner="QSG"))
+            await x.catalog.define_channel(definition.model_copy(update={"name": f"C{i}", "transmission_queue": f"R{i}"}))
+        await asyncio.gather(*(x.command("start", channel=f"C{i}") for i in range(9)))
+        owners = [(await t.until(pb.RUNNING, channel=f"C{i}")).owner for i in range(9)]
+        assert {owners.count(m) for m in "XYZ"} <= {2, 3, 4}, owners

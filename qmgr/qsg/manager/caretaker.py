@@ -36,9 +36,9 @@ from qsg.rules.ownership import (
     take,
 )
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.steps import Place, Steps
+from qsg.rules.steps import Me, Place, Steps, swap_entry
 from qsg.rules.stopping import StopOrder, ask_stop, carry_stop
-from qsg.rules.unit import Fenced, OutcomeUnknown
+from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Compare, StoreError, unchanged
 
@@ -47,6 +47,8 @@ log = structlog.get_logger()
 GIVE_UP_S = 1.5
 """A change that a structure does not take for so long counts as one that cannot be made."""
 REPORT_S = 1.0
+CHANGED_S = 0.01
+"""First pause when a take was overtaken by another change."""
 IDLE_S = 0.2
 """Pause when no member can run the channel now."""
 REFUSED_S = (0.1, 1.0)
@@ -156,6 +158,7 @@ class Caretaker:
         self.held: Held | None = None
         self.sender: RunningSender | None = None
         self.passage = passage
+        self.taking = False
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -269,11 +272,14 @@ class Caretaker:
         if not me.initiator:
             raise Refusal(Reason.NO_INITIATOR, f"no channel initiator is joined to {driver.member}")
         loop = asyncio.get_running_loop()
+        self.taking = True
         try:
             async with asyncio.timeout(2 * GIVE_UP_S):
                 held = await driver.run(take(me, self.place, occasion, self.office.world.id), f"take {self.name}")
         except (TimeoutError, StoreError) as error:
             raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"{self.name} cannot be taken: {error!r}") from error
+        finally:
+            self.taking = False
         self.held, self._initiator, self._instance, self._epoch_tries = held, me.initiator, 1, 0
         self._refusals = 0
         if self.passage is not None:
@@ -497,7 +503,11 @@ class Caretaker:
         if entry is None or (entry.owner, entry.owner_incarnation) != (me.member, me.incarnations[self.place.admin]):
             return self._wake.is_set()  # changed while it was read: look again
         self._stop = None
-        self.place = self.office.find(self.name) or self.place
+        place = self.office.find(self.name)
+        if place is None and entry.state in status.WANTED:
+            await remove_entry(self.table, self.name, me, log_as="definition deleted")
+            return False
+        self.place = place or self.place
         if entry.state in status.WANTED:
             if self._nobody_to_hand_to():
                 log.info("left for whoever recovers it", channel=self.name)
@@ -592,7 +602,11 @@ class Caretaker:
             return True
         except Refusal as refusal:
             log.info("start request refused", channel=self.name, member=target, reason=refusal.reason.name, detail=refusal.detail)
-            return refusal.reason is Reason.CHANGED_MEANWHILE
+            if refusal.reason is not Reason.CHANGED_MEANWHILE:
+                return False
+            self._refusals += 1
+            await self._pause(min(CHANGED_S * self._refusals, IDLE_S))
+            return True
         except PeerUnreachable as error:
             log.info("start request not answered", channel=self.name, member=target, error=str(error))
             return False
@@ -622,6 +636,19 @@ class Caretaker:
             return True
         self._wake.clear()
         return False
+
+
+async def remove_entry(table: StatusTable, channel: str, me: Me, *, log_as: str) -> None:
+    """Removes an entry that is ours or STOPPED: nobody can do anything for it."""
+    cell = await table.structure.cell(keys.status_out(channel))
+    entry = status.parse(cell.value)
+    if entry is None or not (entry.state == pb.STOPPED or (entry.owner == me.member and pb.INACTIVE in status.TRANSITIONS[entry.state])):
+        return
+    try:
+        await table.structure.commit(Unit("entry removed", changes=[swap_entry(cell, None)]))
+        log.info("entry removed", channel=channel, why=log_as)
+    except (CompareFailed, Refusal) as error:
+        log.info("entry not removed", channel=channel, detail=str(error))
 
 
 def _outcome(task: asyncio.Task[Outcome]) -> Outcome:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from qsg.manager.caretaker import Caretaker, MakeSender, Office, Passage
+from qsg.manager.caretaker import Caretaker, MakeSender, Office, Passage, remove_entry
 from qsg.manager.catalog import ADMIN, Catalog
 from qsg.manager.inbound import InboundTable
 from qsg.manager.link import InitiatorLink
@@ -166,8 +166,8 @@ class ChannelSupervisor:
         return Place(definition, admin, queue.structure)
 
     def own_load(self) -> Load:
-        """Active channels are those that are held, and inbound sessions."""
-        active = sum(1 for care in self._care.values() if care.held is not None) + len(self.inbound.sessions)
+        """Active channels are those that are held or being taken, and inbound sessions."""
+        active = sum(1 for care in self._care.values() if care.held is not None or care.taking) + len(self.inbound.sessions)
         reached = frozenset(name for name, s in self.structures.items() if s.reachable and not s.fenced.is_set())
         return Load(
             self.member, active, self.catalog.settings.channels_max, self.link.joined and self._started, self.office.draining, reached
@@ -316,12 +316,19 @@ class ChannelSupervisor:
                 await self._look_at_queues()
                 for name, table in self.tables.items():
                     await self.inbound.sweep(name, table.inbound())
+                    await self._remove_undefined(table)
             except (StoreError, Fenced) as error:
                 log.info("level not looked at", error=repr(error))
             await asyncio.sleep(LEVEL_S)
             self.recovery.sweep()
             if self.members is not None:
                 self.members.sweep()
+
+    async def _remove_undefined(self, table: StatusTable) -> None:
+        """Entries of channels whose definition is gone, where nobody runs or stops them."""
+        for entry in table.outbound():
+            if self.catalog.channel(entry.channel) is None and entry.channel not in self._care:
+                await remove_entry(table, entry.channel, self.driver.me, log_as="definition deleted")
 
     async def _look_at_queues(self) -> None:
         waiting: dict[str, list[Place]] = {}

@@ -56,7 +56,8 @@ class _Link:
     beat: pb.PeerBeat = field(default_factory=pb.PeerBeat)
     beat_at: float = 0.0
     asked: int = 0
-    """Starts that we asked for since its last beat: not yet in its load."""
+    """Starts that we asked for and that are not yet in the load of its last beat."""
+    starting: set[int] = field(default_factory=set)
     waiting: dict[int, asyncio.Future[pb.Reply]] = field(default_factory=dict)
 
 
@@ -148,6 +149,7 @@ class PeerLinks:
         link.waiting[request.id] = future
         if request.HasField("start"):
             link.asked += 1
+            link.starting.add(request.id)
         try:
             async with asyncio.timeout(timeout_s):
                 await link.stream.send(encode(pb.PEER_REQUEST, request))
@@ -156,6 +158,7 @@ class PeerLinks:
             raise PeerUnreachable(f"{member}: {error!r}") from error
         finally:
             link.waiting.pop(request.id, None)
+            link.starting.discard(request.id)
         if reply.reason:
             raise Refusal(_reason(reply.reason), reply.detail)
         return reply.detail
@@ -231,7 +234,7 @@ class PeerLinks:
         link.heard_at = asyncio.get_running_loop().time()
         kind, payload = decode(frame)
         if kind == pb.PEER_BEAT:
-            link.beat, link.beat_at, link.asked = parse(pb.PeerBeat, payload), link.heard_at, 0
+            link.beat, link.beat_at, link.asked = parse(pb.PeerBeat, payload), link.heard_at, len(link.starting)
         elif kind == pb.PEER_REPLY:
             reply = parse(pb.Reply, payload)
             future = link.waiting.get(reply.id)

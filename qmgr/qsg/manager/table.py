@@ -47,6 +47,9 @@ class StatusTable:
     def has(self, channel: str) -> bool:
         return keys.status_out(channel) in self._out.items
 
+    def outbound(self) -> list[pb.ChannelStatus]:
+        return [pb.ChannelStatus.FromString(kv.value) for kv in self._out.items.values()]
+
     def inbound(self) -> list[pb.ChannelStatus]:
         return [pb.ChannelStatus.FromString(kv.value) for kv in self._in.items.values()]
 
