@@ -162,7 +162,7 @@ def test_channel_definitions(qsg: Run) -> None:
 
 
 def test_channel_commands(qsg: Run, server: Served) -> None:
-    assert "G.TO.R is RUNNING on X" in qsg("channel", "start", "G.TO.R")[1]
+    assert "G.TO.R is RUNNING on X (bind refused)" in qsg("channel", "start", "G.TO.R")[1]
     assert qsg("channel", "stop", "G.TO.R", "--mode", "force", "--status", "inactive")[0] == 0
     assert qsg("channel", "resolve", "G.TO.R", "backout")[0] == 2
     assert "5 messages" in qsg("channel", "resolve", "G.TO.R", "commit", "--record", "ab.cd", "--yes")[1]

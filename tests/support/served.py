@@ -28,7 +28,7 @@ STATUS = {
     "takeovers": 2,
     "updated_at_ms": 1,
     "in_doubt": False,
-    "detail": "",
+    "detail": "bind refused",
 }
 
 

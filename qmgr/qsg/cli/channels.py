@@ -67,7 +67,7 @@ def status(
             row["updated"] = _age(row.get("updated_at_ms", 0))
             row["sequence"] = row.get("current_sequence") or row.get("last_sequence") or row.get("saved", {}).get("last_sequence", 0)
             row["problem"] = row.get("note") or row.get("detail") or ("in doubt" if row.get("in_doubt") else "")
-        columns = ["channel", "type", "status", "owner", "partner", "epoch", "sequence", "messages", "depth", "takeovers", "updated"]
+        columns = ["channel", "status", "owner", "partner", "epoch", "sequence", "messages", "depth", "takeovers", "updated"]
         return table_of(rows, [*columns, *(["problem"] if any(row["problem"] for row in rows) else [])])
 
     show(connect, output, lambda qmgr: _status(qmgr, name), draw, watch=watch)
@@ -87,8 +87,8 @@ def _command(connect: str, form: Format, command: str, *, call_s: float = 30.0, 
 
 def _now(result: dict[str, Any]) -> str:
     owner = f" on {result['owner']}" if result.get("owner") else ""
-    detail = f" ({result['note'] or result['detail']})" if result.get("note") or result.get("detail") else ""
-    return f"{result.get('channel', '')} is {result.get('status', '?')}{owner}{detail}"
+    why = result.get("note") or result.get("detail")
+    return f"{result.get('channel', '')} is {result.get('status', '?')}{owner}" + (f" ({why})" if why else "")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 import yaml
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -25,7 +26,8 @@ T = TypeVar("T")
 
 OK, FAILED, USAGE, NO_MESSAGE, UNREACHABLE, UNKNOWN = range(6)
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 200)
+"""Wide when it is not a terminal: programs and files must not get cut tables."""
 err = Console(stderr=True)
 
 
@@ -127,15 +129,16 @@ def emit(data: object, form: Format) -> None:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> Table:
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in columns:
         numeric = rows and all(isinstance(row.get(column), int | float) and not isinstance(row.get(column), bool) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=column in ("name", "channel", "queue"))
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=column not in _LONG)
     for row in rows:
         table.add_row(*(cell(row.get(column)) for column in columns))
     return table
 
 
+_LONG = frozenset(("problem", "payload", "changes", "connection_names", "dead_letter", "structures", "leads_to"))
 _COLOURS = {"RUNNING": "green", "STOPPED": "red", "RETRYING": "yellow", "RECOVERING": "yellow"}
 
 
