@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 STALE_S = 0.05
 POLL_S = 1.0
-"""How often somebody who waits looks for claims of dead members."""
+"""How often somebody who waits looks for claims of dead members, should nobody have told that one died."""
 LINGER_S = 2.0
 """How long the watch of the doorbell outlives its last waiter."""
 LOSSES = 2
@@ -97,6 +97,11 @@ class GetterLoop:
         """Something was put, or given back."""
         self._rung = True
         self._bell.set()
+
+    def member_gone(self) -> None:
+        """A member's incarnation ended: what it had claimed is free."""
+        self._look_again()
+        self.ring()
 
     async def close(self) -> None:
         self._closed = True

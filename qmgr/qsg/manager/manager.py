@@ -175,6 +175,7 @@ class QueueManager:
             self.members = Members(o.member, self.structures, ADMIN)
             self._ends.push_async_callback(self.members.close)
             await self.members.start()
+            self.members.on_gone.append(self.queues.member_gone)
 
     def _open_channels(self) -> dict[str, Handler]:
         """The handlers of this member's address, but for that of the clients."""

@@ -81,6 +81,11 @@ class QueueService:
         for opened in self.store.forget_altered():
             self.ring(opened)
 
+    def member_gone(self, member: str, incarnation: int, cause: str, detect_ms: float) -> None:
+        """Getters that wait look again: what a dead member had claimed is free."""
+        for loop in self._loops.values():
+            loop.member_gone()
+
     async def close(self) -> None:
         for structure, bell in self._bells:
             structure.on_commit.remove(bell)

@@ -284,8 +284,9 @@ class Demo:
             counts = counts.plus(d.ledger.counts())
         for i, t in enumerate(self.takeovers):
             until = self.takeovers[i + 1].at if i + 1 < len(self.takeovers) else self.finished_at
-            t.gap_ms = 1000 * max(d.ledger.gap_s(t.at, t.until) for d in self.directions)
-            t.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s(t.at - 1.0, until) for d in self.directions)
+            own = [d for d in self.directions if self.plan.kill == "store" or (d.name == "out") == (t.channel == OUT_CHANNEL)]
+            t.gap_ms = 1000 * max(d.ledger.gap_s(t.at, t.until) for d in own)
+            t.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s(t.at - 1.0, until) for d in own)
         result = Result(counts, self.takeovers, error=error)
         result.max_gap_ms = max((t.gap_ms for t in self.takeovers), default=0.0)
         result.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s() for d in self.directions)
