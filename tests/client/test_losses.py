@@ -380,3 +380,19 @@ class SlowTransport:
 
 def connect_slowly(group: ClientGroup, transport: SlowTransport) -> qsg.QueueManager:
     return qsg.connect("X:1416", transport=transport, world=group.world)  # type: ignore[arg-type]
+
+
+async def test_a_connection_outlives_a_time_in_which_only_others_answer(group: ClientGroup) -> None:
+    """A service address may lead to another member while the one that was asked for restarts."""
+    group.network.names["service"] = ["X"]
+    async with qsg.connect("service:1416", queue_manager="X", transport=group.network.transport("app"), world=group.world) as qmgr:
+        group.network.names["service"] = ["Y"]
+        group.network.reset("app", "X")
+        await asyncio.sleep(0.05)
+        late = asyncio.create_task(qmgr.put("Q", b"1"))
+        await asyncio.sleep(0.05)
+        assert not late.done()
+        group.network.names["service"] = ["X"]
+        await late
+
+    assert group.payloads("Q") == [b"1"]

@@ -116,12 +116,18 @@ class Link:
                 self._dispose(session)
         except QsgError as refusal:
             # Every member refuses, and would again: callers are told instead of waiting.
-            self._failure = refusal
-            async with self._changed:
-                self._changed.notify_all()
+            await self._fail(refusal)
+        except Exception as problem:
+            log.exception("the client cannot connect any more")
+            await self._fail(QsgError(f"cannot connect any more: {problem!r}"))
         finally:
             if self._current is not None:
                 await self._current.close()
+
+    async def _fail(self, error: QsgError) -> None:
+        self._failure = error
+        async with self._changed:
+            self._changed.notify_all()
 
     def _dispose(self, session: Session) -> None:
         """Closing may wait for a frozen member, or for calls that end there; connecting to the next one must not wait for that."""
@@ -153,7 +159,7 @@ class Link:
                 return session
             self._problem = "; ".join(_told(address, problem) for address, problem in problems.items())
             final = [p for p in problems.values() if isinstance(p, QueueManagerNameError | NotAuthorized)]
-            if final and len(final) == len(problems):
+            if self._current is None and final and len(final) == len(problems):
                 raise final[0]
             await asyncio.sleep(pause_s * self._world.random.uniform(0.5, 1.5))
             pause_s = min(pause_s * 2, BACKOFF_MAX_S)
