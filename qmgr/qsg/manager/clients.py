@@ -242,6 +242,8 @@ class Connection:
         return True
 
     async def _connected(self, reason: Reason, detail: str, name: str = "") -> None:
+        if reason:
+            log.warning("connection refused", connection=self.name, peer=self._stream.peer, reason=reason.name, detail=detail)
         answer = pb.Connected(queue_manager=name or self._service.name, member=self._service.member, reason=int(reason), detail=detail)
         await self._send(pb.CLIENT_CONNECTED, answer.SerializeToString())
 
@@ -569,7 +571,7 @@ def _tell(response: pb.ClientResponse, messages: Sequence[Got]) -> None:
 def _arguments(text: str) -> dict[str, object]:
     try:
         arguments = json.loads(text or "{}")
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise Refusal(Reason.OPTIONS_ERROR, f"arguments are not JSON: {problem}") from problem
     if not isinstance(arguments, dict):
         raise Refusal(Reason.OPTIONS_ERROR, "arguments are not a JSON object")

@@ -21,8 +21,8 @@ from qsg.rules import keys
 from qsg.rules.reasons import Reason, reason_of
 from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.transport.codec import ProtocolError, decode, encode, parse
-from qsg.transport.contract import Stream
-from qsg.transport.mux import LinkLost, Mux, MuxSession, SessionOver
+from qsg.transport.contract import Stream, TransportError
+from qsg.transport.mux import LinkLost, Mux, MuxSession, SessionOver, last_word
 
 log = structlog.get_logger()
 
@@ -186,8 +186,11 @@ class InitiatorLink:
         try:
             await mux.run()
         except LinkLost as e:
-            if not joining.done():
-                log.warning("a connection that never joined has ended", detail=str(e))
+            if e.bad:
+                log.warning("bad bytes on the initiator's socket", pid=current.pid, detail=str(e))
+                await _dismiss(stream, Reason.PROTOCOL_ERROR, str(e))
+            elif not joining.done():
+                log.warning("a connection that never joined has ended", pid=current.pid, detail=str(e))
         finally:
             greeter.cancel()
             await asyncio.gather(greeter, return_exceptions=True)
@@ -213,8 +216,9 @@ class InitiatorLink:
     async def _greet(self, current: _Joined, joining: asyncio.Future[initiator_pb2.Join]) -> None:
         join = await joining
         if self._closed or join.member != self._structure.member:
-            log.warning("an initiator of another member was refused", member=join.member)
-            await current.mux.stream.close()
+            detail = f"this is the socket of {self._structure.member}, not of {join.member[:64]!r}"
+            log.warning("an initiator of another member was refused", pid=current.pid, detail=detail)
+            await _dismiss(current.mux.stream, Reason.NOT_AUTHORIZED, detail)
             return
         current.pid = current.pid or join.pid
         if self._current is not None:
@@ -285,9 +289,11 @@ class InitiatorLink:
             if opened is not None and not opened.done():
                 opened.set_result(initiator_pb2.Opened.FromString(payload))
         elif kind == initiator_pb2.LOCAL_ACCEPT:
+            if not current.initiator:
+                raise LinkLost("a session was offered before joining", bad=True)
             self._accept(current, number, initiator_pb2.Accept.FromString(payload))
         else:
-            log.warning("unknown frame on the initiator's socket", type=kind)
+            raise LinkLost(f"unknown frame of type {kind}", bad=True)
 
     def _accept(self, current: _Joined, number: int, accept: initiator_pb2.Accept) -> None:
         session = InboundSession(current.mux.session(number), current.initiator, accept)
@@ -308,3 +314,12 @@ class InitiatorLink:
             await session.refuse(channel_pb2.Refused(reason=int(Reason.UNEXPECTED_ERROR), detail="internal error"))
         finally:
             session.abort()
+
+
+async def _dismiss(stream: Stream, reason: Reason, detail: str) -> None:
+    """Tells a process that is no initiator of ours why, and closes."""
+    try:
+        await stream.send(last_word(reason, detail))
+    except TransportError as e:
+        log.debug("a dismissal was not taken", detail=str(e))
+    await stream.close()

@@ -264,6 +264,9 @@ class PeerLinks:
                     task = asyncio.get_running_loop().create_task(self._answer(stream, hello.member, request), name="answer a peer")
                     working.add(task)
                     task.add_done_callback(working.discard)
+        except ProtocolError as error:
+            log.warning("bad bytes on a peer link", peer=stream.peer, detail=str(error))
+            await _refuse(stream, error)
         except (TransportError, TimeoutError) as error:
             log.debug("a peer's link ended", peer=stream.peer, error=repr(error))
         finally:
@@ -311,6 +314,8 @@ class PeerLinks:
         answerer = self.requests.get(kind or "")
         reply = pb.Reply(id=request.id)
         try:
+            if member not in self.members.registered:
+                raise Refusal(Reason.NOT_AUTHORIZED, f"{member[:64]!r} is not registered in {self.group}")
             if answerer is None:
                 raise Refusal(Reason.PROTOCOL_ERROR, f"request {kind} is not known here")
             reply.detail = await answerer(member, request)
@@ -365,6 +370,14 @@ def _leaving(link: _Link, now: float) -> bool:
 
 def _reports(link: _Link, age_ms: float) -> list[verdict.Report]:
     return [verdict.Report(s.member, s.incarnation, s.silent_ms, s.refused, age_ms) for s in link.beat.silences]
+
+
+async def _refuse(stream: Stream, error: ProtocolError) -> None:
+    """Tells whoever is no peer why its link ends, as far as it still listens."""
+    try:
+        await stream.send(encode(pb.PEER_REPLY, pb.Reply(reason=int(Reason.PROTOCOL_ERROR), detail=str(error))))
+    except TransportError as gone:
+        log.debug("a refusal did not reach its peer", peer=stream.peer, error=repr(gone))
 
 
 def _hello(frame: bytes, group: str) -> pb.Hello:

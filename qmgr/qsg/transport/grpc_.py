@@ -206,6 +206,7 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def service(self, details: Any) -> Any:
         handler = self._methods.get(details.method)
         if handler is None:
+            log.warning("no such service", method=str(details.method)[:200])
             return None
 
         async def session(_: Any, context: Any) -> None:

@@ -29,11 +29,17 @@ INBOUND = 1 << 63
 
 
 class LinkLost(TransportError):
-    """The other process closed the socket, is silent, or sent nonsense. `silent`: it may still be alive."""
+    """The other process closed the socket, is silent, or sent nonsense. `silent`: it may still be alive. `bad`: it sent nonsense."""
 
-    def __init__(self, detail: str, *, silent: bool = False) -> None:
+    def __init__(self, detail: str, *, silent: bool = False, bad: bool = False) -> None:
         super().__init__(detail)
         self.silent = silent
+        self.bad = bad
+
+
+def last_word(reason: Reason, detail: str) -> bytes:
+    """The frame that ends the link itself: session 0."""
+    return _HEAD.pack(pb.LOCAL_END, 0) + pb.End(reason=int(reason), detail=detail).SerializeToString()
 
 
 class SessionOver(Exception):
@@ -133,8 +139,9 @@ class Mux:
         return self._outbox.ended is not None
 
     def session(self, number: int) -> MuxSession:
-        """A new session."""
-        assert number not in self.sessions
+        """A new session. Raises `LinkLost` when the other side has given its number twice."""
+        if number in self.sessions:
+            raise LinkLost(f"session {number} was begun twice", bad=True)
         session = self.sessions[number] = MuxSession(self, number)
         return session
 
@@ -187,7 +194,7 @@ class Mux:
             try:
                 self._dispatch(frame)
             except (DecodeError, struct.error) as e:
-                raise LinkLost(f"not a frame of this link: {e}") from e
+                raise LinkLost(f"not a frame of this link: {e}", bad=True) from e
 
     def _received(self) -> int:
         """Bytes that came in, where the transport can tell before a frame is whole."""
@@ -203,8 +210,11 @@ class Mux:
             if session is not None:
                 session.credited(_COUNT.unpack_from(frame, _HEAD.size)[0])
         elif kind == pb.LOCAL_END:
+            end = pb.End.FromString(frame[_HEAD.size :])
             if session is not None:
-                session.ended(pb.End.FromString(frame[_HEAD.size :]))
+                session.ended(end)
+            elif not number:
+                raise LinkLost(f"the other side ended the link: {end.detail}")
         else:
             self._control(kind, number, frame[_HEAD.size :])
 
