@@ -1,0 +1,451 @@
+"""One connection of an application: handshake, heartbeats, requests, units of work. Invariants: see `qsg.manager.clients`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Coroutine, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from qsg.manager.client_port import ID_BYTES, MESSAGES_MAX, Got, Work
+from qsg.manager.producers import ProducerNumber
+from qsg.pb import client_pb2 as pb
+from qsg.pb import records_pb2 as records
+from qsg.rules.announce import announcement, grace_s
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
+from qsg.store.contract import StoreError
+from qsg.transport.codec import encode
+from qsg.transport.contract import Closed, Stream
+
+if TYPE_CHECKING:
+    from qsg.manager.clients import ClientService
+
+log = structlog.get_logger()
+
+_CHANGES = frozenset({"put", "end_unit"})
+
+
+class ProtocolViolation(Exception):
+    """Bytes or frames that the protocol does not have; the connection ends."""
+
+
+class Connection:
+    """One stream of one application."""
+
+    def __init__(self, service: ClientService, stream: Stream, name: str) -> None:
+        self._service = service
+        self._backend = service.backend
+        self._limits = service.limits
+        self._stream = stream
+        self.name = name
+        self.application = ""
+        self._producer = ""
+        self._heartbeat_s = 0.5
+        self._send_lock = asyncio.Lock()
+        self._sent = 0
+        self._requests = 0
+        self._bytes = 0
+        self._room = asyncio.Event()
+        self._cancels: dict[int, asyncio.Event] = {}
+        self._ids: set[int] = set()
+        self._units: dict[int, Work] = {}
+        self._epochs: dict[tuple[str, str], int] = {}
+        self._chains: dict[Hashable, deque[tuple[pb.ClientRequest, int]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._ending = False
+
+    # ---- life
+
+    async def run(self) -> None:
+        try:
+            connected = await self._hello()
+        except Closed:
+            return
+        if not connected:
+            await self._stream.close()
+            return
+        beats = asyncio.create_task(self._beat(), name=f"{self.name} beats")
+        try:
+            await self._read()
+        except Closed as closed:
+            log.debug("client gone", connection=self.name, application=self.application, detail=str(closed))
+        except TimeoutError:
+            log.info("client silent", connection=self.name, application=self.application)
+        finally:
+            beats.cancel()
+            try:
+                await asyncio.gather(beats, return_exceptions=True)
+                await self._stream.close()
+            finally:
+                await self._end()
+
+    async def _hello(self) -> bool:
+        """Reads CONNECT and answers it; False when it was refused."""
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout_s):
+                frame = await self._stream.receive()
+            if not frame or frame[0] != pb.CLIENT_CONNECT:
+                raise ProtocolViolation("the first frame is not CONNECT")
+            connect = pb.Connect.FromString(frame[1:])
+        except TimeoutError:
+            await self._connected(Reason.PROTOCOL_ERROR, "no CONNECT in time")
+            return False
+        except (ProtocolViolation, DecodeError) as problem:
+            await self._connected(Reason.PROTOCOL_ERROR, str(problem))
+            return False
+        if connect.queue_manager and connect.queue_manager not in self._service.names:
+            asked = f"this is {self._service.member} of {self._service.name}, not {connect.queue_manager}"
+            await self._connected(Reason.Q_MGR_NAME_ERROR, asked)
+            return False
+        if self._service.draining:
+            await self._connected(Reason.Q_MGR_QUIESCING, f"{self._service.member} is draining")
+            return False
+        self.application = connect.application
+        self._producer = connect.producer
+        if connect.heartbeat_ms:
+            self._heartbeat_s = min(max(connect.heartbeat_ms / 1000, 0.05), 5.0)
+        local = connect.queue_manager == self._service.member
+        await self._connected(Reason.NONE, "", self._service.member if local else self._service.name)
+        return True
+
+    async def _connected(self, reason: Reason, detail: str, name: str = "") -> None:
+        if reason:
+            log.warning("connection refused", connection=self.name, peer=self._stream.peer, reason=reason.name, detail=detail)
+        answer = pb.Connected(queue_manager=name or self._service.name, member=self._service.member, reason=int(reason), detail=detail)
+        await self._send(pb.CLIENT_CONNECTED, answer.SerializeToString())
+
+    async def _end(self) -> None:
+        """Waiting gets are cancelled, what is begun runs to its end, then open units of work are backed out."""
+        self._ending = True
+        self._room.set()
+        for cancel in self._cancels.values():
+            cancel.set()
+        try:
+            if self._tasks and not self._service.closing:
+                await asyncio.wait(self._tasks)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            units, self._units = self._units, {}
+            for work in units.values():
+                await self._backout(work)
+
+    async def _backout(self, work: Work) -> None:
+        try:
+            await work.backout()
+        except (Refusal, Fenced, OutcomeUnknown, CompareFailed, StoreError) as problem:
+            # Its claims carry our incarnation and are void with it; the queue manager gives them back otherwise.
+            log.warning("backout failed", connection=self.name, problem=str(problem))
+
+    def quiesce(self) -> None:
+        """The queue manager drains: no new work, waiting gets end; the stream is closed once nothing is left."""
+        for cancel in self._cancels.values():
+            cancel.set()
+        self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._service.draining and not (self._ending or self._closing or self._tasks or self._units):
+            self._closing = True
+            self._task(self._stream.close())
+
+    # ---- frames
+
+    async def _send(self, kind: int, payload: bytes) -> None:
+        async with self._send_lock:
+            self._sent += 1
+            if large := announcement(len(payload)):
+                await self._stream.send(large)
+            await self._stream.send(encode(kind, payload))
+
+    async def _beat(self) -> None:
+        """Something is sent at least once per heartbeat, so that the client notices a queue manager that is frozen or cut off."""
+        try:
+            while True:
+                before = self._sent
+                await asyncio.sleep(self._heartbeat_s)
+                if self._sent == before:
+                    await self._send(pb.CLIENT_BEAT, b"")
+        except Closed:
+            return
+
+    async def _read(self) -> None:
+        frame = b""
+        while True:
+            async with asyncio.timeout(self._limits.silence_s + grace_s(frame)):
+                frame = await self._stream.receive()
+            try:
+                await self._accept(frame)
+            except (ProtocolViolation, DecodeError) as problem:
+                log.warning("protocol error", connection=self.name, peer=self._stream.peer, problem=str(problem))
+                await self._send(
+                    pb.CLIENT_RESPONSE, pb.ClientResponse(reason=int(Reason.PROTOCOL_ERROR), detail=str(problem)).SerializeToString()
+                )
+                return
+
+    async def _accept(self, frame: bytes) -> None:
+        if not frame:
+            raise ProtocolViolation("empty frame")
+        if frame[0] == pb.CLIENT_BEAT:
+            return
+        if frame[0] != pb.CLIENT_REQUEST:
+            raise ProtocolViolation(f"frame type {frame[0]} is not for a queue manager")
+        request = pb.ClientRequest.FromString(frame[1:])
+        kind = request.WhichOneof("kind")
+        if kind is None or not request.id:
+            raise ProtocolViolation("a request without id or kind")
+        if kind == "cancel":
+            if cancel := self._cancels.get(request.cancel.request):
+                cancel.set()
+            return
+        if request.id in self._ids:
+            raise ProtocolViolation(f"request id {request.id} is in use")
+        size = len(frame)
+        waits = kind == "get" and request.get.wait_ms > 0
+        if not waits:
+            await self._have_room(size)
+            self._requests += 1
+            self._bytes += size
+        self._ids.add(request.id)
+        if kind == "get":
+            self._cancels[request.id] = asyncio.Event()
+        self._start(request, 0 if waits else size)
+
+    async def _have_room(self, size: int) -> None:
+        """Back-pressure: nothing more is read while too much is in flight. One request always has room, however large."""
+        while self._requests and (self._requests >= self._limits.requests or self._bytes + size > self._limits.bytes):
+            self._room.clear()
+            await self._room.wait()
+
+    # ---- requests
+
+    def _start(self, request: pb.ClientRequest, size: int) -> None:
+        key = self._order(request)
+        if key is None:
+            self._task(self._serve(request, size))
+            return
+        chain = self._chains.get(key)
+        if chain is not None:
+            chain.append((request, size))
+            return
+        self._chains[key] = deque([(request, size)])
+        self._task(self._work(key))
+
+    def _order(self, request: pb.ClientRequest) -> Hashable:
+        """Requests of one key run one after the other; None = on its own."""
+        match request.WhichOneof("kind"):
+            case "put":
+                put = request.put
+                if put.unit:
+                    return ("unit", put.unit)
+                return ("producer", put.structure) if put.producer_number else ("queue", put.queue, put.queue_manager)
+            case "get" if request.get.unit:
+                return ("unit", request.get.unit)
+            case "end_unit":
+                return ("unit", request.end_unit.unit)
+        return None
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None and not isinstance(problem, Closed):
+            log.error("client request failed", connection=self.name, problem=repr(problem))
+        self._close_if_drained()
+
+    async def _work(self, key: Hashable) -> None:
+        chain = self._chains[key]
+        try:
+            while chain and not self._ending:
+                request, size = chain[0]
+                await self._serve(request, size)
+                chain.popleft()
+        finally:
+            del self._chains[key]
+
+    async def _serve(self, request: pb.ClientRequest, size: int) -> None:
+        response = pb.ClientResponse(id=request.id)
+        kind = request.WhichOneof("kind") or ""
+        try:
+            await self._perform(kind, request, response)
+        except Exception as problem:
+            reason, detail = self._reason(kind, problem)
+            response.Clear()
+            response.id, response.reason, response.detail = request.id, int(reason), detail
+        try:
+            await self._send(pb.CLIENT_RESPONSE, response.SerializeToString())
+        except Closed:
+            log.debug("answer lost", connection=self.name, kind=kind, id=request.id)
+        finally:
+            self._ids.discard(request.id)
+            self._cancels.pop(request.id, None)
+            if size:
+                self._requests -= 1
+                self._bytes -= size
+                self._room.set()
+
+    def _reason(self, kind: str, problem: Exception) -> tuple[Reason, str]:
+        """What the client is told. Only what provably changed nothing may be told as a refusal."""
+        match problem:
+            case Refusal():
+                return problem.reason, problem.detail
+            case Fenced():
+                return Reason.CONNECTION_BROKEN, "this queue manager was replaced; nothing was changed"
+            case OutcomeUnknown():
+                return Reason.CALL_INTERRUPTED, str(problem) or "the outcome is unknown"
+            case CompareFailed():
+                return Reason.CHANGED_MEANWHILE, str(problem)
+        log.error("request failed", connection=self.name, kind=kind, exc_info=problem)
+        if kind in _CHANGES:
+            return Reason.CALL_INTERRUPTED, f"the outcome is unknown: {problem!r}"
+        if isinstance(problem, StoreError):
+            return Reason.STRUCTURE_NOT_AVAILABLE, str(problem)
+        return Reason.UNEXPECTED_ERROR, repr(problem)
+
+    async def _perform(self, kind: str, request: pb.ClientRequest, response: pb.ClientResponse) -> None:
+        if self._service.draining and not self._ends_something(kind, request):
+            raise Refusal(Reason.Q_MGR_QUIESCING, f"{self._service.member} is draining")
+        match kind:
+            case "put":
+                await self._put(request.put, response)
+            case "get":
+                await self._get(request, response)
+            case "end_unit":
+                await self._end_unit(request.end_unit)
+            case "browse":
+                messages, response.cursor = await self._backend.browse(request.browse)
+                _tell(response, messages)
+            case "open_producer":
+                await self._open_producer(request.open_producer, response)
+            case "inquire":
+                response.result = json.dumps(await self._backend.inquire(request.inquire.object, request.inquire.name))
+            case "command":
+                response.result = json.dumps(await self._backend.command(request.command.name, _arguments(request.command.arguments)))
+
+    def _ends_something(self, kind: str, request: pb.ClientRequest) -> bool:
+        """Requests that belong to an open unit of work go on while the queue manager drains."""
+        match kind:
+            case "end_unit":
+                return True
+            case "open_producer":
+                return bool(self._units)
+            case "put":
+                return request.put.unit in self._units
+            case "get":
+                return request.get.unit in self._units
+        return False
+
+    def _unit(self, number: int) -> Work | None:
+        """The unit of work `number`, begun when it is first named; None for 0."""
+        if not number:
+            return None
+        work = self._units.get(number)
+        if work is None:
+            if len(self._units) >= self._limits.units:
+                raise Refusal(Reason.HANDLE_NOT_AVAILABLE, f"more than {self._limits.units} units of work")
+            work = self._units[number] = self._backend.begin()
+        return work
+
+    async def _put(self, put: pb.Put, response: pb.ClientResponse) -> None:
+        if not 1 <= len(put.messages) <= MESSAGES_MAX:
+            raise Refusal(Reason.OPTIONS_ERROR, f"a put carries 1 to {MESSAGES_MAX} messages")
+        if put.unit and put.producer_number:
+            raise Refusal(Reason.OPTIONS_ERROR, "in a unit of work the commit carries the producer number")
+        now_ms = self._service.world.wall_ms()
+        for message in put.messages:
+            self._describe(message, now_ms, put.expires_in_ms)
+        producer = self._numbered(self._producer, put.structure, put.producer_number, len(put.messages))
+        affinity = f"producer {self._producer}" if producer else self.name
+        response.message_ids.extend(await self._backend.put(put, work=self._unit(put.unit), affinity=affinity, producer=producer))
+
+    def _describe(self, message: records.Message, now_ms: int, expires_in_ms: int) -> None:
+        """Checks the descriptor and sets what an application may not set."""
+        for value in (message.message_id, message.correlation_id):
+            if value and len(value) != ID_BYTES:
+                raise Refusal(Reason.MD_ERROR, f"message and correlation ids have {ID_BYTES} bytes")
+        if message.priority > 9:
+            raise Refusal(Reason.PRIORITY_ERROR, f"priority {message.priority} is not 0 to 9")
+        message.put_at_ms = now_ms
+        message.put_application = self.application
+        message.hops = 0
+        message.origin = ""
+        message.ClearField("dead_letter")
+        if expires_in_ms:
+            message.expires_at_ms = now_ms + expires_in_ms
+
+    def _numbered(self, producer: str, structure: str, first: int, count: int) -> ProducerNumber | None:
+        if not first:
+            return None
+        epoch = self._epochs.get((producer, structure))
+        if epoch is None:
+            raise Refusal(Reason.OPTIONS_ERROR, f"producer {producer!r} was not opened in structure {structure!r} by this connection")
+        return ProducerNumber(producer, structure, epoch, first, count)
+
+    async def _get(self, request: pb.ClientRequest, response: pb.ClientResponse) -> None:
+        get, cancel = request.get, self._cancels[request.id]
+        if not 1 <= get.messages_max <= MESSAGES_MAX:
+            raise Refusal(Reason.OPTIONS_ERROR, f"a get asks for 1 to {MESSAGES_MAX} messages")
+        for value in (get.message_id, get.correlation_id):
+            if value and len(value) != ID_BYTES:
+                raise Refusal(Reason.MD_ERROR, f"message and correlation ids have {ID_BYTES} bytes")
+        if len(self._cancels) > self._limits.waiting_gets:
+            raise Refusal(Reason.HANDLE_NOT_AVAILABLE, f"more than {self._limits.waiting_gets} gets wait")
+        try:
+            _tell(response, await self._backend.get(get, work=self._unit(get.unit), cancel=cancel))
+        except Refusal as refusal:
+            if refusal.reason == Reason.NO_MSG_AVAILABLE and self._service.draining:
+                raise Refusal(Reason.Q_MGR_QUIESCING, f"{self._service.member} is draining") from refusal
+            raise
+
+    async def _open_producer(self, opening: pb.OpenProducer, response: pb.ClientResponse) -> None:
+        if not opening.producer:
+            opening.producer = self._producer
+        if not opening.producer:
+            raise Refusal(Reason.OPTIONS_ERROR, "a producer needs a name")
+        opened = await self._backend.open_producer(opening)
+        self._epochs[opening.producer, opened.structure] = opened.epoch
+        response.producer_epoch, response.producer_last, response.structure = opened.epoch, opened.last, opened.structure
+
+    async def _end_unit(self, end: pb.EndUnit) -> None:
+        work = self._units.get(end.unit)
+        if work is None:
+            if end.commit:
+                raise Refusal(Reason.BACKED_OUT, "there is no such unit of work on this connection")
+            return
+        try:
+            if end.commit:
+                producer = self._numbered(end.producer or self._producer, end.structure, end.producer_number, 1)
+                await work.commit(producer)
+            else:
+                await work.backout()
+        except (Refusal, CompareFailed):
+            await self._backout(work)
+            raise
+        finally:
+            del self._units[end.unit]
+
+
+def _tell(response: pb.ClientResponse, messages: Sequence[Got]) -> None:
+    for message in messages:
+        told = response.messages.add()
+        told.message.ParseFromString(message.raw)
+        told.backouts = message.backouts
+
+
+def _arguments(text: str) -> dict[str, object]:
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError) as problem:
+        raise Refusal(Reason.OPTIONS_ERROR, f"arguments are not JSON: {problem}") from problem
+    if not isinstance(arguments, dict):
+        raise Refusal(Reason.OPTIONS_ERROR, "arguments are not a JSON object")
+    return arguments
