@@ -65,7 +65,8 @@ class Connection:
     async def run(self) -> None:
         try:
             connected = await self._hello()
-        except Closed:
+        except Closed as closed:
+            log.info("a connection without CONNECT has ended", connection=self.name, peer=self._stream.peer, detail=str(closed))
             return
         if not connected:
             await self._stream.close()

@@ -99,7 +99,10 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._handlers = {f"/etcdserverpb.{name}": handler for name, handler in handlers.items()}
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        return self._handlers.get(details.method)
+        handler = self._handlers.get(details.method)
+        if handler is None:
+            log.warning("no such service", method=str(details.method)[:200])
+        return handler
 
 
 def _listen(server: grpc.aio.Server, address: str) -> int:
