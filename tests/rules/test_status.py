@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qsg.pb import records_pb2 as pb
@@ -61,3 +63,8 @@ def test_the_diagram_shows_every_arrow() -> None:
     lines = status.diagram().splitlines()
     assert len(lines) == 2 + sum(len(arrows) for arrows in status.TRANSITIONS.values())
     assert "    STOPPING --> STOPPED: partner fenced and settled" in lines
+
+
+def test_the_documentation_shows_this_diagram() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "channel-states.md").read_text()
+    assert status.diagram() in text
