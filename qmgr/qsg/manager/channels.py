@@ -12,11 +12,12 @@ from collections.abc import Mapping
 
 import structlog
 
-from qsg.manager.caretaker import Caretaker, MakeSender, Office, Passage, remove_entry
+from qsg.manager.caretaker import Caretaker
 from qsg.manager.catalog import ADMIN, Catalog
 from qsg.manager.inbound import InboundTable
 from qsg.manager.link import InitiatorLink
 from qsg.manager.members import Members
+from qsg.manager.office import MakeSender, Office, Passage, remove_entry
 from qsg.manager.peers import PeerLinks, PeerUnreachable
 from qsg.manager.recovery import Recovery
 from qsg.manager.sending import Grant, Sender

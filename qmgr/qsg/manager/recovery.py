@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from qsg.manager.caretaker import Office, Passage
+from qsg.manager.office import Office, Passage
 from qsg.manager.table import StatusTable
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status

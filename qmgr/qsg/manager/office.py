@@ -1,0 +1,129 @@
+"""What the channels of one member share: the shape of a sender as its caretaker sees it, and the services that all of them use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from qsg.manager.peers import PeerLinks
+from qsg.manager.steps import Driver
+from qsg.manager.table import StatusTable
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys, status
+from qsg.rules.balance import Load
+from qsg.rules.ownership import Held
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import Me, Place, swap_entry
+from qsg.rules.unit import CompareFailed, Unit
+from qsg.rules.world import World
+
+log = structlog.get_logger()
+
+
+class SenderCounters(Protocol):
+    """See `qsg.manager.sending.SenderCounters`."""
+
+    messages: int
+    bytes: int
+    batches: int
+    current_sequence: int
+    sequence: int
+    current_luwid: str
+    luwid: str
+    last_message_at_ms: int
+    in_doubt: bool
+    address: str
+    partner: str
+
+
+class Outcome(Protocol):
+    """See `qsg.manager.sending.Outcome`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def reason(self) -> Reason: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def clean(self) -> bool: ...
+    @property
+    def epoch_seen(self) -> int: ...
+
+
+class RunningSender(Protocol):
+    """See `qsg.manager.sending.Sender`."""
+
+    @property
+    def bound(self) -> asyncio.Event: ...
+    @property
+    def counters(self) -> SenderCounters: ...
+    async def run(self) -> Outcome: ...
+    def stop(self, *, force: bool) -> None: ...
+
+
+MakeSender = Callable[[Held, int], RunningSender]
+"""(what is held, instance within its epoch) -> a sender that is not running yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An outcome that this side has made."""
+
+    kind: str
+    reason: Reason = Reason.NONE
+    detail: str = ""
+    clean: bool = False
+    epoch_seen: int = 0
+
+
+@dataclass
+class Office:
+    """What all channels of this member share."""
+
+    driver: Driver
+    world: World
+    tables: dict[str, StatusTable]
+    """By name of the structure that holds the entries."""
+    make_sender: MakeSender
+    sender_name: Callable[[Place], str]
+    find: Callable[[str], Place | None]
+    own_load: Callable[[], Load]
+    peers: PeerLinks | None = None
+    initiators: str = "admin"
+    """Structure that holds `ci/<member>`."""
+    drain_until: float = 0.0
+    """Loop time until which a draining member looks for others to hand its channels to; 0 = not draining."""
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_until > 0
+
+    def loads(self) -> list[Load]:
+        return self.peers.loads() if self.peers is not None else [self.own_load()]
+
+
+@dataclass
+class Passage:
+    """A takeover on its way, for the record of how long it took. `since`: loop time at which the loss was noticed."""
+
+    since: float
+    detect_ms: float = 0.0
+    claimed: float = 0.0
+
+
+async def remove_entry(table: StatusTable, channel: str, me: Me, *, log_as: str) -> None:
+    """Removes an entry that is ours or STOPPED: nobody can do anything for it."""
+    cell = await table.structure.cell(keys.status_out(channel))
+    entry = status.parse(cell.value)
+    if entry is None or not (entry.state == pb.STOPPED or (entry.owner == me.member and pb.INACTIVE in status.TRANSITIONS[entry.state])):
+        return
+    try:
+        await table.structure.commit(Unit("entry removed", changes=[swap_entry(cell, None)]))
+        log.info("entry removed", channel=channel, why=log_as)
+    except (CompareFailed, Refusal) as error:
+        log.info("entry not removed", channel=channel, detail=str(error))
