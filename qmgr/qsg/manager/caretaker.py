@@ -49,8 +49,10 @@ IDLE_S = 0.2
 """Pause when no member can run the channel now."""
 REFUSED_S = (0.1, 1.0)
 """First and longest pause when every member has refused a start request."""
-FATAL = frozenset({Reason.SEQUENCE_ERROR, Reason.NO_RECORD, Reason.SEQUENCE_WRAP_MISMATCH})
+FATAL = frozenset({Reason.SEQUENCE_ERROR, Reason.NO_RECORD, Reason.SEQUENCE_WRAP_MISMATCH, Reason.MSG_TOO_BIG_FOR_Q_MGR})
 """Errors that no retry mends: the channel becomes STOPPED."""
+REBINDS = 3
+"""Binds in a row, without a pause, to a partner whose members are ending."""
 EPOCH_TRIES = 3
 
 
@@ -71,7 +73,7 @@ class Caretaker:
         self._instance = 1
         self._epoch_tries = 0
         self._not_before = 0.0
-        self._refusals = 0
+        self._refusals = self._rebinds = 0
         self._elsewhere = False
         """Others are asked first: it has just failed here."""
         self._handing_over = False
@@ -185,7 +187,7 @@ class Caretaker:
         finally:
             self.taking = False
         self.held, self._initiator, self._instance, self._epoch_tries = held, me.initiator, 1, 0
-        self._refusals = 0
+        self._refusals = self._rebinds = 0
         if self.passage is not None:
             self.passage.claimed = loop.time()
 
@@ -242,6 +244,11 @@ class Caretaker:
 
     async def _failed(self, held: Held, counters: SenderCounters, outcome: Outcome) -> None:
         driver = self.office.driver
+        if outcome.reason is Reason.DRAINING and self._rebinds < REBINDS:
+            # A planned move at the other end: another member of it answers now, and the lock is ours.
+            self._rebinds += 1
+            self._instance += 1
+            return
         if outcome.epoch_seen >= held.epoch and self._epoch_tries < EPOCH_TRIES:
             self._epoch_tries += 1
             if await self._run(raise_epoch(driver.me, held, outcome.epoch_seen), f"raise epoch of {self.name}"):
@@ -352,6 +359,7 @@ class Caretaker:
                     log.info("channel resumed", channel=self.name, **_milliseconds(held.status.takeover))
                 self.passage = None
                 self._elsewhere = False
+                self._rebinds = 0
                 return True
             log.info("entry changed while binding", channel=self.name)
             entry = await self.table.read(self.name)

@@ -35,6 +35,8 @@ SETTLE_COST = 60
 """Operations of one deleting unit, about."""
 UNSETTLED_BATCHES = 4
 """Confirmed batches that wait to be deleted, in windows, before sending pauses."""
+SETTLE_EVERY_S = 0.02
+"""What is confirmed within this time is deleted together: at low rates that saves the store a transaction for each small batch."""
 
 
 class SenderObserver(Protocol):
@@ -88,6 +90,7 @@ class Sender:
         self._flight = _Flight()
         self._changed = asyncio.Event()
         self._to_settle = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._progress_at = 0.0
         self._idle_since = 0.0
         self._stopping = False
@@ -100,6 +103,7 @@ class Sender:
     def stop(self, *, force: bool) -> None:
         self._stopping = True
         self._changed.set()
+        self._hurry.set()
         if force:
             self._force.set()
 
@@ -367,10 +371,17 @@ class Sender:
         counters.in_doubt = bool(flight.sent)
         counters.last_message_at_ms = self._structure.world.wall_ms()
         self._idle_since = self._progress_at
+        if self._pressing:
+            self._hurry.set()
         self._to_settle.set()
         self._changed.set()
         if self._observer is not None:
             self._observer.sender_progress(self)
+
+    @property
+    def _pressing(self) -> bool:
+        """So much waits to be deleted that sending would soon pause for it."""
+        return 2 * self._flight.unsettled >= UNSETTLED_BATCHES * self._parameters.batch_window
 
     async def _settle(self) -> None:
         """Deletes what is confirmed; what comes together shares a unit."""
@@ -385,6 +396,10 @@ class Sender:
             flight.settling = False
             flight.unsettled -= len(marks)
             self._changed.set()
+            if not self._stopping:
+                self._hurry.clear()
+            if not self._pressing:
+                await _wait(self._hurry, SETTLE_EVERY_S)
 
     def _next_to_settle(self) -> tuple[list[Piece], list[_Mark]]:
         """As many pieces as one unit deletes, from the left."""
