@@ -74,6 +74,17 @@ class Initiator:
         for portal, address in self._addresses.items():
             if address:
                 self.listeners[portal] = await self._transport.listen(address, {SERVICE: self._handler(portal)})
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """The first stream of a process takes several times as long as the next: not when a channel is to be taken over."""
+        for listener in list(self.listeners.values())[:1]:
+            try:
+                stream = await self._transport.connect(listener.address, SERVICE)
+            except TransportError as e:
+                log.info("own listener does not answer", address=listener.address, detail=str(e))
+            else:
+                await stream.close()
 
     async def run(self) -> None:
         """Joins the queue manager, again and again."""

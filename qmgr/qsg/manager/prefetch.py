@@ -27,16 +27,20 @@ GROUP_BYTES = 1 << 20
 """Bodies fetched by one read."""
 GROUP_SEGMENTS = 64
 PAGE = 500
+LOOKS = 2
+"""The first look shows the lanes, the second what is in them."""
 
 
 class Prefetch:
-    """`run` for ever; `take` from `loaded`. `on_settled` is told what the partner already has, `on_loaded` that something changed."""
+    """`prepare`, `start_from`, then `run` for ever; `take` from `loaded`.
+
+    `on_settled` is told what the partner already has, `on_loaded` that something changed.
+    """
 
     def __init__(
         self,
         structure: Structure,
         queue: str,
-        floor: Mapping[int, Position],
         *,
         on_settled: Callable[[Piece], None],
         on_loaded: Callable[[], None],
@@ -48,8 +52,8 @@ class Prefetch:
         """All that the partner's record covers was reported."""
         self._structure = structure
         self._queue = queue
-        self._floor = floor
-        self._behind = set(floor)
+        self._floor: Mapping[int, Position] = {}
+        self._behind: set[int] = set()
         self._settle_only = False
         self._on_settled = on_settled
         self._on_loaded = on_loaded
@@ -59,6 +63,18 @@ class Prefetch:
         self._room = asyncio.Event()
         self._bell = asyncio.Event()
         self._puts: dict[bytes, int] = {}
+
+    async def prepare(self) -> None:
+        """Reads what can be read before the partner has answered: the lock is ours, so nobody else changes what is there."""
+        await self._read_consumed()
+        for _ in range(LOOKS):
+            revision, results = await self._structure.read(*self._reader.plan())
+            self._reader.feed(revision, results)
+
+    def start_from(self, floor: Mapping[int, Position]) -> None:
+        """The partner's record: everything up to here it has. Before `run`."""
+        self._floor = floor
+        self._behind = set(floor)
 
     def take(self) -> Loaded:
         """The next segment, or what is left of it."""
@@ -85,7 +101,7 @@ class Prefetch:
         self._structure.on_commit.append(self._rung_here)
         try:
             follower.start()
-            await self._read_consumed()
+            await self._load_ready()
             while True:
                 self._bell.clear()
                 while not await self._read():
@@ -133,12 +149,15 @@ class Prefetch:
         """One look at the queue; True when there is no more for now."""
         revision, results = await self._structure.read(*self._reader.plan())
         self._reader.feed(revision, results)
-        while group := self._group():
-            await self._load(group)
+        await self._load_ready()
         self._behind = {p for p in self._behind if not self._reader.caught_up_at(p)}
         if not self._behind:
             self.passed.set()
         return self._reader.caught_up
+
+    async def _load_ready(self) -> None:
+        while group := self._group():
+            await self._load(group)
 
     def _group(self) -> list[SegmentAt]:
         """The next segments to load together, highest priority first."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -114,10 +114,20 @@ class Sender:
 
     async def run(self) -> Outcome:
         """From bind to end."""
+        reading = Prefetch(self._structure, self._queue, on_settled=self._settled_before, on_loaded=self._changed.set)
         opening = asyncio.ensure_future(self._link.open(open_order(self.grant)))
+        preparing = asyncio.ensure_future(reading.prepare())
+        try:
+            return await self._bound_and_run(opening, preparing, reading)
+        finally:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+
+    async def _bound_and_run(self, opening: asyncio.Future[Session], preparing: asyncio.Future[None], reading: Prefetch) -> Outcome:
         forced = asyncio.ensure_future(self._force.wait())
         try:
-            await asyncio.wait([opening, forced], return_when=asyncio.FIRST_COMPLETED)
+            waits: list[asyncio.Future[Any]] = [opening, forced]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if not opening.done():
                 return Outcome("stopped", detail="stopped while binding")
             session = opening.result()
@@ -129,23 +139,23 @@ class Sender:
                 opening.cancel()
                 await asyncio.gather(opening, return_exceptions=True)
         try:
-            outcome = await self._run(session)
+            outcome = await self._run(session, preparing, reading)
         except BaseException:
             session.abort()
             raise
         await session.close(outcome.reason, outcome.detail)
         return outcome
 
-    async def _run(self, session: Session) -> Outcome:
+    async def _run(self, session: Session, preparing: asyncio.Future[None], reading: Prefetch) -> Outcome:
         loop = asyncio.get_running_loop()
         self._progress_at = self._idle_since = loop.time()
         record = session.bound.record
-        floor = {priority: Position.of(p) for priority, p in record.confirmed.items()}
+        reading.start_from({priority: Position.of(p) for priority, p in record.confirmed.items()})
         try:
             await self._resynchronise(session)
+            await preparing
         except Exception as e:
             return await self._outcome(e)
-        reading = Prefetch(self._structure, self._queue, floor, on_settled=self._settled_before, on_loaded=self._changed.set)
         works = {
             "send": self._send(session, reading),
             "receive": self._receive(session),
