@@ -30,6 +30,7 @@ async def group(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Confi
             await channel(x, IN_CHANNEL, "receiver", **RETRY)
             await channel(r, OUT_CHANNEL, "receiver", **RETRY)
         yield made
+    assert set(made.starts().values()) == {1}, "no process ended"
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -20,6 +20,7 @@ class Administration:
 
     async def apply(self, definitions: Definitions, *, replace: bool) -> list[str]:
         """Defines all of them, settings and queues first; what was done, in words. `replace` False leaves what is there as it is."""
+        self._check(definitions)
         done: list[str] = []
         if definitions.settings != Settings() and (replace or self._catalog.settings == Settings()):
             await self._catalog.define_settings(definitions.settings)
@@ -37,6 +38,20 @@ class Administration:
             else:
                 done.append(f"{'queue' if isinstance(definition, Queue) else 'channel'} {definition.name}")
         return done
+
+    def _check(self, definitions: Definitions) -> None:
+        """What can be seen to be wrong beforehand is refused before anything is defined. Raises `Refusal` DEFINITION_ERROR."""
+        present = self._catalog.structures
+        for kind, names in (("queues", [q.name for q in definitions.queues]), ("channels", [c.name for c in definitions.channels])):
+            for number, name in enumerate(names):
+                if name in names[:number]:
+                    raise Refusal(Reason.DEFINITION_ERROR, f"{kind}.{number}.name: {name} is defined twice")
+        for number, queue in enumerate(definitions.queues):
+            if queue.type == "local" and queue.structure not in present:
+                raise Refusal(Reason.DEFINITION_ERROR, f"queues.{number}.structure: there is no structure {queue.structure} here")
+        for number, channel in enumerate(definitions.channels):
+            if channel.type == "receiver" and channel.structure and channel.structure not in present:
+                raise Refusal(Reason.DEFINITION_ERROR, f"channels.{number}.structure: there is no structure {channel.structure} here")
 
     def commands(self) -> dict[str, Command]:
         return {"apply": self._apply, "define": self._define, "delete": self._delete, "purge": self._purge}

@@ -84,18 +84,18 @@ class ChannelCommands:
     # Start and stop
 
     async def start(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        place = self._place(arguments)
+        place, wait_s = self._place(arguments), _seconds(arguments, START_WAIT_S)
         supervisor = self._supervisor
         await supervisor.driver.run(
             command_start(supervisor.driver.me, place, supervisor.world.wall_ms(), supervisor.world.id),
             f"start command {place.channel.name}",
         )
         await supervisor.adopt(place.channel.name)
-        entry = await self._until(place, lambda e: e is None or e.state not in status.WANTED, _seconds(arguments, START_WAIT_S))
+        entry = await self._until(place, lambda e: e is None or e.state not in status.WANTED, wait_s)
         return self._answer(place.channel, entry)
 
     async def stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        place = self._place(arguments)
+        place, wait_s = self._place(arguments), _seconds(arguments, STOP_WAIT_S)
         force = _choice(arguments, "mode", ("quiesce", "force")) == "force"
         to = pb.INACTIVE if _choice(arguments, "status", ("stopped", "inactive")) == "inactive" else pb.STOPPED
         supervisor = self._supervisor
@@ -109,7 +109,7 @@ class ChannelCommands:
         def over(entry: pb.ChannelStatus | None) -> bool:
             return entry is None or entry.state != pb.STOPPING or entry.partner_not_fenced
 
-        return self._answer(place.channel, await self._until(place, over, _seconds(arguments, STOP_WAIT_S)))
+        return self._answer(place.channel, await self._until(place, over, wait_s))
 
     async def _until(self, place: Place, over: Any, wait_s: float) -> pb.ChannelStatus | None:
         """The entry once `over` holds, or as it is when the time has passed."""
@@ -121,6 +121,13 @@ class ChannelCommands:
             await asyncio.sleep(LOOK_S)
             entry = await table.read(place.channel.name)
         return entry
+
+    async def deletable(self, name: str) -> None:
+        """Raises `Refusal` CHANNEL_IN_USE for a sender that runs or tries to (MQRCCF_CHANNEL_IN_USE: stop it first)."""
+        for table in self._supervisor.tables.values():
+            entry = await table.read(name)
+            if entry is not None and (entry.state in status.HELD or entry.state in status.WANTED):
+                raise Refusal(Reason.CHANNEL_IN_USE, f"{name} is {status.name(entry.state).lower()} on {entry.owner}: stop it first")
 
     # Resolve, reset, ping
 
@@ -197,7 +204,9 @@ class ChannelCommands:
 
     async def status(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """DISPLAY CHSTATUS for the whole group: every defined channel, INACTIVE ones too, and every inbound session."""
-        wanted = str(arguments.get("channel") or "*")
+        wanted = arguments.get("channel") or "*"
+        if not isinstance(wanted, str):
+            raise Refusal(Reason.OPTIONS_ERROR, "channel: a name, or the beginning of names and a *")
         supervisor = self._supervisor
         lines: list[dict[str, Any]] = []
         seen: set[str] = set()

@@ -227,6 +227,7 @@ class QueueManager:
         inquiries = self.administration.inquiries()
         for name in ("start", "stop", "resolve", "reset", "ping", "status", "group"):
             commands[name] = partial(channels.command, name)
+        commands["delete"] = partial(_delete, channels, commands["delete"])
         inquiries["status"] = lambda name: channels.command("status", {"channel": name})
         inquiries["group"] = lambda name: channels.command("group", {})
         return commands, inquiries
@@ -243,3 +244,10 @@ class QueueManager:
                 task.cancel()
             await asyncio.gather(*self._watchers, return_exceptions=True)
             await self._ends.aclose()
+
+
+async def _delete(channels: ChannelCommands, delete: Command, arguments: dict[str, object]) -> object:
+    """The command `delete`, refused for a channel that is in use."""
+    if arguments.get("kind") == "channel":
+        await channels.deletable(str(arguments.get("name", "")))
+    return await delete(arguments)

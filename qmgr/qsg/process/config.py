@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from qsg.rules.definitions import PRIVATE, Definition, Name, OptionalName
+from qsg.rules.definitions import PRIVATE, Definition, Name, OptionalName, is_address
 
 ADMIN = "admin"
 
@@ -62,6 +62,11 @@ class MemberConfig(Definition):
 
     @model_validator(mode="after")
     def _check(self) -> MemberConfig:
+        addresses = {"address": self.address, "group_listener": self.group_listener, "local_listener": self.local_listener}
+        addresses |= {"advertise": self.advertise or self.address} | {f"aliases.{name}": at for name, at in self.aliases.items()}
+        for field, address in addresses.items():
+            if not is_address(address):
+                raise ValueError(f"{field}: {address!r} is not host:port")
         if self.group and self.group == self.member:
             raise ValueError("group and member must have different names")
         if bool(self.group) != bool(self.structures):
@@ -77,7 +82,7 @@ def load(path: Path) -> MemberConfig:
     try:
         data = yaml.safe_load(path.read_text())
         return MemberConfig.model_validate(data)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())

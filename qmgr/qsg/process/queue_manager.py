@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 import structlog
@@ -33,16 +34,25 @@ REVISION_STEP = 1_000
 """How far the highest revision seen may run ahead of the one on disk."""
 
 
-def read_definitions(path: Path | None) -> Definitions:
+def read_definitions(path: Path | None, structures: Collection[str]) -> Definitions:
+    """Raises `ConfigError`. `structures`: those that this member has."""
     if path is None:
         return Definitions()
     try:
-        return Definitions.model_validate(yaml.safe_load(path.read_text()) or {})
+        definitions = Definitions.model_validate(yaml.safe_load(path.read_text()) or {})
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {wrong}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not text: {error}") from error
+    places = [(f"queues.{n}", q.structure) for n, q in enumerate(definitions.queues) if q.type == "local"]
+    places += [(f"channels.{n}", c.structure) for n, c in enumerate(definitions.channels) if c.type == "receiver" and c.structure]
+    for where, structure in places:
+        if structure not in structures:
+            raise ConfigError(f"{path}: {where}.structure: there is no structure {structure} here")
+    return definitions
 
 
 class Revisions:
@@ -78,7 +88,7 @@ async def run(config: MemberConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     private = SqliteStore(config.data / "private.db", quota_bytes=config.private_quota_bytes)
     try:
-        definitions = read_definitions(config.definitions)
+        definitions = read_definitions(config.definitions, {PRIVATE, *config.structures})
         await private.open()
     except (ConfigError, StoreError) as error:
         log.error("cannot start", error=str(error))

@@ -15,6 +15,12 @@ MESSAGE_BYTES_MAX = 104_857_600
 PRIVATE = "private"
 
 
+def is_address(text: str) -> bool:
+    """Whether it is host:port; a literal IPv6 address is in brackets."""
+    found = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[^:\s]+):(\d{1,5})", text)
+    return found is not None and int(found[1]) <= 65_535
+
+
 class Definition(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -108,7 +114,7 @@ class Channel(Definition):
             if not self.connection_names:
                 raise ValueError("a sender needs at least one connection name")
         for address in self.connection_names:
-            if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d{1,5}", address):
+            if not is_address(address):
                 raise ValueError(f"connection name {address!r} is not host:port")
         return self
 
