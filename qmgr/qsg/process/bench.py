@@ -58,7 +58,7 @@ async def drain(group: LocalGroup, messages: int, size: int) -> Drained:
         qsg.connect(group.group_addresses, application="bench", connect_s=60) as inside,
         qsg.connect(group.remote_address, application="bench", connect_s=60) as outside,
     ):
-        await wait_until(lambda: _stopped(inside), 60, "the channel to stop")
+        await stop_channel(inside)
         await fill(group.group_addresses, "TO.R", messages, size)
         before, began = usage.cpu_s(group.pids()), time.monotonic()
         await inside.command("start", channel=OUT_CHANNEL)
@@ -71,6 +71,11 @@ async def drain(group: LocalGroup, messages: int, size: int) -> Drained:
         cpu = usage.cpu_s(group.pids()) - before
         peak = max(usage.rss_mib(pid, peak=True) for pid in group.member_pids())
         return Drained(messages, seconds, cpu, peak)
+
+
+async def stop_channel(queue_manager: qsg.QueueManager) -> None:
+    """Stops the channel to R, wherever it runs, and waits until it is."""
+    await wait_until(lambda: _stopped(queue_manager), 60, "the channel to stop")
 
 
 async def _stopped(queue_manager: qsg.QueueManager) -> bool:

@@ -71,6 +71,8 @@ class Result:
     takeovers: list[Takeover] = field(default_factory=list)
     max_gap_ms: float = 0.0
     worst_wait_ms: float = 0.0
+    wait_p50_ms: float = 0.0
+    wait_p99_ms: float = 0.0
     rate_per_s: float = 0.0
     duplicates_suppressed: int = 0
     fenced_writes: int = 0
@@ -83,7 +85,7 @@ class Result:
 
     def json(self) -> str:
         fields = {**asdict(self.counts), "takeovers": [t.public() for t in self.takeovers]}
-        for name in ("max_gap_ms", "worst_wait_ms", "rate_per_s"):
+        for name in ("max_gap_ms", "worst_wait_ms", "wait_p50_ms", "wait_p99_ms", "rate_per_s"):
             fields[name] = round(getattr(self, name), 1)
         fields |= {"duplicates_suppressed": self.duplicates_suppressed, "fenced_writes": self.fenced_writes}
         fields |= {"dead_letters": self.dead_letters, "clean": self.clean, "error": self.error}
@@ -290,6 +292,10 @@ class Demo:
         result = Result(counts, self.takeovers, error=error)
         result.max_gap_ms = max((t.gap_ms for t in self.takeovers), default=0.0)
         result.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s() for d in self.directions)
+        waits = sorted(wait for d in self.directions for _, wait in d.ledger.waits)
+        if waits:
+            result.wait_p50_ms = 1000 * waits[len(waits) // 2]
+            result.wait_p99_ms = 1000 * waits[len(waits) * 99 // 100]
         result.rate_per_s = counts.ok / max(self.finished_at - self.started_at, 1e-9)
         result.duplicates_suppressed, result.fenced_writes = _from_logs(self.group.log_lines())
         return result
