@@ -1,4 +1,4 @@
-"""How long a takeover takes with and without a backlog on the transmission queue: the queue manager that owns the channel is killed while it sends.
+"""How long a takeover takes with and without a backlog on the transmission queue: the owner of the channel is killed while it sends.
 
     python bench/takeover.py --store etcd --backlog 200000 --kills 5
 
@@ -50,8 +50,7 @@ async def one_kill(group: LocalGroup, inside: qsg.QueueManager, outside: qsg.Que
     await fill(group.group_addresses, "TO.R", backlog or TRICKLE, 1024)
     base = await arrived(outside)
     await inside.command("start", channel=OUT_CHANNEL)
-    while await arrived(outside) <= base:
-        await asyncio.sleep(0.002)
+    await wait_until(lambda: drained(outside, base + 1), 30, "the first message")
     before = await status(inside)
     group.kill(str(before["owner"]), "queue-manager")
     killed = time.monotonic()
