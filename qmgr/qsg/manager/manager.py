@@ -23,12 +23,14 @@ from qsg.manager.clients import ClientService
 from qsg.manager.commands import ChannelCommands
 from qsg.manager.link import InitiatorLink
 from qsg.manager.members import Members
+from qsg.manager.moving import InternalChannels
 from qsg.manager.peers import PeerLinks
 from qsg.manager.queues import QueueService
 from qsg.manager.receiving import Receivers, ReceiverServices
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules.definitions import PRIVATE, Definitions
+from qsg.rules.internal import private_of
 from qsg.rules.world import World
 from qsg.store.contract import Store
 from qsg.transport.contract import Handler, Listener, Stream, Transport
@@ -51,6 +53,8 @@ class Options:
     local_listener: str = ""
     process: str = ""
     """Random id of the process."""
+    again: bool = False
+    """The process was fenced and joins again: it gives way to another process of its name."""
     slots: int = 2
     lease_ttl_s: int = 5
     definitions: Definitions = field(default_factory=Definitions)
@@ -127,6 +131,7 @@ class QueueManager:
                 highest=o.highest.get(name, 0),
                 on_revision=lambda revision, name=name: self._on_revision(name, revision),  # type: ignore[misc]
                 compact=name != PRIVATE,
+                again=o.again,
             )
             self.structures[name] = structure
             self._ends.push_async_callback(self._part, structure)
@@ -172,6 +177,9 @@ class QueueManager:
         self.administration = Administration(self.catalog, self.queues)
         await self.administration.apply(o.definitions, replace=False)
         if o.group:
+            # So that whoever knows the group's definitions knows its members, dead ones too.
+            await self.queues.placer.internal(ADMIN, private_of(o.member))
+        if o.group:
             self.members = Members(o.member, self.structures, ADMIN)
             self._ends.push_async_callback(self.members.close)
             await self.members.start()
@@ -214,6 +222,9 @@ class QueueManager:
         )
         self.receivers = Receivers(services)
         self.link.on_accept = self.receivers.accept
+        moving = InternalChannels(self.catalog, services)
+        self._ends.push_async_callback(moving.close)
+        self.link.internal = moving
         self.link.on_joined = self.supervisor.initiator_joined
         self.link.on_lost = self.supervisor.initiator_lost
         backend = QueueManagerBackend(self.queues, *self._vocabulary())

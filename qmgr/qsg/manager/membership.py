@@ -78,19 +78,29 @@ class Registration:
 
 
 async def register(
-    store: Store, record: pb.MemberRecord, world: World, *, slots: int, lease: bool, ttl_s: int = TTL_S, highest: int = 0
+    store: Store,
+    record: pb.MemberRecord,
+    world: World,
+    *,
+    slots: int,
+    lease: bool,
+    ttl_s: int = TTL_S,
+    highest: int = 0,
+    again: bool = False,
 ) -> Registration:
     """Makes `record.member` a member anew, displacing whoever holds its name. Repeats while the store is out of reach.
+
+    `again`: a process that was fenced joins again. It gives way to another process of its name (raises `Displaced`): of two, the one
+    that was started later stays.
 
     Why earlier attempts cannot come late: each compares the create revision of the key that is deleted here, which never comes back. So
     the guards that are read with our key absent stand still, and the transaction that creates our key advances them, which also makes
     its own copies apply at most once (that it compares *absent* alone would not: the key comes and goes).
     """
-    value = record.SerializeToString()
     timeout_s = ATTEMPT_S
     while True:
         try:
-            return await _register(store, record.member, value, world, slots, ttl_s if lease else 0, highest, timeout_s)
+            return await _register(store, record, again, world, slots, ttl_s if lease else 0, highest, timeout_s)
         except (NotApplied, LeaseNotFound, _Again) as error:
             log.info("registering again", member=record.member, error=repr(error))
         except (Unavailable, TimeoutError) as error:
@@ -99,19 +109,26 @@ async def register(
         await asyncio.sleep(PAUSE_S * (0.5 + world.random.random()))
 
 
+class Displaced(Exception):
+    """Another process has taken this member's name: this one is to end."""
+
+
 class _Again(Exception):
     """Somebody else changed what this registration had read."""
 
 
 async def _register(
-    store: Store, member: str, value: bytes, world: World, slots: int, ttl_s: int, highest: int, timeout_s: float
+    store: Store, record: pb.MemberRecord, again: bool, world: World, slots: int, ttl_s: int, highest: int, timeout_s: float
 ) -> Registration:
     loop = asyncio.get_running_loop()
+    member, value = record.member, record.SerializeToString()
     key = keys.member(member)
     guard_keys = [keys.guard(member, i) for i in range(slots)]
     old, guards, revision = await _look(store, key, guard_keys, timeout_s)
     check_restored(highest, revision)
     if old is not None:
+        if again and _process(old) != record.process:
+            raise Displaced(f"process {_process(old)} has taken the name {member}")
         log.info("displacing an earlier incarnation", member=member, incarnation=old.create_revision, process=_process(old))
         await store.txn([created_at(key, old.create_revision)], [Delete(key)], timeout_s=timeout_s)
         old, guards, revision = await _look(store, key, guard_keys, timeout_s)
@@ -294,13 +311,14 @@ async def join(
     highest: int = 0,
     on_revision: Callable[[int], None] | None = None,
     compact: bool = True,
+    again: bool = False,
 ) -> Structure:
     """Makes this process member `record.member` of structure `name`. `lease` False for a private store.
 
     `highest` is the highest revision of this store that was ever seen (0 = none), `on_revision` is told each higher one, to be kept.
-    Raises `Refusal(STRUCTURE_RESTORED)`. Waits while the store is out of reach.
+    `again`: see `register`. Raises `Refusal(STRUCTURE_RESTORED)`, `Displaced`. Waits while the store is out of reach.
     """
-    registration = await register(store, record, world, slots=slots, lease=lease, ttl_s=ttl_s, highest=highest)
+    registration = await register(store, record, world, slots=slots, lease=lease, ttl_s=ttl_s, highest=highest, again=again)
     membership = Membership(store, record.member, registration, on_revision=on_revision)
     structure = Structure(name, store, membership, registration.guards, world)
     structure.start(compact=compact)

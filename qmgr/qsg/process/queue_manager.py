@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from qsg.manager.manager import Options, QueueManager
+from qsg.manager.membership import Displaced
 from qsg.pb import records_pb2
 from qsg.process.config import ADMIN, ConfigError, MemberConfig
 from qsg.process.security import store_of, transport_of
@@ -22,6 +23,7 @@ from qsg.process.world import real_world
 from qsg.rules import keys
 from qsg.rules.definitions import PRIVATE, Definitions
 from qsg.rules.reasons import Refusal
+from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import Get, Store, StoreError
 from qsg.store.sqlite import SqliteStore
 from qsg.transport.contract import TransportError
@@ -107,6 +109,7 @@ async def _incarnations(
     world = real_world()
     process = world.id().hex()
     revisions = Revisions(config.data / "revisions.json")
+    again = False
     while not stop.is_set():
         options = Options(
             member=config.member,
@@ -116,6 +119,7 @@ async def _incarnations(
             group_listener=config.group_listener,
             local_listener=config.local_listener,
             process=process,
+            again=again,
             slots=config.slots,
             lease_ttl_s=config.lease_ttl_s,
             definitions=definitions,
@@ -130,8 +134,17 @@ async def _incarnations(
             kill=_end_process,
             on_revision=revisions.note,
         )
-        if not await _until(manager.start(), stop):
-            break
+        again = True
+        try:
+            if not await _until(manager.start(), stop):
+                break
+        except Displaced as error:
+            log.error("another process has taken this member's name", detail=str(error))
+            return 3
+        except (Fenced, OutcomeUnknown) as error:
+            log.warning("the start was cut off, once more", error=repr(error))
+            await asyncio.sleep(AGAIN_S)
+            continue
         await _first(stop.wait(), manager.fenced.wait(), failed.wait())
         if failed.is_set():
             log.error("the private store failed")
