@@ -6,6 +6,7 @@ import pytest
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
+from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
 from support.simulated import simulated
 from support.whole import DLQ, Universe, numbered, queue, receiver, sender, universe, xmitq
@@ -21,7 +22,7 @@ async def two(made: Universe, *objects: object, **settings: object) -> None:
     await made.host("Y", "G")
 
 
-ROADS = {
+ROADS: dict[str, tuple[list[Queue], dict[str, object], tuple[str, str]]] = {
     "remote definition": ([queue("FAR", type="remote", remote_queue="IN", remote_queue_manager="R")], {}, ("FAR", "")),
     "remote definition with its own transmission queue": (
         [queue("FAR", type="remote", remote_queue="IN", remote_queue_manager="R", transmission_queue="R")],

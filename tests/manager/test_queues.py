@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from qsg.manager.getting import GetSpec, GotMessage
-from qsg.manager.placing import internal_queue
 from qsg.manager.producers import ProducerNumber
 from qsg.manager.queues import PutRequest
 from qsg.pb import records_pb2 as pb
 from qsg.rules.definitions import Queue, Settings
+from qsg.rules.internal import internal_queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Unit
 from support.members import Group, Member, group, shared
@@ -160,7 +160,6 @@ async def test_place_local_onward_and_dead_letters() -> None:
         await queues.define(shared("FAR", structure="app2"))
         await queues.define(Queue(name="OWN"))
         await queues.define(shared("T", usage="transmission"))
-        await queues.define(shared(internal_queue("app1", "app2"), usage="transmission"))
         await x.catalog.define_settings(Settings(dead_letter_queue="D", default_transmission_queue="T", hop_limit=2))
 
         local = await queues.place("app1", "A", "G")
@@ -169,14 +168,12 @@ async def test_place_local_onward_and_dead_letters() -> None:
         assert (onward.queue, onward.destination) == ("T", ("Q", "ELSEWHERE"))
         other = await queues.place("app1", "FAR", "X")
         assert (other.queue, other.destination) == (internal_queue("app1", "app2"), ("FAR", "G"))
-        for arguments, reason in (
-            (("app1", "NO.SUCH", "G"), Reason.UNKNOWN_OBJECT_NAME),
-            (("app1", "OWN", "X"), Reason.UNKNOWN_REMOTE_Q_MGR),
-        ):
-            dead = await queues.place(*arguments)
-            assert dead.queue == "D"
-            assert dead.refusal is not None
-            assert dead.refusal.reason is reason
+        own = await queues.place("app1", "OWN", "X")
+        assert (own.queue, own.structure.name, own.destination) == (internal_queue("app1", "private.X"), "app1", ("OWN", "X"))
+        dead = await queues.place("app1", "NO.SUCH", "G")
+        assert dead.queue == "D"
+        assert dead.refusal is not None
+        assert dead.refusal.reason is Reason.UNKNOWN_OBJECT_NAME
         for options, reason in (({"hops": 2, "queue": "ELSEWHERE"}, Reason.HOP_LIMIT), ({"payload_bytes": 101}, Reason.MSG_TOO_BIG_FOR_Q)):
             where = str(options.pop("queue", "G"))
             dead = await queues.place("app1", "A", where, **options)

@@ -164,7 +164,7 @@ class Host:
         """The messages of a queue once these are there: exactly, and in this order."""
         try:
             async with asyncio.timeout(timeout_s):
-                while len(await self.texts(queue)) < len(texts):
+                while len(await self.texts(queue)) < len(texts):  # noqa: ASYNC110  (a store has no event)
                     await asyncio.sleep(0.005)
         except TimeoutError:
             raise AssertionError(f"{await self.texts(queue)} of {texts} on {queue} at {self.name}; {await self.troubles()}") from None
@@ -240,7 +240,7 @@ class Universe:
         """The entry of a channel once it is in `state`."""
         try:
             async with asyncio.timeout(timeout_s):
-                while status.state_of(self.entry(channel, owner)) != state:
+                while status.state_of(self.entry(channel, owner)) != state:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
         except TimeoutError:
             raise AssertionError(f"{channel} is not {status.name(state)}: {self.entry(channel, owner)}") from None

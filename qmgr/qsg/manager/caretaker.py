@@ -437,7 +437,8 @@ class Caretaker:
         office = self.office
         if not office.draining or self._candidates():
             return False
-        alone = self.place.admin == PRIVATE or office.peers is None or len(office.peers.members.registered) < 2
+        stays = self.place.admin == PRIVATE or self.place.channel.disposition == "fixed-shared"
+        alone = stays or office.peers is None or len(office.peers.members.registered) < 2
         return alone or asyncio.get_running_loop().time() >= office.drain_until
 
     async def _recover(self, entry: pb.ChannelStatus) -> bool:

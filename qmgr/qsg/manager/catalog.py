@@ -15,7 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from qsg.manager.structure import Structure
-from qsg.rules import keys
+from qsg.rules import internal, keys
 from qsg.rules.definitions import PRIVATE, Channel, Definition, Queue, Settings
 from qsg.rules.names import Names
 from qsg.rules.reasons import Reason, Refusal
@@ -112,7 +112,8 @@ class Catalog:
         for definitions in (self._own, self._group):
             if definitions is not None and name in definitions.channels:
                 return definitions.channels[name]
-        return None
+        queue = self.queue(name) if name.startswith(internal.PREFIX) else None
+        return internal.sending(queue) if queue is not None and queue.internal_target else None
 
     def queues(self) -> dict[str, Queue]:
         return {**(self._group.queues if self._group else {}), **(self._own.queues if self._own else {})}
@@ -132,7 +133,13 @@ class Catalog:
         """For name resolution."""
         settings = self.settings
         own = frozenset(n for n in (self.member, self.group) if n)
-        return Names(self.queue, own, settings.default_transmission_queue, settings.hop_limit)
+        return Names(self.queue, own, settings.default_transmission_queue, settings.hop_limit, self._member_queue)
+
+    def _member_queue(self, member: str) -> Queue | None:
+        if self._group is None or member == self.member:
+            return None
+        queue = self._group.queues.get(internal.internal_queue(ADMIN, internal.private_of(member)))
+        return queue if queue is not None and queue.internal_target else None
 
     def structure(self, name: str) -> Structure:
         """Raises `Refusal` when this member has not joined it."""

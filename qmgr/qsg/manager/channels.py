@@ -26,7 +26,7 @@ from qsg.manager.structure import Structure
 from qsg.manager.table import StatusTable
 from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
-from qsg.rules import balance, keys, status
+from qsg.rules import balance, internal, keys, status
 from qsg.rules.balance import Load
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.ownership import Held, Leftover, Occasion, recover
@@ -166,6 +166,11 @@ class ChannelSupervisor:
             return None
         return Place(definition, admin, queue.structure)
 
+    def _only_at(self, place: Place) -> str:
+        """The one member that can run the channel: an internal one that leads to its private store."""
+        queue = self.catalog.queue(place.queue)
+        return internal.only_at(queue) if queue is not None else ""
+
     def own_load(self) -> Load:
         """Active channels are those that are held or being taken, and inbound sessions."""
         active = sum(1 for care in self._care.values() if care.held is not None or care.taking) + len(self.inbound.sessions)
@@ -202,6 +207,8 @@ class ChannelSupervisor:
             raise Refusal(Reason.CHANNEL_NOT_FOUND, f"no sender channel {channel} with a transmission queue here")
         if self.office.draining or not self._started:
             raise Refusal(Reason.DRAINING, f"{self.member} is ending")
+        if self._only_at(place) not in ("", self.member):
+            raise Refusal(Reason.CHANNEL_CONFIG_ERROR, f"{channel} runs on {self._only_at(place)} only")
         care = self._care.get(channel)
         if care is not None:
             if care.held is not None:
@@ -273,6 +280,9 @@ class ChannelSupervisor:
         for name, channel in self.catalog.channels().items():
             if channel.type == "sender":
                 senders.setdefault(channel.transmission_queue, []).append(name)
+        for name, queue in self.catalog.queues().items():
+            if queue.internal_target:
+                senders.setdefault(name, []).append(name)
         self._senders_of = senders
 
     def _committed(self, revision: int, queues: frozenset[str]) -> None:
@@ -290,6 +300,9 @@ class ChannelSupervisor:
         if now - self._asked.get(channel, -ASKED_S) < ASKED_S:
             return
         loads = self.office.loads() if place.admin != PRIVATE else [self.own_load()]
+        only = self._only_at(place)
+        if only:
+            loads = [load for load in loads if load.member == only]
         best = balance.choose(loads, channel, {place.admin, place.structure})
         if best is None:
             return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 from google.protobuf.message import Message
@@ -18,11 +19,12 @@ from google.protobuf.message import Message
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, initiator_pb2, records_pb2
 from qsg.rules import keys
+from qsg.rules.internal import ADDRESS
 from qsg.rules.reasons import Reason, reason_of
 from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.transport.codec import ProtocolError, decode, encode, parse
 from qsg.transport.contract import Stream, TransportError
-from qsg.transport.mux import LinkLost, Mux, MuxSession, SessionOver, last_word
+from qsg.transport.mux import LinkLost, Mux, SessionOver, last_word
 
 log = structlog.get_logger()
 
@@ -40,10 +42,21 @@ class SessionFailed(Exception):
         return cls(reason_of(end.reason) if end.reason else Reason.PARTNER_CLOSED, end.detail, end.epoch_seen, end.instance_seen)
 
 
-class Session:
-    """A channel session with a partner, relayed by the initiator."""
+class Carrier(Protocol):
+    """What carries the frames of one session: see `qsg.transport.mux.MuxSession`."""
 
-    def __init__(self, mux: MuxSession, initiator: int, address: str = "", bound: channel_pb2.Bound | None = None) -> None:
+    over: initiator_pb2.End | None
+
+    async def send(self, frame: bytes) -> None: ...
+    async def receive(self) -> bytes: ...
+    def send_last(self, frame: bytes) -> None: ...
+    def end(self, end: initiator_pb2.End) -> None: ...
+
+
+class Session:
+    """A channel session with a partner, relayed by the initiator (or within the queue manager: internal channels)."""
+
+    def __init__(self, mux: Carrier, initiator: int, address: str = "", bound: channel_pb2.Bound | None = None) -> None:
         self.initiator = initiator
         """Incarnation of the initiator that runs it."""
         self.address = address
@@ -94,7 +107,7 @@ class Session:
 class InboundSession(Session):
     """A session that a partner opened. Its first frame is still to be received."""
 
-    def __init__(self, mux: MuxSession, initiator: int, accept: initiator_pb2.Accept) -> None:
+    def __init__(self, mux: Carrier, initiator: int, accept: initiator_pb2.Accept) -> None:
         super().__init__(mux, initiator, accept.address)
         self.portal = accept.portal
         self.identity = accept.identity
@@ -111,6 +124,13 @@ class _Joined:
     inbound: set[asyncio.Task[None]] = field(default_factory=set)
 
 
+class Internal(Protocol):
+    """Sessions of internal channels: `qsg.manager.moving`."""
+
+    async def open(self, order: initiator_pb2.Open, initiator: int) -> Session: ...
+    def lose(self) -> None: ...
+
+
 Accepting = Callable[[InboundSession], Awaitable[None]]
 
 
@@ -123,6 +143,7 @@ class InitiatorLink:
 
     def __init__(self, structure: Structure, *, group: str = "", kill: Callable[[int], None] | None = None) -> None:
         self.on_accept: Accepting | None = None
+        self.internal: Internal | None = None
         self.on_joined: Callable[[int], None] = lambda initiator: None
         self.on_lost: Callable[[int, str], None] = lambda initiator, cause: None
         self.cell = Cell(keys.initiator(structure.member))
@@ -150,6 +171,8 @@ class InitiatorLink:
         current = self._current
         if current is None:
             raise SessionFailed(Reason.NO_INITIATOR, "no channel initiator is joined")
+        if self.internal is not None and list(order.addresses) == [ADDRESS]:
+            return await self.internal.open(order, current.initiator)
         self._next_id += 1
         session = current.mux.session(self._next_id)
         opened: asyncio.Future[initiator_pb2.Opened] = asyncio.get_running_loop().create_future()
@@ -249,6 +272,8 @@ class InitiatorLink:
         self._current = None
         log.warning("initiator lost", initiator=lost.initiator, pid=lost.pid, cause=cause)
         lost.mux.abandon()
+        if self.internal is not None:
+            self.internal.lose()
         for task in lost.inbound:
             task.cancel()
         if end_process and self._kill is not None and lost.pid:

@@ -23,12 +23,14 @@ from qsg.manager.clients import ClientService
 from qsg.manager.commands import ChannelCommands
 from qsg.manager.link import InitiatorLink
 from qsg.manager.members import Members
+from qsg.manager.moving import InternalChannels
 from qsg.manager.peers import PeerLinks
 from qsg.manager.queues import QueueService
 from qsg.manager.receiving import Receivers, ReceiverServices
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules.definitions import PRIVATE, Definitions
+from qsg.rules.internal import private_of
 from qsg.rules.world import World
 from qsg.store.contract import Store
 from qsg.transport.contract import Handler, Listener, Stream, Transport
@@ -175,6 +177,9 @@ class QueueManager:
         self.administration = Administration(self.catalog, self.queues)
         await self.administration.apply(o.definitions, replace=False)
         if o.group:
+            # So that whoever knows the group's definitions knows its members, dead ones too.
+            await self.queues.placer.internal(ADMIN, private_of(o.member))
+        if o.group:
             self.members = Members(o.member, self.structures, ADMIN)
             self._ends.push_async_callback(self.members.close)
             await self.members.start()
@@ -217,6 +222,9 @@ class QueueManager:
         )
         self.receivers = Receivers(services)
         self.link.on_accept = self.receivers.accept
+        moving = InternalChannels(self.catalog, services)
+        self._ends.push_async_callback(moving.close)
+        self.link.internal = moving
         self.link.on_joined = self.supervisor.initiator_joined
         self.link.on_lost = self.supervisor.initiator_lost
         backend = QueueManagerBackend(self.queues, *self._vocabulary())

@@ -16,8 +16,8 @@ from qsg.manager.catalog import Catalog
 from qsg.manager.queue_store import Opened, QueueStore
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
-from qsg.rules import keys, names
-from qsg.rules.definitions import MESSAGE_BYTES_MAX, PRIVATE
+from qsg.rules import internal, keys, names
+from qsg.rules.definitions import MESSAGE_BYTES_MAX, PRIVATE, Queue
 from qsg.rules.names import Resolved
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import NewMessage
@@ -78,11 +78,6 @@ def release(placements: Iterable[Placement], *, committed: bool) -> None:
             placement.reservation.release(committed=committed)
 
 
-def internal_queue(home: str, target: str) -> str:
-    """Name of the transmission queue in structure `home` for messages on their way to structure `target`."""
-    return f"SYSTEM.INTERNAL.{home}.{target}"
-
-
 class Placer:
     def __init__(self, catalog: Catalog, queues: QueueStore) -> None:
         self.catalog = catalog
@@ -123,12 +118,22 @@ class Placer:
         if target == home:
             return await self._open(resolved, messages)
         # The batch must commit in one structure: this message goes on by an internal channel.
-        internal = catalog.queue(internal_queue(home, target))
-        if internal is None or internal.usage != "transmission" or internal.structure != home:
-            raise Refusal(Reason.UNKNOWN_REMOTE_Q_MGR, f"{resolved.queue.name} lies in structure {target}, not in the channel's {home}")
-        owner = catalog.member if target == PRIVATE or not catalog.group else catalog.group
-        onward = resolved.destination or (resolved.queue.name, owner)
-        return await self._open(Resolved(internal, onward), messages)
+        # There it is resolved anew, so it keeps its address.
+        owner = catalog.member if target == PRIVATE else catalog.group
+        onward = queue, owner if catalog.names().is_own(queue_manager) else queue_manager
+        onto = await self.internal(home, internal.private_of(catalog.member) if target == PRIVATE else target)
+        return await self._open(Resolved(onto, onward), messages)
+
+    async def internal(self, home: str, target: str) -> Queue:
+        """The internal transmission queue from structure `home` to `target`, made at first need. Raises `Refusal`."""
+        wanted = internal.definition(home, target)
+        found = self.catalog.queue(wanted.name)
+        if found is None:
+            await self.queues.define(wanted, own=home == PRIVATE)
+            return wanted
+        if (found.internal_target, found.structure) != (target, home):
+            raise Refusal(Reason.XMIT_Q_USAGE_ERROR, f"{found.name} is not the internal transmission queue from {home} to {target}")
+        return found
 
     async def _open(self, resolved: Resolved, messages: int, *, reserve: bool = False) -> Placement:
         opened = await self.queues.open(resolved.queue)

@@ -42,6 +42,8 @@ class Queue(Definition):
     get_enabled: bool = True
     backout_threshold: int = Field(default=0, ge=0)
     backout_queue: OptionalName = ""
+    internal_target: OptionalName = ""
+    """Of an internal transmission queue, which queue managers make themselves (`qsg.rules.internal`): where its messages go on to."""
     # remote
     remote_queue: OptionalName = ""
     remote_queue_manager: OptionalName = ""
@@ -57,6 +59,8 @@ class Queue(Definition):
             raise ValueError("a remote queue needs remote_queue_manager or transmission_queue")
         if self.type != "local" and self.usage == "transmission":
             raise ValueError("only a local queue can have usage: transmission")
+        if self.internal_target and not (self.usage == "transmission" and self.name.startswith("SYSTEM.INTERNAL.")):
+            raise ValueError("internal_target is of internal transmission queues only, which are defined by queue managers")
         if self.backout_queue and not self.backout_threshold:
             raise ValueError("backout_queue needs backout_threshold above 0")
         return self

@@ -3,8 +3,9 @@
 After MQ's rules (IBM MQ documentation, "What is name resolution?" and "How the transmission queue is found"):
 own queue manager names (LOCAL NAME, GROUP NAME, blank) mean a queue defined here: local, alias of a local or remote queue, or remote
 definition. Other names: queue-manager alias (remote definition with blank remote_queue), then transmission queue of that name, then the
-default transmission queue. An alias of an alias is refused as in MQ, so resolution takes a bounded number of look-ups. The hop limit
-stops messages that go round in circles.
+default transmission queue. The LOCAL NAME of another member of the group leads there by an internal transmission queue, which comes
+before one that is named after it (IBM MQ: intra-group queuing). An alias of an alias is refused as in MQ, so resolution takes a bounded
+number of look-ups. The hop limit stops messages that go round in circles.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Names:
     own: Collection[str]
     default_transmission_queue: str = ""
     hop_limit: int = 16
+    members: Lookup = lambda member: None
+    """The internal transmission queue that leads to the private store of another member of the group."""
 
     def is_own(self, queue_manager: str) -> bool:
         return not queue_manager or queue_manager in self.own
@@ -122,7 +125,10 @@ def _remote(names: Names, definition: Queue, path: tuple[Queue, ...]) -> Resolve
 
 
 def _towards(names: Names, queue_manager: str) -> Queue:
-    """The transmission queue that leads to `queue_manager`: of its name, else the default one."""
+    """The transmission queue that leads to `queue_manager`: that of a member, of its name, else the default one."""
+    internal = names.members(queue_manager)
+    if internal is not None:
+        return internal
     named = names.lookup(queue_manager)
     if named is not None and named.type == "local":
         return _transmission(names, queue_manager)
