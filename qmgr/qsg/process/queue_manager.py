@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Collection
@@ -18,11 +17,12 @@ from qsg.manager.manager import Options, QueueManager
 from qsg.manager.membership import Displaced
 from qsg.pb import records_pb2
 from qsg.process.config import ADMIN, ConfigError, MemberConfig
+from qsg.process.revisions import Revisions
 from qsg.process.security import store_of, transport_of
 from qsg.process.world import real_world
 from qsg.rules import keys
 from qsg.rules.definitions import PRIVATE, Definitions
-from qsg.rules.reasons import Refusal
+from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import Get, Store, StoreError
 from qsg.store.sqlite import SqliteStore
@@ -32,8 +32,10 @@ from qsg.transport.unix import listen_unix
 log = structlog.get_logger()
 
 AGAIN_S = 0.2
-REVISION_STEP = 1_000
-"""How far the highest revision seen may run ahead of the one on disk."""
+RESTORED_HINT = (
+    "a store came back from a snapshot: what happened since is lost, or happens again. When that is as intended, "
+    "run `qsg store confirm --config FILE` with the configuration of every member; it starts then"
+)
 
 
 def read_definitions(path: Path | None, structures: Collection[str]) -> Definitions:
@@ -55,28 +57,6 @@ def read_definitions(path: Path | None, structures: Collection[str]) -> Definiti
         if structure not in structures:
             raise ConfigError(f"{path}: {where}.structure: there is no structure {structure} here")
     return definitions
-
-
-class Revisions:
-    """The highest revision seen of each structure, kept in a file, so that a restored store is noticed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.seen: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self.seen = {str(k): int(v) for k, v in json.loads(path.read_text()).items()}
-        self._written = dict(self.seen)
-
-    def note(self, structure: str, revision: int) -> None:
-        self.seen[structure] = max(revision, self.seen.get(structure, 0))
-        if self.seen[structure] - self._written.get(structure, 0) >= REVISION_STEP:
-            self.write()
-
-    def write(self) -> None:
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps(self.seen))
-        temporary.replace(self._path)
-        self._written = dict(self.seen)
 
 
 async def run(config: MemberConfig) -> int:
@@ -108,7 +88,7 @@ async def _incarnations(
 ) -> int:
     world = real_world()
     process = world.id().hex()
-    revisions = Revisions(config.data / "revisions.json")
+    revisions = Revisions(config.data)
     again = False
     while not stop.is_set():
         options = Options(
@@ -171,7 +151,8 @@ async def _until(work: object, stop: asyncio.Event) -> bool:
     try:
         task.result()
     except (Refusal, StoreError, TransportError, OSError) as error:
-        log.error("cannot start", error=str(error))
+        restored = isinstance(error, Refusal) and error.reason is Reason.STRUCTURE_RESTORED
+        log.error("cannot start", error=str(error), **({"what_to_do": RESTORED_HINT} if restored else {}))
         raise SystemExit(1) from error
     return True
 

@@ -1,0 +1,150 @@
+"""The commands that run processes, and the way back from a snapshot, with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import qsg
+from qsg.process.children import bound_to_parent, free_ports
+from support.group import ConfiguredGroup, connected, eventually, running
+
+pytestmark = pytest.mark.processes
+
+QSG = [sys.executable, "-m", "qsg.cli.main"]
+
+
+async def run(*arguments: object) -> tuple[int, str]:
+    """Exit code and output of a command."""
+    process = await asyncio.create_subprocess_exec(
+        *QSG, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, " ".join(out.decode().split())
+
+
+def member_file(folder: Path) -> tuple[Path, str]:
+    """A queue manager outside a group; its client address."""
+    address, listener = (f"127.0.0.1:{port}" for port in free_ports(2))
+    config = {"member": "R", "data": str(folder / "data"), "socket": str(folder / "socket"), "address": address, "local_listener": listener}
+    path = folder / "member.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path, address
+
+
+async def start(*arguments: object) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(*bound_to_parent([*QSG, *map(str, arguments)]), stderr=asyncio.subprocess.DEVNULL)
+
+
+async def test_a_member_by_two_commands(tmp_path: Path) -> None:
+    path, address = member_file(tmp_path)
+    processes = [await start("serve", "--config", path), await start("initiator", "--config", path)]
+    async with qsg.connect(address, connect_s=20) as qmgr:
+        await qmgr.command("define", kind="queue", definition={"name": "A"})
+        await qmgr.put("A", "kept")
+        channel = {"name": "TO.ME", "type": "sender", "transmission_queue": "A", "connection_names": [address]}
+        with pytest.raises(qsg.QsgError):
+            await qmgr.command("define", kind="channel", definition=channel)  # A is no transmission queue
+        assert (await qmgr.get("A")).payload == b"kept"
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(15):
+        assert [await process.wait() for process in processes] == [0, 0]
+
+
+async def test_a_wrong_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "member.yaml"
+    path.write_text("member: X\ngroup: G\n")
+    for command in ("serve", "initiator"):
+        code, told = await run(command, "--config", path)
+        assert code == 2
+        assert "data: Field required" in told
+    assert (await run("serve"))[0] == 2
+    assert (await run("store", "confirm", "--config", path))[0] == 2
+
+
+async def test_snapshot_and_restore_refuse_what_would_destroy(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("something else")
+    for arguments, told in (
+        (("snapshot", tmp_path / "none", tmp_path / "new"), "none does not exist"),
+        (("snapshot", tmp_path / "there", tmp_path / "new"), "not a database"),
+        (("restore", tmp_path / "none", tmp_path / "new"), "none does not exist"),
+        (("restore", tmp_path / "there", tmp_path / "new"), "there"),
+    ):
+        code, out = await run("store", *arguments)
+        assert (code, told in out) == (1, True), out
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.timeout(120)
+async def test_back_from_a_snapshot(tmp_path: Path) -> None:
+    """The group's store is restored: members refuse it, say what to do, and start once it is confirmed to each."""
+    members = ("X", "Y")
+    copy, file = tmp_path / "copy.db", tmp_path / "group" / "store.db"
+    async with running(tmp_path / "group", members=members) as group:
+        configs = [part for m in members for part in ("--config", group.configs[m])]
+        async with connected(group) as qmgr:
+            await qmgr.put("SHARED", "before")
+            assert (await run("store", "snapshot", file, copy))[0] == 0
+            await qmgr.put("SHARED", "after")
+        code, told = await run("store", "confirm", *configs)
+        assert (code, told) == (0, "X: nothing was restored Y: nothing was restored")
+
+        await group.supervisor.stop_child("store")
+        assert "exists already" in (await run("store", "restore", copy, file))[1]
+        file.unlink()
+        assert (await run("store", "restore", copy, file))[0] == 0
+        serve = [sys.executable, "-m", "qsg.store.serve", str(file), group.store_address]
+        await group.supervisor.start("store", serve)
+        await eventually(lambda: refused(group) == set(members), 30, "both members refuse")
+
+        code, told = await run("store", "confirm", *configs)
+        assert code == 0
+        assert "X: admin confirmed at revision" in told
+        assert "Y: admin confirmed at revision" in told
+        for m in members:
+            async with qsg.connect(group.addresses[m], connect_s=30):
+                pass
+        async with connected(group) as qmgr:
+            assert (await qmgr.get("SHARED", wait_ms=5000)).payload == b"before"
+            with pytest.raises(qsg.NoMessageAvailable):
+                await qmgr.get("SHARED")
+        assert "nothing was restored" in (await run("store", "confirm", *configs))[1]
+
+
+def refused(group: ConfiguredGroup) -> set[str]:
+    """Members that said why they do not start, and what is to be done."""
+    lines = group.logged(event="cannot start", error=lambda error: "STRUCTURE_RESTORED (9013)" in str(error))
+    assert all("qsg store confirm --config" in line["what_to_do"] for line in lines)
+    return {line["at"] for line in lines}
+
+
+@pytest.mark.timeout(90)
+async def test_a_private_store_back_from_a_snapshot(tmp_path: Path) -> None:
+    path, address = member_file(tmp_path)
+    store, copy = tmp_path / "data" / "private.db", tmp_path / "copy.db"
+    server = await start("serve", "--config", path)
+    async with qsg.connect(address, connect_s=20) as qmgr:
+        await qmgr.command("define", kind="queue", definition={"name": "A"})
+        await qmgr.put("A", "before")
+        assert (await run("store", "snapshot", store, copy))[0] == 0
+    server.kill()
+    await server.wait()
+    store.unlink()
+    assert (await run("store", "restore", copy, store))[0] == 0
+    refusing = await start("serve", "--config", path)
+    assert await refusing.wait() == 1
+
+    code, told = await run("store", "confirm", "--config", path)
+    assert (code, "R: private confirmed at revision" in told) == (0, True), told
+    server = await start("serve", "--config", path)
+    async with qsg.connect(address, connect_s=20) as qmgr:
+        assert (await qmgr.get("A")).payload == b"before"
+    server.kill()
+    await server.wait()
