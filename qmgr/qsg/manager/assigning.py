@@ -83,6 +83,8 @@ class Request:
     """This round's: entries meant for it."""
     messages: int = 0
     bytes: int = 0
+    losses: int = 0
+    """Compare-and-swaps that it lost; it ends with the first that is won."""
     incomplete: int = 0
     """How often a large message meant for it was not whole."""
     scan: LaneReader | None = None

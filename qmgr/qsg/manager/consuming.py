@@ -26,7 +26,7 @@ from qsg.store.contract import Compare, Get, GetResult, KeyValue, unchanged
 class Segment:
     """One segment of a queue; `cell` is its consumption record."""
 
-    __slots__ = ("__weakref__", "_free", "_free_for", "at", "body", "cell", "checked", "count", "entries", "gone", "losses", "quiet_until")
+    __slots__ = ("__weakref__", "_free", "_free_for", "at", "body", "cell", "checked", "count", "entries", "gone", "quiet_until")
 
     def __init__(self, queue: str, at: SegmentAt) -> None:
         self.at = at
@@ -38,8 +38,6 @@ class Segment:
         self.gone = False
         """It is not in the store any more."""
         self.body: bytes | None = at.header.bodies if at.bodies_inline else None
-        self.losses = 0
-        """Lost compare-and-swaps in a row."""
         self.quiet_until = 0.0
         """Left alone until then (loop time), so that two members do not race for ever."""
         self._free_for: tuple[int, Collection[Holder]] | None = None
@@ -58,7 +56,6 @@ class Segment:
 
     def settle(self) -> None:
         """After a unit that took entries was committed: the record goes with the segment."""
-        self.losses = 0
         self.gone = self.gone or self.cell.value is None
 
     def entry(self, index: int) -> pb.Entry:

@@ -3,7 +3,8 @@
 Owns the requests that wait, first come first served. A round takes what is there for all of them: plain gets in one unit that marks
 messages gone, gets of a unit of work by claiming (only what was asked for). Invariants: a message is handed out only after the unit that
 took or claimed it was committed; `NO_MSG_AVAILABLE` is said only after a read that began behind the request found nothing free. Who
-loses two compare-and-swaps of a segment in a row leaves it alone for a moment, with jitter. Not guaranteed: that a message of a higher
+loses two compare-and-swaps in a row leaves what it tried to take alone for a moment, with jitter, and goes on behind it: further with each
+loss, so that a slower member is not starved by a faster one while there is enough for both. Not guaranteed: that a message of a higher
 priority that another member put within the last `STALE_S` overtakes; and the messages of a plain get whose answer is lost on its way are
 lost, as in MQ.
 """
@@ -42,8 +43,8 @@ LOSSES = 2
 QUIET_S = (0.005, 0.05)
 INCOMPLETE_MAX = 10
 """After that a large message that is not whole, but not taken either, is told as what it is: damage."""
-AHEAD = 6
-"""Segments that a loser leaves to the winner, at most."""
+AHEAD = 6, 192
+"""Segments that a loser leaves to the winner, at most: after the first losses, and after many (four times as far with each)."""
 
 
 class GetterLoop:
@@ -140,6 +141,7 @@ class GetterLoop:
     async def _round(self) -> None:
         try:
             await self._check_queue()
+            self.window.end_quiet(asyncio.get_running_loop().time())
             await self._serve()
         except Refusal as refusal:
             self._fail_all(refusal)
@@ -311,41 +313,43 @@ class GetterLoop:
         for request in requests:
             request.again = True
         if isinstance(error, CompareFailed):
-            self._changed(parts, set(error.keys))
+            if self._changed(parts, set(error.keys)):
+                self._outrun(requests, parts)
         elif isinstance(error, Refusal) and error.reason is Reason.CHANGED_MEANWHILE:
-            for segment in parts:
-                segment.losses += 1
+            self._outrun(requests, parts)
         elif isinstance(error, Refusal | Fenced | OutcomeUnknown):
             for request in requests:
                 request.fail(error)
         else:
             raise error
-        for segment in parts:
-            if segment.losses >= LOSSES:
-                self._give_way(segment)
 
-    def _give_way(self, segment: Segment) -> None:
-        """Leaves a segment, and what the winner will take next, alone for a moment: two members in step would race for ever."""
+    def _outrun(self, requests: list[Request], parts: dict[Segment, int]) -> None:
+        """Somebody else was faster: two members in step would race for ever, and the later of them always lose."""
+        for request in requests:
+            request.losses += 1
+        losses = max((r.losses for r in requests), default=0)
+        if losses < LOSSES:
+            return
         random = self.world.random
         until = asyncio.get_running_loop().time() + random.uniform(*QUIET_S)
-        segment.losses = 0
-        segment.checked = False
-        segment.quiet_until = until
-        for following in self.window.after(segment, random.randint(1, AHEAD)):
-            following.quiet_until = until
+        ahead = min(AHEAD[0] * 4 ** min(losses - LOSSES, 4), AHEAD[1])
+        self.window.give_way(parts, random.randint(ahead // 2, ahead), until)
 
-    def _changed(self, parts: dict[Segment, int], changed: set[bytes]) -> None:
+    def _changed(self, parts: dict[Segment, int], changed: set[bytes]) -> bool:
+        """Takes in what a compare found changed; True when somebody else took (or claimed) what was wanted."""
         queue = self.window.queue
+        taken = False
         for segment in parts:
             if keys.header(queue, segment.at.priority, segment.at.suffix) in changed:
-                segment.gone = True
+                segment.gone = taken = True
                 self.window.remove(segment)
             elif segment.cell.key in changed:
-                segment.losses += 1
+                taken = True
             elif any(key.startswith(keys.MEMBERS) for key in changed):
                 segment.checked = False
         if self.guarded.opened.state.key in changed:
             self.queues.forget(self.guarded.opened)
+        return taken
 
     # Waiting
 

@@ -43,6 +43,7 @@ class Window:
         self._bytes = 0
         self._bodies: dict[Segment, int] = {}
         self._index: dict[bytes, dict[tuple[Segment, int], None]] | None = None
+        self._quiet: list[Segment] = []
 
     def _reader(self) -> LaneReader:
         return LaneReader(self.queue, hold_max_bytes=1 << 20, gets_max=48)
@@ -180,14 +181,30 @@ class Window:
             if not self.reader.complete(priority):
                 return
 
+    def give_way(self, lost: Collection[Segment], ahead: int, until: float) -> None:
+        """Leaves segments that others are faster at, and the `ahead` next ones, alone until then; those behind are looked at again."""
+        last = max(lost, key=lambda s: (-s.at.priority, s.at.place))
+        mine = iter(self._segments.get(last.at.priority, ()))
+        behind = dropwhile(lambda s: s.at.place <= last.at.place, mine)
+        for segment in [*lost, *islice(behind, ahead)]:
+            if segment.quiet_until == 0:
+                self._quiet.append(segment)
+            segment.quiet_until = until
+        for segment in islice(behind, CHECKS):
+            segment.checked = False
+
+    def end_quiet(self, now: float) -> None:
+        """What was left alone long enough is looked at again: much may have been taken of it."""
+        over = [s for s in self._quiet if s.quiet_until <= now]
+        if over:
+            self._quiet = [s for s in self._quiet if s.quiet_until > now]
+        for segment in over:
+            segment.quiet_until = 0.0
+            segment.checked = False
+
     def disputed(self, now: float) -> list[float]:
         """When segments that are left alone for the moment will be offered again."""
-        return [s.quiet_until for s in self if s.quiet_until > now and not s.gone]
-
-    def after(self, segment: Segment, count: int) -> list[Segment]:
-        """The `count` segments behind one, of its priority."""
-        mine = iter(self._segments.get(segment.at.priority, ()))
-        return list(islice(dropwhile(lambda s: s.at.place <= segment.at.place, mine), count))
+        return [s.quiet_until for s in self._quiet if s.quiet_until > now and not s.gone]
 
     @property
     def unread(self) -> bool:
