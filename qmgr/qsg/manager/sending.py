@@ -35,7 +35,7 @@ SETTLE_COST = 60
 """Operations of one deleting unit, about."""
 UNSETTLED_BATCHES = 4
 """Confirmed batches that wait to be deleted, in windows, before sending pauses."""
-SETTLE_EVERY_S = 0.02
+SETTLE_EVERY_S = 0.05
 """What is confirmed within this time is deleted together: at low rates that saves the store a transaction for each small batch."""
 
 
