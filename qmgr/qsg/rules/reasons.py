@@ -48,7 +48,7 @@ class Reason(enum.IntEnum):
     OBJECT_NAME_ERROR = 2152
     CF_STRUC_IN_USE = 2346
     CF_NOT_AVAILABLE = 2345
-    CALL_INTERRUPTED = 2549          # the outcome is unknown
+    CALL_INTERRUPTED = 2549  # the outcome is unknown
     RECONNECT_FAILED = 2548
     HOST_NOT_AVAILABLE = 2538
     CHANNEL_CONFIG_ERROR = 2539
@@ -56,8 +56,8 @@ class Reason(enum.IntEnum):
     # of channels and commands (MQ's PCF numbers)
     CHANNEL_IN_USE = 4031
     CHANNEL_NOT_FOUND = 4032
-    HOST_UNREACHABLE = 4010          # MQRCCF_HOST_NOT_AVAILABLE
-    CHANNEL_ALREADY_RUNNING = 4038   # already running on X
+    HOST_UNREACHABLE = 4010  # MQRCCF_HOST_NOT_AVAILABLE
+    CHANNEL_ALREADY_RUNNING = 4038  # already running on X
     CHANNEL_NOT_ACTIVE = 4064
     BIND_FAILED = 4024
     CHANNEL_DISABLED = 4038 + 1000
@@ -66,21 +66,21 @@ class Reason(enum.IntEnum):
     OBJECT_ALREADY_EXISTS = 4001
     OBJECT_OPEN = 4004
     # ours
-    SEQUENCE_ERROR = 9001            # the partner knows less than was confirmed (CSQX526E)
-    EPOCH_TOO_LOW = 9002             # an older instance of the channel; `epoch_seen` says which is current
-    NO_RECORD = 9003                 # bound before, but the partner has no record of the stream
+    SEQUENCE_ERROR = 9001  # the partner knows less than was confirmed (CSQX526E)
+    EPOCH_TOO_LOW = 9002  # an older instance of the channel; `epoch_seen` says which is current
+    NO_RECORD = 9003  # bound before, but the partner has no record of the stream
     PROTOCOL_ERROR = 9004
     PARTNER_SILENT = 9005
     PARTNER_CLOSED = 9006
     WRONG_PARTNER = 9007
     SEQUENCE_WRAP_MISMATCH = 9008
-    FENCED = 9009                    # this process was declared dead and replaced
+    FENCED = 9009  # this process was declared dead and replaced
     IN_DOUBT = 9010
     NOT_IN_DOUBT = 9011
     STRUCTURE_NOT_AVAILABLE = 9012
-    STRUCTURE_RESTORED = 9013        # restored from a snapshot: needs an operator's confirmation
-    PRODUCER_FENCED = 9014           # another connection opened the same producer
-    PRODUCER_GAP = 9015              # a number before this one was refused or is missing
+    STRUCTURE_RESTORED = 9013  # restored from a snapshot: needs an operator's confirmation
+    PRODUCER_FENCED = 9014  # another connection opened the same producer
+    PRODUCER_GAP = 9015  # a number before this one was refused or is missing
     OUTCOME_UNKNOWN = 9016
     HOP_LIMIT = 9017
     DEFINITION_ERROR = 9018
@@ -88,7 +88,7 @@ class Reason(enum.IntEnum):
     NO_INITIATOR = 9020
     DRAINING = 9021
     BATCH_OUT_OF_ORDER = 9022
-    CHANGED_MEANWHILE = 9023         # a compare failed: read again and decide anew
+    CHANGED_MEANWHILE = 9023  # a compare failed: read again and decide anew
     LARGE_MESSAGE_INCOMPLETE = 9024
 
 
