@@ -306,6 +306,73 @@ async def test_a_target_structure_out_of_the_movers_reach_is_moved_by_another() 
         assert (await u.state(MOVED, pb.RUNNING)).owner == other
 
 
+@simulated
+async def test_a_member_starts_without_an_application_structure_that_is_out_of_its_reach() -> None:
+    """What lies elsewhere works at once; its channels of the lost structure run at the others; it joins when the structure answers."""
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        await u["X"].put("IN", *numbered(0, 5), queue_manager="R")
+        await u["R"].until("IN", numbered(0, 5))
+        owner = (await u.state("G.TO.R", pb.RUNNING)).owner
+        other = "Y" if owner == "X" else "X"
+        await u[owner].kill()
+        u.out_of_reach.add((owner, "app1"))
+        host = await u.again(owner)
+        assert host.manager.absent == ["app1"]
+        await host.put("NEAR", "works")
+        with pytest.raises(Refusal) as refused:
+            await host.put("FAR", "refused")
+        assert refused.value.reason is Reason.STRUCTURE_NOT_AVAILABLE
+        await u["R"].put("FAR", "by way of the home", queue_manager="G")
+        await u[other].until("FAR", ["by way of the home"])
+        await u[other].put("IN", *numbered(5, 10), queue_manager="R")
+        await u["R"].until("IN", numbered(0, 10))
+        assert (await u.state("G.TO.R", pb.RUNNING)).owner == other
+        assert (await u[other].manager.queues.depth("NEAR")).messages == 1
+        host.stores["app1"].heal()
+        await asyncio.sleep(12)
+        assert host.incarnations == 3 and host.manager.absent == []
+        assert await host.texts("FAR") == ["by way of the home"]
+
+
+@simulated
+async def test_a_left_over_channel_of_a_structure_that_its_owner_cannot_join_is_given_to_others() -> None:
+    """The whole group was down; the first to come back finds its own entry, and cannot reach the queue."""
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        await u["X"].put("IN", *numbered(0, 5), queue_manager="R")
+        await u["R"].until("IN", numbered(0, 5))
+        owner = (await u.state("G.TO.R", pb.RUNNING)).owner
+        other = "Y" if owner == "X" else "X"
+        await u["R"].kill()
+        await u[other].put("IN", *numbered(5, 10), queue_manager="R")
+        await u[other].kill()
+        await u[owner].kill()
+        u.out_of_reach.add((owner, "app1"))
+        await u.again("R")
+        await u.again(owner)
+        await asyncio.sleep(8)
+        await u.again(other)
+        await u["R"].until("IN", numbered(0, 10))
+        assert (await u.state("G.TO.R", pb.RUNNING)).owner == other
+
+
+@simulated
+async def test_a_drain_does_not_wait_for_what_only_this_member_can_run() -> None:
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        await u["X"].put("OWN", "one", queue_manager="Y")
+        await u["Y"].until("OWN", ["one"])
+        await u.state(internal_queue("admin", "private.Y"), pb.RUNNING)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await u["Y"].stop()
+        assert loop.time() - began < 0.5
+        await u["X"].put("OWN", "two", queue_manager="Y")
+        await u.again("Y")
+        await u["Y"].until("OWN", ["one", "two"])
+
+
 class Chaos:
     """R and X's applications send to queues of both structures and to a private queue of Y, while things fail at random."""
 

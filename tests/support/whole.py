@@ -72,6 +72,9 @@ class Host:
     async def start(self) -> None:
         names = {"private": f"private {self.name}", **({n: f"{self.group} {n}" for n in self.universe.structures} if self.group else {})}
         self.stores = {n: self.universe.server(key).client() for n, key in names.items()}
+        for structure in self.stores:
+            if (self.name, structure) in self.universe.out_of_reach:
+                self.stores[structure].cut()
         world = self.universe.world(self.name)
         self.alive = True
         await self._incarnate(world)
@@ -196,6 +199,8 @@ class Universe:
     hosts: dict[str, Host] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     """Connection name -> all addresses behind it, as a name service answers."""
+    out_of_reach: set[tuple[str, str]] = field(default_factory=set)
+    """(host, structure): what a host does not reach from its start on."""
     built: int = 0
 
     def __getitem__(self, name: str) -> Host:

@@ -153,7 +153,10 @@ class ChannelSupervisor:
         return dict(self._care)
 
     def find(self, channel: str) -> Place | None:
-        """A sender channel and where its records lie; None when it is not defined, or its transmission queue is not."""
+        """A sender channel and where its records lie; None when it is not defined, or its transmission queue is not.
+
+        A structure that this member could not join counts: its entries are looked after here, and others asked to run the channel.
+        """
         definition = self.catalog.channel(channel)
         if definition is None or definition.type != "sender":
             return None
@@ -162,7 +165,7 @@ class ChannelSupervisor:
             return None
         # A sender channel is shared if its transmission queue is, whatever its own disposition.
         admin = PRIVATE if queue.structure == PRIVATE else ADMIN
-        if admin not in self.structures or queue.structure not in self.structures:
+        if admin not in self.structures:
             return None
         return Place(definition, admin, queue.structure)
 
@@ -352,7 +355,7 @@ class ChannelSupervisor:
                 if place is not None and channel not in self._care and not self.tables[place.admin].has(channel):
                     waiting.setdefault(place.structure, []).append(place)
         for structure, places in waiting.items():
-            if not self.structures[structure].reachable:
+            if structure not in self.structures or not self.structures[structure].reachable:
                 continue
             _, results = await self.structures[structure].read(*(get_prefix(keys.totals(place.queue)) for place in places))
             for place, result in zip(places, results, strict=True):

@@ -227,8 +227,9 @@ class ChannelCommands:
         supervisor = self._supervisor
         if line["type"] == "sender":
             place = supervisor.find(line["channel"])
-            if place is not None and supervisor.structures[place.structure].reachable:
-                _, (fence, progress, totals) = await supervisor.structures[place.structure].read(
+            structure = supervisor.structures.get(place.structure) if place is not None else None
+            if place is not None and structure is not None and structure.reachable:
+                _, (fence, progress, totals) = await structure.read(
                     Get(keys.sender_fence(place.queue)), Get(keys.sender_progress(place.queue)), get_prefix(keys.totals(place.queue))
                 )
                 line["saved"] = _saved(fence.first.value if fence.first else b"", progress.first.value if progress.first else b"")

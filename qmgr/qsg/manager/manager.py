@@ -29,14 +29,17 @@ from qsg.manager.queues import QueueService
 from qsg.manager.receiving import Receivers, ReceiverServices
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
 from qsg.rules.definitions import PRIVATE, Definitions
 from qsg.rules.internal import private_of
 from qsg.rules.world import World
-from qsg.store.contract import Store
+from qsg.store.contract import Get, Store, StoreError
 from qsg.transport.contract import Handler, Listener, Stream, Transport
 
 log = structlog.get_logger()
 
+JOIN_S = 5.0
+"""A member starts without an application structure that does not answer for so long."""
 CLIENT = "qsg.v1.Client"
 PEER = "qsg.v1.Peer"
 
@@ -91,6 +94,8 @@ class QueueManager:
         self.members: Members | None = None
         self.peers: PeerLinks | None = None
         self.address = ""
+        self.absent: list[str] = []
+        """Structures that did not answer at the start. What lies there is refused here until they do."""
 
     @property
     def admin(self) -> Structure:
@@ -120,23 +125,47 @@ class QueueManager:
         )
         # The admin structure first: a member elsewhere without a key there is taken for half dead.
         for name in sorted(self._stores, key=lambda n: (n != PRIVATE, n != ADMIN, n)):
-            structure = await membership.join(
-                self._stores[name],
-                name,
-                record,
-                self._world,
-                slots=o.slots,
-                lease=name != PRIVATE,
-                ttl_s=o.lease_ttl_s,
-                highest=o.highest.get(name, 0),
-                on_revision=lambda revision, name=name: self._on_revision(name, revision),  # type: ignore[misc]
-                compact=name != PRIVATE,
-                again=o.again,
-            )
+            try:
+                async with asyncio.timeout(None if name in (PRIVATE, ADMIN) else JOIN_S):
+                    structure = await self._join_one(name, record)
+            except TimeoutError:
+                log.warning("structure out of reach, starting without it", structure=name)
+                self.absent.append(name)
+                continue
             self.structures[name] = structure
             self._ends.push_async_callback(self._part, structure)
             log.info("joined", structure=name, incarnation=structure.incarnation)
             self._watchers.append(asyncio.get_running_loop().create_task(self._watch(structure), name=f"fence of {name}"))
+
+    async def _join_one(self, name: str, record: pb.MemberRecord) -> Structure:
+        o = self.options
+        return await membership.join(
+            self._stores[name],
+            name,
+            record,
+            self._world,
+            slots=o.slots,
+            lease=name != PRIVATE,
+            ttl_s=o.lease_ttl_s,
+            highest=o.highest.get(name, 0),
+            on_revision=lambda revision: self._on_revision(name, revision),
+            compact=name != PRIVATE,
+            again=o.again,
+        )
+
+    async def _watch_absent(self, name: str) -> None:
+        """A structure that this incarnation had to start without answers again: channels are handed over, and the next one joins it."""
+        while True:
+            await asyncio.sleep(JOIN_S)
+            try:
+                await self._stores[name].get(Get(keys.member(self.options.member), keys_only=True))
+                break
+            except StoreError as error:
+                log.info("structure is still out of reach", structure=name, error=repr(error))
+        log.warning("structure answers again, joining anew", structure=name)
+        await self.supervisor.drain()
+        await self.receivers.drain()
+        self.fenced.set()
 
     async def _part(self, structure: Structure) -> None:
         if self.fenced.is_set():
@@ -164,6 +193,8 @@ class QueueManager:
         # The initiator last: from then on partners come in, and channels start.
         socket = await self._local_listen(self.link.serve)
         self._ends.push_async_callback(socket.close)
+        for name in self.absent:
+            self._watchers.append(asyncio.get_running_loop().create_task(self._watch_absent(name), name=f"return of {name}"))
         log.info("serving", address=listener.address)
 
     async def _open_queues(self) -> None:
@@ -175,7 +206,7 @@ class QueueManager:
         self._ends.push_async_callback(self.queues.close)
         self.queues.start()
         self.administration = Administration(self.catalog, self.queues)
-        await self.administration.apply(o.definitions, replace=False)
+        await self.administration.apply(self._possible(o.definitions), replace=False)
         if o.group:
             # So that whoever knows the group's definitions knows its members, dead ones too.
             await self.queues.placer.internal(ADMIN, private_of(o.member))
@@ -184,6 +215,12 @@ class QueueManager:
             self._ends.push_async_callback(self.members.close)
             await self.members.start()
             self.members.on_gone.append(self.queues.member_gone)
+
+    def _possible(self, definitions: Definitions) -> Definitions:
+        """Without those that need a structure which is out of reach: the next incarnation makes them."""
+        queues = tuple(q for q in definitions.queues if q.structure not in self.absent)
+        channels = tuple(c for c in definitions.channels if c.structure not in self.absent)
+        return definitions.model_copy(update={"queues": queues, "channels": channels})
 
     def _open_channels(self) -> dict[str, Handler]:
         """The handlers of this member's address, but for that of the clients."""
