@@ -8,7 +8,7 @@ segment for one ordinary queue is passed through. Does not commit anything but s
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from qsg.manager import large
-from qsg.manager.placing import Placement, Placer, as_dead_letter, entry_of
+from qsg.manager.placing import Placement, Placer, as_dead_letter, entry_of, release
 from qsg.manager.queue_store import Opened
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, records_pb2
@@ -80,11 +80,20 @@ class Deliverer:
         self._staging: dict[bytes, _Staging] = {}
         self._begun: set[asyncio.Future[large.Stage]] = set()
         self._used: deque[Placement] = deque(maxlen=256)
+        self._reserved: list[Placement] = []
+        """Of the unit that is being filled."""
 
     # Placing
 
     async def _place(
-        self, destination: tuple[str, str], *, messages: int, payload_bytes: int, hops: int = 0, single: bool = False
+        self,
+        destination: tuple[str, str],
+        *,
+        messages: int,
+        payload_bytes: int,
+        hops: int = 0,
+        single: bool = False,
+        reserve: bool = True,
     ) -> Placement:
         """Where these messages go, after message retry if need be. Raises `Refusal` when they can go nowhere."""
         left = self._channel.message_retry_count
@@ -92,8 +101,9 @@ class Deliverer:
             while True:
                 try:
                     placement = await self._placer.place(
-                        self._structure.name, *destination, hops=hops, messages=messages, payload_bytes=payload_bytes
+                        self._structure.name, *destination, hops=hops, messages=messages, payload_bytes=payload_bytes, reserve=reserve
                     )
+                    self._reserved.append(placement)
                 except Refusal as refusal:
                     if refusal.reason not in RETRYABLE or not left:
                         raise
@@ -119,38 +129,39 @@ class Deliverer:
 
     # Putting
 
-    async def fill(self, unit: Unit, arrivals: Sequence[Arrival]) -> None:
-        """Puts everything of these arrivals into `unit`."""
-        placed: Counter[tuple[str, str]] = Counter()
-        for arrival in arrivals:
-            await self._add(unit, arrival, placed)
+    async def fill(self, unit: Unit, arrivals: Sequence[Arrival]) -> list[Placement]:
+        """Puts everything of these arrivals into `unit`; whoever commits it releases what the placements have reserved."""
+        reserved = self._reserved = []
+        try:
+            for arrival in arrivals:
+                await self._add(unit, arrival)
+        except BaseException:
+            release(reserved, committed=False)
+            raise
+        return reserved
 
-    async def _add(self, unit: Unit, arrival: Arrival, placed: Counter[tuple[str, str]]) -> None:
-        """`placed`: messages of this unit by destination, which the depth of their queue does not show yet."""
+    async def _add(self, unit: Unit, arrival: Arrival) -> None:
         header, bodies = arrival.header, arrival.wire.bodies
         groups: dict[str, tuple[Placement, list[int]]] = {}
         single: list[tuple[int, tuple[str, str], Placement | None]] = []
         for number, indexes in _by_destination(header).items():
             destination = header.destinations[number].queue, header.destinations[number].queue_manager
             largest = max(header.entries[i].payload_size for i in indexes)
-            placement = await self._place(destination, messages=placed[destination] + len(indexes), payload_bytes=largest)
+            placement = await self._place(destination, messages=len(indexes), payload_bytes=largest)
             plain = placement.refusal is None and placement.destination is None
             if not plain or any(header.entries[i].stage for i in indexes):
                 # A queue that is nearly full takes some of them: one by one.
-                again = placement.refusal is not None and placed[destination] + len(indexes) > 1
+                again = placement.refusal is not None and len(indexes) > 1
                 single += [(i, destination, None if again else placement) for i in indexes]
             else:
                 groups.setdefault(placement.queue, (placement, []))[1].extend(indexes)
-                placed[destination] += len(indexes)
         for placement, indexes in groups.values():
             self._uses(unit, placement)
             unit.puts.append(_segment(placement.queue, arrival.wire.priority, header, bodies, sorted(indexes)))
         for index, destination, known in sorted(single, key=lambda s: s[0]):
             if known is None:
                 size = header.entries[index].payload_size
-                known = await self._place(destination, messages=placed[destination] + 1, payload_bytes=size, single=True)
-            if known.refusal is None:
-                placed[destination] += 1
+                known = await self._place(destination, messages=1, payload_bytes=size, single=True)
             await self._add_single(unit, arrival, index, destination, known)
 
     def _uses(self, unit: Unit, placement: Placement) -> None:
@@ -192,7 +203,7 @@ class Deliverer:
             raise Refusal(Reason.PROTOCOL_ERROR, "a part makes no sense")
         if staging is None:
             destination = part.destination.queue, part.destination.queue_manager
-            placement = await self._place(destination, messages=1, payload_bytes=0)
+            placement = await self._place(destination, messages=1, payload_bytes=0, reserve=False)
             staging = self._staging[part.stage] = _Staging(destination, placement, part.chunks)
         if part.index != staging.came or part.index >= part.chunks or part.chunks != staging.chunks:
             raise Refusal(Reason.PROTOCOL_ERROR, f"part {part.index} of {part.chunks} came after {staging.came} of {staging.chunks}")

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from qsg.manager.delivering import Deliverer
 from qsg.manager.link import Session
-from qsg.manager.placing import Placer
+from qsg.manager.placing import Placement, Placer, release
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, records_pb2
 from qsg.rules import receiver as rules
@@ -78,6 +78,12 @@ class _Pending:
     confirm: int = 0
     """Number of the batch that is complete with it, 0 = none."""
     task: asyncio.Task[Committed] | None = None
+    placements: list[Placement] = field(default_factory=list)
+    """What they reserve is released when the outcome is known."""
+
+    def release(self, *, committed: bool) -> None:
+        placements, self.placements = self.placements, []
+        release(placements, committed=committed)
 
 
 class Inflow:
@@ -142,6 +148,8 @@ class Inflow:
             for unit in units:
                 unit.cancel()
             await asyncio.gather(*units, return_exceptions=True)
+            for pending in self._pending:
+                pending.release(committed=False)
             await self._tidy()
 
     async def _tidy(self) -> None:
@@ -199,7 +207,8 @@ class Inflow:
     async def _unit(self, pending: _Pending) -> Unit:
         """The messages and the record that covers them, in one unit."""
         unit = Unit("batch", compares=self._ours())
-        await self._fenced_off(self._deliverer.fill(unit, pending.arrivals))
+        pending.release(committed=False)
+        await self._fenced_off(self._fill(unit, pending))
         value = pending.after.SerializeToString(deterministic=True)
         before = pending.before
 
@@ -211,6 +220,9 @@ class Inflow:
 
         unit.changes.append(Change(self._progress, apply))
         return unit
+
+    async def _fill(self, unit: Unit, pending: _Pending) -> None:
+        pending.placements = await self._deliverer.fill(unit, pending.arrivals)
 
     async def _fenced_off(self, work_to_do: Awaitable[None]) -> None:
         """Staging that fails its compare: either the queue changed, or a newer bind has fenced this session off."""
@@ -249,6 +261,7 @@ class Inflow:
         counters = self._counters
         number = 0
         for pending in done:
+            pending.release(committed=True)
             counters.messages += pending.after.messages - pending.before.messages
             counters.bytes += pending.after.bytes - pending.before.bytes
             counters.sequence = pending.after.sequence
@@ -303,6 +316,7 @@ class Inflow:
             try:
                 committed = await self._structure.commit(await self._unit(pending), affinity=self._affinity)
                 self.paused(False)
+                pending.release(committed=True)
                 return committed
             except (CompareFailed, Refusal) as e:
                 error = e

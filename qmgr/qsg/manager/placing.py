@@ -89,16 +89,29 @@ class Placer:
         return await self._open(names.resolve_put(self.catalog.names(), queue, queue_manager), messages, reserve=reserve)
 
     async def place(
-        self, structure: str, queue: str, queue_manager: str, *, hops: int = 0, messages: int = 1, payload_bytes: int = 0
+        self,
+        structure: str,
+        queue: str,
+        queue_manager: str,
+        *,
+        hops: int = 0,
+        messages: int = 1,
+        payload_bytes: int = 0,
+        reserve: bool = False,
     ) -> Placement:
         """Where messages that a channel brought go, in the channel's home structure.
 
         When they cannot be put where they are addressed to, the answer is the dead-letter queue with the refusal; without a dead-letter
-        queue the refusal is raised. `payload_bytes`: of the largest message.
+        queue the refusal is raised. `payload_bytes`: of the largest message. `reserve`: the caller
+        releases the placement's reservation.
         """
         try:
-            placement = await self._place(structure, queue, queue_manager, hops, messages)
-            check_size(placement.opened, payload_bytes)
+            placement = await self._place(structure, queue, queue_manager, hops, messages, reserve=reserve)
+            try:
+                check_size(placement.opened, payload_bytes)
+            except Refusal:
+                release([placement], committed=False)
+                raise
             return placement
         except Refusal as refusal:
             letters = self.catalog.settings.dead_letter_queue
@@ -111,12 +124,12 @@ class Placer:
                 raise refusal from None
             return Placement(dead.opened, dead.destination, refusal)
 
-    async def _place(self, home: str, queue: str, queue_manager: str, hops: int, messages: int) -> Placement:
+    async def _place(self, home: str, queue: str, queue_manager: str, hops: int, messages: int, *, reserve: bool = False) -> Placement:
         catalog = self.catalog
         resolved = names.resolve_put(catalog.names(), queue, queue_manager, hops=hops)
         target = resolved.queue.structure
         if target == home:
-            return await self._open(resolved, messages)
+            return await self._open(resolved, messages, reserve=reserve)
         # The batch must commit in one structure: this message goes on by an internal channel.
         # There it is resolved anew, so it keeps its address.
         owner = catalog.member if target == PRIVATE else catalog.group
