@@ -237,7 +237,7 @@ class ChannelSupervisor:
             log.warning("recovered a channel that is not defined here", channel=channel)
         elif channel in self._care:
             # The watch showed the entry before its recovery was answered.
-            self._care[channel].passage = self._care[channel].passage or passage
+            self._care[channel].adopted(passage)
         elif self._started:
             self._look_after(place, passage).start()
 

@@ -1,0 +1,289 @@
+"""A channel while this member holds its lock: its sender, what follows when that ends, and what the table shows of it.
+
+Owns what was taken (`held`), the sender's task and the instances of this epoch. Invariant: a sender runs only while `held` is in hand;
+each way out releases it, or leaves the lock to whoever reaches the queue (scenario 1b). Decides nothing that another member could not
+decide anew from the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from qsg.manager.asking import candidates
+from qsg.manager.care import Care
+from qsg.manager.office import Ended, Outcome, Passage, RunningSender, SenderCounters
+from qsg.pb import records_pb2 as pb
+from qsg.rules import retry, status
+from qsg.rules.ownership import Alter, Held, alter_entry, raise_epoch, release, release_idle
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.stopping import StopOrder, ask_stop
+from qsg.rules.unit import Fenced, OutcomeUnknown
+from qsg.store.contract import Compare, StoreError, unchanged
+
+log = structlog.get_logger()
+
+REPORT_S = 1.0
+FATAL = frozenset({Reason.SEQUENCE_ERROR, Reason.NO_RECORD, Reason.SEQUENCE_WRAP_MISMATCH, Reason.MSG_TOO_BIG_FOR_Q_MGR})
+"""Errors that no retry mends: the channel becomes STOPPED."""
+REBINDS = 3
+"""Binds in a row, without a pause, to a partner whose members are ending."""
+EPOCH_TRIES = 3
+
+
+class Tenure:
+    """From taking the lock to letting it go (`held` is None)."""
+
+    def __init__(self, care: Care, held: Held, initiator: int) -> None:
+        self.care = care
+        self.held: Held | None = held
+        self.sender: RunningSender | None = None
+        self._sender_task: asyncio.Task[Outcome] | None = None
+        self._initiator = initiator
+        self._instance = 1
+        self._epoch_tries = self._rebinds = 0
+
+    def stop(self, *, force: bool) -> None:
+        self.care.order_stop(force=force)
+        if self.sender is not None:
+            self.sender.stop(force=bool(self.care.stop))
+
+    def cut_off(self) -> None:
+        """The sender may hang in a commit."""
+        if self._sender_task is not None:
+            self._sender_task.cancel()
+
+    async def run(self) -> None:
+        """One instance of the sender, and what follows when it ends."""
+        held = self.held
+        assert held is not None
+        sender = self.care.office.make_sender(held, self._instance)
+        self.sender = sender
+        if self.care.stop is not None:
+            sender.stop(force=self.care.stop)
+        loop = asyncio.get_running_loop()
+        running = self._sender_task = loop.create_task(sender.run(), name=f"sender {self.care.name}")
+        reporting = loop.create_task(self._report(held, sender), name=f"status of {self.care.name}")
+        try:
+            await asyncio.wait([running])
+        finally:
+            running.cancel()
+            reporting.cancel()
+            await asyncio.gather(running, reporting, return_exceptions=True)
+            self.sender = self._sender_task = None
+        outcome = _outcome(running)
+        log.info(
+            "sender ended",
+            channel=self.care.name,
+            kind=outcome.kind,
+            reason=outcome.reason.name,
+            detail=outcome.detail,
+            clean=outcome.clean,
+        )
+        await self._after(held, sender.counters, outcome)
+
+    async def _after(self, held: Held, counters: SenderCounters, outcome: Outcome) -> None:
+        if outcome.kind == "idle" and self.care.stop is None:
+            await self._idle(held)
+        elif outcome.kind == "fenced":
+            self.held = None
+            await self.care.pause(0.0)
+        elif self.care.handing_over and outcome.kind in ("stopped", "handed-over", "idle"):
+            takeover = self.care.takeover("drain")
+            await self._release(held, lambda e: status.altered(e, pb.RECOVERING, self.care.now(), takeover=takeover), outcome.clean)
+            self.care.passage = Passage(asyncio.get_running_loop().time())
+        elif outcome.kind in ("stopped", "handed-over", "idle"):
+            # The entry is STOPPING, by whoever ordered it; the rest of the stop follows from it.
+            await self._release(held, lambda e: status.altered(e, e.state, self.care.now()), outcome.clean)
+            self.care.stop = None
+        else:
+            await self._failed(held, counters, outcome)
+
+    async def _idle(self, held: Held) -> None:
+        if await self.care.run(release_idle(held), f"end idle {self.care.name}"):
+            self.held = None
+            return
+        entry = await self.care.table.read(self.care.name)
+        if entry is None or entry.request != held.request:
+            await self._release(held, lambda e: None, clean=True)
+        self._instance += 1  # a message came meanwhile: on with the same lock
+
+    async def _failed(self, held: Held, counters: SenderCounters, outcome: Outcome) -> None:
+        driver = self.care.office.driver
+        if outcome.reason is Reason.DRAINING and self._rebinds < REBINDS:
+            # A planned move at the other end: another member of it answers now, and the lock is ours.
+            self._rebinds += 1
+            self._instance += 1
+            return
+        if outcome.epoch_seen >= held.epoch and self._epoch_tries < EPOCH_TRIES:
+            self._epoch_tries += 1
+            if await self.care.run(raise_epoch(driver.me, held, outcome.epoch_seen), f"raise epoch of {self.care.name}"):
+                self._instance = 1
+                return
+        if driver.link.initiator != self._initiator:
+            await self._initiator_lost(held, outcome)
+        elif outcome.reason in FATAL:
+            await self._stop_for(outcome.reason, outcome.detail, held)
+        else:
+            await self._retry(held, counters.messages > 0, outcome)
+
+    async def _initiator_lost(self, held: Held, outcome: Outcome) -> None:
+        """Scenario 3, for a channel whose sender noticed: confirmed by comparing the dead initiator's record, which is overwritten."""
+        link = self.care.office.driver.link
+        await link.settled()
+        self.care.passage = Passage(asyncio.get_running_loop().time())
+        takeover = self.care.takeover("channel initiator failed")
+        extra = (unchanged(link.cell.key, link.cell.mod_revision),) if self.care.place.admin == self.care.office.initiators else ()
+        initiator = link.initiator
+
+        def alter(entry: pb.ChannelStatus) -> pb.ChannelStatus:
+            return status.altered(
+                entry, pb.RECOVERING, self.care.now(), takeover=takeover, takeovers=entry.takeovers + 1, owner_initiator=initiator
+            )
+
+        await self._release(held, alter, outcome.clean, extra)
+
+    async def _retry(self, held: Held, got_through: bool, outcome: Outcome) -> None:
+        """Scenario 2: unlock, then start requests, first to others at once, then by the retry timers."""
+        entry = held.status
+        rules = self.care.place.channel.retry
+        full = retry.Attempts.full(rules)
+        left = full if got_through else retry.Attempts(entry.short_retries_left, entry.long_retries_left)
+        planned = retry.next_delay(rules, left, self.care.office.world.random)
+        if planned is None:
+            await self._stop_for(outcome.reason, f"retries exhausted: {outcome.detail}", held)
+            return
+        delay_ms, after = planned
+        first = left.within(rules) == full
+        self.care.passage = Passage(asyncio.get_running_loop().time())
+        takeover = self.care.takeover("communications failed")
+        alive = status.altered
+
+        def alter(entry: pb.ChannelStatus) -> pb.ChannelStatus:
+            return alive(
+                entry,
+                pb.RETRYING,
+                self.care.now(),
+                reason=int(outcome.reason),
+                detail=outcome.detail[:500],
+                short_retries_left=after.short,
+                long_retries_left=after.long,
+                takeover=takeover,
+                in_doubt=not outcome.clean,
+            )
+
+        self.care.elsewhere = True
+        others = [m for m in candidates(self.care) if m != self.care.office.driver.member]
+        self.care.not_before = asyncio.get_running_loop().time() + (0.0 if first and others else delay_ms / 1000)
+        await self._release(held, alter, outcome.clean)
+
+    async def _stop_for(self, reason: Reason, detail: str, held: Held) -> None:
+        """An error that needs a command: the stop list, begun by ourselves."""
+        order = StopOrder(pb.STOPPED, False, self.care.now(), int(reason), detail[:500])
+        try:
+            await self.care.office.driver.run(
+                ask_stop(self.care.office.driver.me, self.care.place, order, self.care.office.world.id), f"stop {self.care.name}"
+            )
+        except Refusal as refusal:
+            log.info("entry changed before the stop", channel=self.care.name, detail=refusal.detail)
+        await self._release(held, lambda e: None, clean=False)
+
+    async def _release(self, held: Held, alter: Alter, clean: bool, extra: tuple[Compare, ...] = ()) -> None:
+        self.held = None
+        structures = self.care.office.driver.structures
+        if structures[self.care.place.structure].reachable or self.care.place.together:
+            try:
+                await self.care.run(release(held, alter, clean=clean, extra=extra), f"release {self.care.name}")
+                return
+            except (TimeoutError, StoreError):
+                log.warning("release does not come through", channel=self.care.name, structure=self.care.place.structure)
+                if self.care.place.together or not structures[self.care.place.admin].reachable:
+                    raise
+        # Scenario 1b: the lock stays; a member that reaches the queue takes it over at our request.
+        await self.care.run(alter_entry(held, alter, extra), f"entry of {self.care.name}")
+
+    # What the table shows of it
+
+    async def _report(self, held: Held, sender: RunningSender) -> None:
+        """RUNNING once bound, then the counters from time to time."""
+        await sender.bound.wait()
+        if not await self._entered(held, lambda e: self._running(e, held, sender)):
+            return
+        written = self._progress(sender)
+        while True:
+            await asyncio.sleep(REPORT_S)
+            if self._progress(sender) != written:
+                written = self._progress(sender)
+                try:
+                    await self.care.run(alter_entry(held, lambda e: self._running(e, held, sender)))
+                except (TimeoutError, StoreError) as error:
+                    # Scenario 1: losing the table ends no running channel.
+                    log.warning("status not written", channel=self.care.name, error=repr(error))
+
+    async def _entered(self, held: Held, alter: Alter) -> bool:
+        try:
+            if await self.care.run(alter_entry(held, alter)):
+                if self.care.passage is not None:
+                    log.info("channel resumed", channel=self.care.name, **_milliseconds(held.status.takeover))
+                self.care.passage = None
+                self.care.elsewhere = False
+                self._rebinds = 0
+                return True
+            log.info("entry changed while binding", channel=self.care.name)
+            entry = await self.care.table.read(self.care.name)
+            mine = entry is not None and entry.owner == self.care.office.driver.member and entry.state == pb.STOPPING
+            self.stop(force=not mine or (entry is not None and entry.stop_force))
+        except (TimeoutError, StoreError) as error:
+            # Scenario 1: a change of state that cannot be written ends the channel.
+            log.warning("the status table does not take RUNNING", channel=self.care.name, error=repr(error))
+            self.care.elsewhere = True
+            self.stop(force=True)
+        return False
+
+    def _running(self, entry: pb.ChannelStatus, held: Held, sender: RunningSender) -> pb.ChannelStatus:
+        counters = sender.counters
+        after = status.altered(entry, pb.RUNNING, self.care.now(), epoch=held.epoch, instance=self._instance, address=counters.address)
+        if entry.state != pb.RUNNING:
+            after.reason, after.detail = 0, ""
+        after.messages, after.bytes, after.batches = counters.messages, counters.bytes, counters.batches
+        after.current_sequence, after.last_sequence = counters.current_sequence, counters.sequence
+        after.current_luwid, after.last_luwid = counters.current_luwid, counters.luwid
+        after.in_doubt, after.last_message_at_ms = counters.in_doubt, counters.last_message_at_ms
+        after.partner = counters.partner or after.partner
+        if counters.messages:
+            full = retry.Attempts.full(self.care.place.channel.retry)
+            after.short_retries_left, after.long_retries_left = full.short, full.long
+        if self.care.passage is not None and after.HasField("takeover"):
+            now = asyncio.get_running_loop().time()
+            after.takeover.to = self.care.office.driver.member
+            after.takeover.detect_ms = self.care.passage.detect_ms
+            after.takeover.claim_ms = 1000 * (self.care.passage.claimed - self.care.passage.since)
+            after.takeover.resume_ms = 1000 * (now - self.care.passage.since)
+        return after
+
+    def _progress(self, sender: RunningSender) -> tuple[object, ...]:
+        c = sender.counters
+        return c.messages, c.bytes, c.batches, c.sequence, c.in_doubt, self._instance
+
+
+def _outcome(task: asyncio.Task[Outcome]) -> Outcome:
+    if task.cancelled():
+        return Ended("failed", Reason.STRUCTURE_NOT_AVAILABLE, "given up")
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if isinstance(error, Fenced | OutcomeUnknown):
+        return Ended("fenced", Reason.FENCED, repr(error))
+    log.error("sender failed", error=repr(error), exc_info=error)
+    return Ended("failed", Reason.UNEXPECTED_ERROR, repr(error))
+
+
+def _milliseconds(takeover: pb.Takeover) -> dict[str, object]:
+    return {
+        "from_member": getattr(takeover, "from"),
+        "cause": takeover.cause,
+        "detect_ms": round(takeover.detect_ms, 1),
+        "claim_ms": round(takeover.claim_ms, 1),
+        "resume_ms": round(takeover.resume_ms, 1),
+    }
