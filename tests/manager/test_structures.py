@@ -384,7 +384,7 @@ class Chaos:
         self.story: list[str] = []
 
     def living(self) -> list[str]:
-        return [m for m in "XYZ" if self.made[m].alive and not self.made[m].manager.fenced.is_set()]
+        return [m for m in "XYZ" if self.made[m].serving and not self.made[m].manager.fenced.is_set()]
 
     async def put(self) -> None:
         source, name, queue_manager, target = self.chance.choice(self.ROADS)

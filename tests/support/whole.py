@@ -21,6 +21,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.definitions import Channel, Definitions, Queue, Settings
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.rules.world import World
 from qsg.store.contract import Get, KeyValue, get_prefix
 from qsg.store.memory import MemoryServer, MemoryStore
@@ -67,6 +68,7 @@ class Host:
         self.initiator: Initiator
         self.incarnations = 0
         self.alive = False
+        self.serving = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -77,6 +79,7 @@ class Host:
                 self.stores[structure].cut()
         world = self.universe.world(self.name)
         self.alive = True
+        self._process, self._again = world.id().hex(), False
         await self._incarnate(world)
         transport = self.universe.network.transport(self.name)
         self.initiator = Initiator(
@@ -105,19 +108,27 @@ class Host:
             address=f"{self.name}-qm:1416",
             group_listener=f"{self.name}:1415" if self.group else "",
             local_listener=f"{self.name}:1414",
-            process=world.id().hex(),
+            process=self._process,
             definitions=self.definitions,
+            again=self._again,
         )
+        self._again = True
         self.manager = QueueManager(options, world, self.stores, transport, listen)
         await self.manager.start()
+        self.serving = True
         self.incarnations += 1
 
     async def _keep(self, world: World) -> None:
         """As the process does: behind a fenced incarnation comes the next."""
         while True:
             await self.manager.fenced.wait()
+            self.serving = False
             await self.manager.stop(drain=False)
-            await self._incarnate(world)
+            while not self.serving:
+                try:
+                    await self._incarnate(world)
+                except (Fenced, OutcomeUnknown):
+                    await asyncio.sleep(0.2)
 
     async def kill(self) -> None:
         """SIGKILL of both processes: nothing more is written, connections break and are refused."""
@@ -136,7 +147,7 @@ class Host:
         await self._end_tasks()
 
     async def _end_tasks(self) -> None:
-        self.alive = False
+        self.alive = self.serving = False
         await _cancelled(self._tasks)
         await self.initiator.close()
 

@@ -277,6 +277,7 @@ class Receiver:
         reason, detail = Reason.UNEXPECTED_ERROR, ""
         if observer is not None:
             observer.inbound_started(self.channel, self.partner, self.stream, session.address, session.portal)
+            self._tell()  # epoch and record are known before the first batch
         try:
             await inflow.run()
             reason = Reason.NONE

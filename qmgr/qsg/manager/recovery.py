@@ -19,7 +19,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.ownership import Leftover, leftovers, recovery, release_own_lock
 from qsg.rules.reasons import Refusal
-from qsg.rules.unit import CompareFailed, OutcomeUnknown
+from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.store.contract import StoreError
 
 log = structlog.get_logger()
@@ -106,7 +106,7 @@ class Recovery:
         except (CompareFailed, Refusal) as error:
             log.info("recovered by another", channel=entry.channel, detail=str(error))
             return
-        except (StoreError, OutcomeUnknown) as error:
+        except (StoreError, OutcomeUnknown, Fenced) as error:
             log.warning("not recovered", channel=entry.channel, error=repr(error))
             return
         self.recovered += 1
