@@ -373,6 +373,78 @@ async def test_a_drain_does_not_wait_for_what_only_this_member_can_run() -> None
         await u["Y"].until("OWN", ["one", "two"])
 
 
+@simulated
+async def test_from_a_private_store_to_a_structure_while_the_member_dies() -> None:
+    """Local portal, shared queue: the only member that can move them dies again and again, with messages in every place."""
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        await u["R"].manager.queues.define(xmitq("X"))
+        await u["X"].manager.catalog.define_channel(receiver("R.TO.X"), own=True)
+        await u["R"].manager.catalog.define_channel(sender("R.TO.X", "X", "X:1414", partner="X"))
+        sent: list[str] = []
+        for round_ in range(6):
+            more = numbered(len(sent), len(sent) + 30)
+            sent += more
+            await u["R"].put("FAR", *more, queue_manager="X")
+            await asyncio.sleep(0.004 * round_)
+            await u["X"].kill()
+            await u.again("X")
+        await u["Y"].until("FAR", sent, 20.0)
+        nothing_on_the_way(u, internal_queue("private", "app1"), server="private X")
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0, 15.0])
+@simulated
+async def test_an_application_structure_out_of_everybodys_reach(seconds: float) -> None:
+    """Nobody can be asked to take over. What lies elsewhere moves meanwhile; when it answers again everything goes on, once."""
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        for source, name, manager in (("R", "NEAR", "G"), ("R", "FAR", "G"), ("X", "IN", "R")):
+            await u[source].put(name, *numbered(0, 5), queue_manager=manager)
+        await u["R"].until("IN", numbered(0, 5))
+        await u["X"].until("FAR", numbered(0, 5))
+        for member in "XY":
+            u[member].stores["app1"].cut()
+        await u["R"].put("FAR", *numbered(5, 10), queue_manager="G")
+        await u["R"].put("NEAR", *numbered(5, 10), queue_manager="G")
+        await u["Y"].until("NEAR", numbered(0, 10), 3.0)
+        await asyncio.sleep(seconds)
+        for member in "XY":
+            u[member].stores["app1"].heal()
+        await asyncio.sleep(5)
+        await u["X"].until("FAR", numbered(0, 10))
+        await u["Y"].put("IN", *numbered(5, 10), queue_manager="R")
+        await u["R"].until("IN", numbered(0, 10))
+        assert all(u[member].serving for member in "XY")
+
+
+@simulated
+async def test_a_partner_cannot_bind_to_an_internal_channel() -> None:
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        await u["R"].put("FAR", "one", queue_manager="G")
+        await u["X"].until("FAR", ["one"])
+        await u["R"].manager.queues.define(xmitq("EVIL"))
+        await u["R"].manager.catalog.define_channel(sender(MOVED, "EVIL", "X:1415"))
+        await u["R"].put("FAR", "intruder", queue_manager="EVIL")
+        entry = await u.state(MOVED, pb.RETRYING, "R")
+        assert entry.reason == Reason.CHANNEL_TYPE_ERROR
+
+
+@simulated
+async def test_a_full_queue_in_another_structure() -> None:
+    """Message retry, then the dead-letter queue, as of any channel; what follows is not held up for ever."""
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        await u["X"].manager.queues.define(queue("TIGHT", structure="app1", max_depth=2))
+        await u["R"].put("TIGHT", *numbered(0, 3), queue_manager="G")
+        await u["R"].put("FAR", "behind", queue_manager="G")
+        await u["X"].until("FAR", ["behind"], 40.0)
+        assert await u["X"].texts("TIGHT") == numbered(0, 2)
+        (letter,) = await u["X"].until(DLQ, ["m0002"])
+        assert (letter.dead_letter.reason, letter.dead_letter.queue) == (Reason.Q_FULL, "TIGHT")
+
+
 class Chaos:
     """R and X's applications send to queues of both structures and to a private queue of Y, while things fail at random."""
 
