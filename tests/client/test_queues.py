@@ -71,6 +71,18 @@ def slow_network(site: Site, chance: random.Random) -> None:
     site.network.delay = lambda source, target: chance.uniform(0, 0.002)
 
 
+async def test_priority_none_is_the_queues_default(site: Site) -> None:
+    await site.members["X"].queues.define(shared("A", default_priority=6))
+    async with site.connect(application="app") as qmgr:
+        await qmgr.put("A", b"zero", priority=0)
+        await qmgr.put("A", b"plain")
+        await qmgr.put("A", b"with an id", correlation_id=b"c")
+        async with qmgr.unit() as unit:
+            await unit.put("A", b"in a unit")
+        got = await qmgr.get_many("A", 10)
+    assert [(m.priority, m.payload) for m in got] == [(6, b"plain"), (6, b"with an id"), (6, b"in a unit"), (0, b"zero")]
+
+
 async def test_put_browse_get(site: Site) -> None:
     async with site.connect(application="app") as qmgr:
         ids = await qmgr.put_many("A", [b"%d" % i for i in range(300)])

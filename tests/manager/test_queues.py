@@ -37,6 +37,25 @@ async def depth(member: Member, queue: str = "A") -> int:
     return (await member.queues.depth(queue)).messages
 
 
+async def test_who_names_no_priority_gets_the_queues_default() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X", default_priority=4)
+        await x.queues.define(Queue(name="ALIAS", type="alias", target="A"))
+        await x.put("A", b"zero", priority=0)
+        await x.put("A", b"three", priority=3)
+        await x.put("ALIAS", b"default")
+        unit = x.queues.begin()
+        await x.queues.put([PutRequest("A", pb.Message(payload=b"in a unit"))], unit=unit)
+        await x.queues.put([PutRequest("A", pb.Message(payload=b"l" * MIB))], unit=unit)
+        await unit.commit()
+        await x.put("A", b"five", priority=5)
+
+        found = [(await got(x))[0].message for _ in range(6)]
+
+        priorities = [(m.priority, m.payload[:9]) for m in found]
+        assert priorities == [(5, b"five"), (4, b"default"), (4, b"in a unit"), (4, b"l" * 9), (3, b"three"), (0, b"zero")]
+
+
 async def test_descriptor_is_completed() -> None:
     async with group() as g:
         (x,) = await members(g, "X")

@@ -64,7 +64,7 @@ def put(
     file: Annotated[Path | None, typer.Option("--file", "-f", exists=True, dir_okay=False, help="Take the message from a file.")] = None,
     lines: Annotated[bool, typer.Option("--lines", help="Each line is a message.")] = False,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Put it so many times.")] = 1,
-    priority: Annotated[int | None, typer.Option(min=0, max=9, show_default=False)] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="If none is given: the queue's default.", show_default=False)] = None,
     expiry_ms: Annotated[int, typer.Option(min=0, help="Discarded after so long; 0 = never.")] = 0,
     correlation_id: Annotated[str, typer.Option(help="Hexadecimal, up to 24 bytes.")] = "",
     reply_to: Annotated[str, typer.Option(help="QUEUE or QUEUE@QUEUE-MANAGER.")] = "",

@@ -115,7 +115,7 @@ def to_record(payload: bytes | str, options: Options = _PLAIN) -> records.Messag
         reply_to = ReplyTo(*reply_to)
     return records.Message(
         payload=raw,
-        priority=options.priority or 0,
+        priority=options.priority,
         message_id=pad_id(options.message_id),
         correlation_id=pad_id(options.correlation_id),
         reply_to_queue=reply_to.queue if reply_to else "",

@@ -164,7 +164,8 @@ class QueueManager:
     ) -> bytes:
         """Puts one message; its id once it is durable. Puts of many tasks share commits.
 
-        `priority` 0 to 9; `expiry_ms` 0 = never; ids up to 24 bytes, "" = made for you; `reply_to`: queue, or (queue, queue manager).
+        `priority` 0 to 9, None = the queue's default; `expiry_ms` 0 = never; ids up to 24 bytes, "" = made for you;
+        `reply_to`: queue, or (queue, queue manager).
         Raises OutcomeUnknown (only without a producer name): perhaps done. Any other QsgError: not done.
         """
         if priority is None and not (message_id or correlation_id or reply_to or properties or format) and persistent:

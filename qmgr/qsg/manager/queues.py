@@ -39,12 +39,21 @@ ID_BYTES = 24
 
 @dataclass(slots=True)
 class PutRequest:
-    """A message for a queue. An empty `message.message_id` is drawn; `expires_in_ms` above 0 sets when it expires."""
+    """A message for a queue. An empty `message.message_id` is drawn, an absent priority is the queue's default; `expires_in_ms` above 0
+    sets when it expires."""
 
     queue: str
     message: pb.Message
     queue_manager: str = ""
     expires_in_ms: int = 0
+
+
+def _bodies(requests: Sequence[PutRequest], placements: Sequence[Placement]) -> list[bytes]:
+    """The messages as they are stored. Who names no priority gets the default of the queue that the message is put on."""
+    for request, placement in zip(requests, placements, strict=True):
+        if not request.message.HasField("priority"):
+            request.message.priority = placement.opened.definition.default_priority
+    return [request.message.SerializeToString() for request in requests]
 
 
 class QueueService:
@@ -172,7 +181,7 @@ class QueueService:
         try:
             for placement in placements:
                 unit.adopt(placement.structure)
-            bodies = [request.message.SerializeToString() for request in requests]
+            bodies = _bodies(requests, placements)
             unit.require_room(placements, [len(body) for body in bodies])
             unit.add(await self._held(requests, placements, bodies))
         except BaseException:
@@ -218,7 +227,7 @@ class QueueService:
             home = placements[0].structure
             if any(p.structure is not home for p in placements):
                 raise Refusal(Reason.OPTIONS_ERROR, "the queues of one put lie in several structures")
-            held = await self._held(requests, placements, [request.message.SerializeToString() for request in requests])
+            held = await self._held(requests, placements, _bodies(requests, placements))
             try:
                 await self._commit_puts(home, held, affinity, producer)
                 committed = True

@@ -274,6 +274,7 @@ class Message(google.protobuf.message.Message):
     message_id: builtins.bytes
     correlation_id: builtins.bytes
     priority: builtins.int
+    """absent in a put: the default of the queue it is put on; stored messages have it"""
     nonpersistent: builtins.bool
     expires_at_ms: builtins.int
     put_at_ms: builtins.int
@@ -297,7 +298,7 @@ class Message(google.protobuf.message.Message):
         *,
         message_id: builtins.bytes = ...,
         correlation_id: builtins.bytes = ...,
-        priority: builtins.int = ...,
+        priority: builtins.int | None = ...,
         nonpersistent: builtins.bool = ...,
         expires_at_ms: builtins.int = ...,
         put_at_ms: builtins.int = ...,
@@ -311,8 +312,9 @@ class Message(google.protobuf.message.Message):
         hops: builtins.int = ...,
         payload: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["dead_letter", b"dead_letter"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["correlation_id", b"correlation_id", "dead_letter", b"dead_letter", "expires_at_ms", b"expires_at_ms", "format", b"format", "hops", b"hops", "message_id", b"message_id", "nonpersistent", b"nonpersistent", "origin", b"origin", "payload", b"payload", "priority", b"priority", "properties", b"properties", "put_application", b"put_application", "put_at_ms", b"put_at_ms", "reply_to_queue", b"reply_to_queue", "reply_to_queue_manager", b"reply_to_queue_manager"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_priority", b"_priority", "dead_letter", b"dead_letter", "priority", b"priority"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_priority", b"_priority", "correlation_id", b"correlation_id", "dead_letter", b"dead_letter", "expires_at_ms", b"expires_at_ms", "format", b"format", "hops", b"hops", "message_id", b"message_id", "nonpersistent", b"nonpersistent", "origin", b"origin", "payload", b"payload", "priority", b"priority", "properties", b"properties", "put_application", b"put_application", "put_at_ms", b"put_at_ms", "reply_to_queue", b"reply_to_queue", "reply_to_queue_manager", b"reply_to_queue_manager"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_priority", b"_priority"]) -> typing.Literal["priority"] | None: ...
 
 global___Message = Message
 

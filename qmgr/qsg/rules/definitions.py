@@ -38,6 +38,7 @@ class Queue(Definition):
     max_depth: int = Field(default=999_999_999, ge=0, le=999_999_999)
     max_message_bytes: int = Field(default=MESSAGE_BYTES_MAX, ge=0, le=MESSAGE_BYTES_MAX)
     default_priority: int = Field(default=0, ge=0, le=9)
+    """Of messages put on it whose putter names none; a transmission queue's for what is put on it for elsewhere."""
     put_enabled: bool = True
     get_enabled: bool = True
     backout_threshold: int = Field(default=0, ge=0)
