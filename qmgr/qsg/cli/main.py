@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 from importlib.metadata import version as version_of
 from typing import Annotated
@@ -15,10 +16,13 @@ from typing import Annotated
 import structlog
 import typer
 
-from qsg.cli import apply, bench, channels, messages, queues, store
-
 PROCESSES = ("serve", "initiator", "up", "demo")
 """Modules `qsg.cli.<name>` with a function of that name, or `register(app)`."""
+if not {"serve", "initiator"} & set(sys.argv[1:3]):
+    # Before grpc is loaded: it tells standard error of every connection that ends, which the commands report in their own words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from qsg.cli import apply, bench, channels, messages, queues, store  # noqa: E402
 
 
 def build(arguments: list[str]) -> typer.Typer:

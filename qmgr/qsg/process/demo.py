@@ -19,13 +19,22 @@ import structlog
 
 import qsg
 from qsg.process.ledger import Counts, Ledger
-from qsg.process.local import IN_CHANNEL, OUT_CHANNEL, LocalGroup
+from qsg.process.local import DEAD_LETTER_QUEUE, IN_CHANNEL, OUT_CHANNEL, LocalGroup
 from qsg.process.workload import Direction, Pace, consume, produce
 
 log = structlog.get_logger()
 
 Kill = Literal["initiator", "queue-manager", "member", "pause", "store", "network", "drain", "none"]
 KILLS: tuple[Kill, ...] = ("initiator", "queue-manager", "member", "pause", "store", "network", "drain", "none")
+_DEEDS = {
+    "initiator": "killed the initiator of {}",
+    "queue-manager": "killed the queue manager of {}",
+    "member": "killed {}, queue manager and initiator",
+    "pause": "froze {}",
+    "store": "killed {}",
+    "network": "cut the network paths of {}",
+    "drain": "told {} to end",
+}
 PRODUCERS = 4
 CONSUMERS = 1  # two that compete would see messages in turns, and no order could be checked
 READY_S = 60.0
@@ -121,7 +130,7 @@ class Demo:
         error = ""
         async with qsg.connect(self.group.group_addresses, application="demo", connect_s=READY_S) as observer:
             await self._until(lambda: self._redundant(observer), READY_S, "the group to be ready")
-            self.watch(self, "group is ready")
+            self.watch(self, "group is ready; messages flow")
             self.started_at = time.monotonic()
             tasks = [asyncio.create_task(self._watch_status(observer))]
             for d in self.directions:
@@ -186,8 +195,8 @@ class Demo:
         else:
             self.group.kill(owner, kill)
         takeover = Takeover(kill, channel, owner, "", at)
-        self.watch(self, f"killed {kill} of {owner}" if kill != "store" else f"killed {owner}")
-        resumed = {d.name: len(d.ledger.arrivals) for d in self.directions}
+        self.watch(self, _DEEDS[kill].format(owner))
+        seen = {d.name: len(d.ledger.arrivals) for d in self.directions}
 
         async def over() -> bool:
             if kill != "store":
@@ -197,7 +206,8 @@ class Demo:
                 takeover.to = str(now.get("owner", ""))
                 if channel == OUT_CHANNEL and not self._note_parts(takeover, now):
                     return False
-            return all(len(d.ledger.arrivals) > resumed[d.name] + 5 or not d.ledger.outstanding for d in self.directions)
+            # What was put before it may have been on its way to the consumer already.
+            return all(any(sent > at for sent in d.ledger.sent_times[seen[d.name] :]) or _idle(d.ledger) for d in self.directions)
 
         await self._until(over, TAKEOVER_S, f"takeover of {channel} from {owner} ({kill})")
         takeover.until = time.monotonic()
@@ -207,8 +217,23 @@ class Demo:
             self.group.heal(owner)
         elif kill == "store":
             await self.group.revive_store()
-        self.watch(self, f"{channel}: {owner} -> {takeover.to or owner}")
+        await self._until(partial(self._gap_is_over, takeover), TAKEOVER_S, f"messages to arrive after {channel} was taken over")
+        takeover.gap_ms = self._gap_ms(takeover)
+        moved = f"{channel}: {owner} -> {takeover.to}" if takeover.to else f"{channel}: goes on"
+        self.watch(self, f"{moved} in {takeover.gap_ms:.0f} ms")
         return takeover
+
+    def _touched(self, takeover: Takeover) -> list[Direction]:
+        return [d for d in self.directions if self.plan.kill == "store" or (d.name == "out") == (takeover.channel == OUT_CHANNEL)]
+
+    async def _gap_is_over(self, takeover: Takeover) -> bool:
+        """What is measured now is final: messages have arrived since."""
+        touched = self._touched(takeover)
+        return all((d.ledger.arrivals and d.ledger.arrivals[-1] > takeover.until) or _idle(d.ledger) for d in touched)
+
+    def _gap_ms(self, takeover: Takeover) -> float:
+        """The longest silence in arrivals around it."""
+        return 1000 * max(d.ledger.gap_s(takeover.at, takeover.until) for d in self._touched(takeover))
 
     @staticmethod
     def _note_parts(takeover: Takeover, now: dict[str, Any]) -> bool:
@@ -225,8 +250,8 @@ class Demo:
     async def _watch_status(self, observer: qsg.QueueManager) -> None:
         while True:
             try:
-                await self._channel(observer, OUT_CHANNEL)
                 for d in self.directions:
+                    await self._channel(observer, OUT_CHANNEL if d.name == "out" else IN_CHANNEL)
                     queue = "R" if d.name == "out" else "FROM.R"
                     self.depths[d.name] = int((await observer.inquire_queue(queue)).get("depth", 0))
             except qsg.QsgError:
@@ -270,7 +295,7 @@ class Demo:
     # --- the end
 
     async def _drain(self, producers: list[asyncio.Task[None]]) -> None:
-        self.watch(self, "draining")
+        self.watch(self, "waiting for the last messages")
         async with asyncio.timeout(DRAIN_S + self.plan.messages / self.plan.rate):
             await asyncio.gather(*producers)
 
@@ -286,9 +311,8 @@ class Demo:
             counts = counts.plus(d.ledger.counts())
         for i, t in enumerate(self.takeovers):
             until = self.takeovers[i + 1].at if i + 1 < len(self.takeovers) else self.finished_at
-            own = [d for d in self.directions if self.plan.kill == "store" or (d.name == "out") == (t.channel == OUT_CHANNEL)]
-            t.gap_ms = 1000 * max(d.ledger.gap_s(t.at, t.until) for d in own)
-            t.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s(t.at - 1.0, until) for d in own)
+            t.gap_ms = self._gap_ms(t)
+            t.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s(t.at - 1.0, until) for d in self._touched(t))
         result = Result(counts, self.takeovers, error=error)
         result.max_gap_ms = max((t.gap_ms for t in self.takeovers), default=0.0)
         result.worst_wait_ms = 1000 * max(d.ledger.worst_wait_s() for d in self.directions)
@@ -297,8 +321,20 @@ class Demo:
             result.wait_p50_ms = 1000 * waits[len(waits) // 2]
             result.wait_p99_ms = 1000 * waits[len(waits) * 99 // 100]
         result.rate_per_s = counts.ok / max(self.finished_at - self.started_at, 1e-9)
+        if not error:
+            result.dead_letters = await self._dead_letters(observer)
         result.duplicates_suppressed, result.fenced_writes = _from_logs(self.group.log_lines())
         return result
+
+    async def _dead_letters(self, observer: qsg.QueueManager) -> int:
+        """In the group and at R."""
+        async with qsg.connect(self.group.remote_address, application="demo", connect_s=READY_S) as remote:
+            return sum([int((await at.inquire_queue(DEAD_LETTER_QUEUE))["depth"]) for at in (observer, remote)])
+
+
+def _idle(ledger: Ledger) -> bool:
+    """Nobody waits for anything: all that was put is acknowledged and has arrived."""
+    return not ledger.outstanding and ledger.sent_total == ledger.acknowledged_total
 
 
 def _taken_over(before: dict[str, Any], now: dict[str, Any]) -> bool:
