@@ -147,7 +147,7 @@ async def test_requests_are_answered_refused_or_unreachable() -> None:
             await peers.request("X", peer_pb2.Request(start=peer_pb2.StartChannel(channel="NONE")))
         assert caught.value.reason is Reason.CHANNEL_NOT_FOUND
         with pytest.raises(Refusal):
-            await peers.request("X", peer_pb2.Request(give_back=peer_pb2.GiveBack(queue="Q")))
+            await peers.request("X", peer_pb2.Request())
         with pytest.raises(PeerUnreachable):
             await peers.request("W", peer_pb2.Request())
         t.network.cut("X-qm", "Y-qm")

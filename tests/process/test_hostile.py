@@ -589,8 +589,6 @@ async def test_requests_of_a_peer_that_make_no_sense(group: ConfiguredGroup, flo
             (
                 {},
                 {"start": _P.StartChannel(channel="NO.SUCH")},
-                {"give_back": _P.GiveBack(structure="nowhere", queue="NOTHING", suffix=b"\xff")},
-                {"give_back": _P.GiveBack(structure="admin", queue=TARGET, suffix=b"\xff\xff")},
                 {"cut_off": _P.CutOff(structure="nowhere", incarnation=1)},
                 {"cut_off": _P.CutOff(structure="admin", incarnation=1)},
             ),

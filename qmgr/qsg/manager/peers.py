@@ -62,7 +62,7 @@ class _Link:
 
 
 class PeerLinks:
-    """`own_load` answers this member's load now. `requests` maps a kind of request ("start", "give_back", "cut_off") to who answers it."""
+    """`own_load` answers this member's load now. `requests` maps a kind of request ("start", "cut_off") to who answers it."""
 
     def __init__(
         self,

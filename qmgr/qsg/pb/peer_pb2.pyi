@@ -152,13 +152,10 @@ class Request(google.protobuf.message.Message):
 
     ID_FIELD_NUMBER: builtins.int
     START_FIELD_NUMBER: builtins.int
-    GIVE_BACK_FIELD_NUMBER: builtins.int
     CUT_OFF_FIELD_NUMBER: builtins.int
     id: builtins.int
     @property
     def start(self) -> global___StartChannel: ...
-    @property
-    def give_back(self) -> global___GiveBack: ...
     @property
     def cut_off(self) -> global___CutOff: ...
     def __init__(
@@ -166,12 +163,11 @@ class Request(google.protobuf.message.Message):
         *,
         id: builtins.int = ...,
         start: global___StartChannel | None = ...,
-        give_back: global___GiveBack | None = ...,
         cut_off: global___CutOff | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cut_off", b"cut_off", "give_back", b"give_back", "kind", b"kind", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cut_off", b"cut_off", "give_back", b"give_back", "id", b"id", "kind", b"kind", "start", b"start"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["start", "give_back", "cut_off"] | None: ...
+    def HasField(self, field_name: typing.Literal["cut_off", b"cut_off", "kind", b"kind", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cut_off", b"cut_off", "id", b"id", "kind", b"kind", "start", b"start"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["start", "cut_off"] | None: ...
 
 global___Request = Request
 
@@ -199,27 +195,6 @@ class StartChannel(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["cause", b"cause", "channel", b"channel", "detect_ms", b"detect_ms", "from", b"from", "since_ms", b"since_ms"]) -> None: ...
 
 global___StartChannel = StartChannel
-
-@typing.final
-class GiveBack(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    STRUCTURE_FIELD_NUMBER: builtins.int
-    QUEUE_FIELD_NUMBER: builtins.int
-    SUFFIX_FIELD_NUMBER: builtins.int
-    structure: builtins.str
-    queue: builtins.str
-    suffix: builtins.bytes
-    def __init__(
-        self,
-        *,
-        structure: builtins.str = ...,
-        queue: builtins.str = ...,
-        suffix: builtins.bytes = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["queue", b"queue", "structure", b"structure", "suffix", b"suffix"]) -> None: ...
-
-global___GiveBack = GiveBack
 
 @typing.final
 class CutOff(google.protobuf.message.Message):
