@@ -47,11 +47,18 @@ class Two:
         await self.accepted.put(session)
         await self.done.wait()
 
-    async def open(self, *addresses: str, **values: object) -> Session:
+    async def open(self, *addresses: str, ping: bool = False, query: bool = False) -> Session:
         bind = pb.Bind(channel="CH", sender="X", stream=b"s", epoch=100, instance=1)
         order = initiator_pb2.Open(
-            channel="CH", addresses=addresses or ("R:1414",), bind=bind, silence_ms=300, connect_timeout_ms=200, heartbeat_ms=100, **values
-        )  # type: ignore[arg-type]
+            channel="CH",
+            addresses=addresses or ("R:1414",),
+            bind=bind,
+            silence_ms=300,
+            connect_timeout_ms=200,
+            heartbeat_ms=100,
+            ping=ping,
+            query=query,
+        )
         return await self.x.link.open(order)
 
 
@@ -68,7 +75,7 @@ async def two(members: Group) -> AsyncIterator[Two]:
     for name in ("X", "R"):
         member = await members.member(name)
         pairs.append(await pair(name, network, member.structures["private"], member.world))
-    made = Two(network, *pairs)
+    made = Two(network, pairs[0], pairs[1])
     made.r.link.on_accept = made.accept
     yield made
     made.done.set()

@@ -81,15 +81,17 @@ class Script:
         return failed.value.reason
 
 
-async def connect(two: Rig, bind: channel_pb2.Bind | None = None, *, address: str = "R:1414", **values: object) -> Script:
+async def connect(
+    two: Rig, bind: channel_pb2.Bind | None = None, *, address: str = "R:1414", ping: bool = False, query: bool = False
+) -> Script:
     bind = bind or request()
-    order = initiator_pb2.Open(channel="X.TO.R", addresses=[address], bind=bind, silence_ms=1500, **values)  # type: ignore[arg-type]
+    order = initiator_pb2.Open(channel="X.TO.R", addresses=[address], bind=bind, silence_ms=1500, ping=ping, query=query)
     return Script(await two.xp.link.open(order))
 
 
-async def refused(two: Rig, bind: channel_pb2.Bind, **values: object) -> SessionFailed:
+async def refused(two: Rig, bind: channel_pb2.Bind, *, ping: bool = False) -> SessionFailed:
     with pytest.raises(SessionFailed) as failed:
-        await connect(two, bind, **values)
+        await connect(two, bind, ping=ping)
     return failed.value
 
 
