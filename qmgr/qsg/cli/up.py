@@ -18,6 +18,7 @@ async def _run(group: LocalGroup, console: Console) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    console.print(f"starting {', '.join(group.members)} and {REMOTE}; data and logs: {group.directory}", highlight=False, soft_wrap=True)
     try:
         await group.start()
         for name in (*group.members, REMOTE):

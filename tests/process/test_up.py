@@ -1,0 +1,64 @@
+"""`qsg up` as a person uses it: the addresses that it prints, the commands that it suggests, and Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qsg.process.children import bound_to_parent
+from support.group import eventually
+
+QSG = [sys.executable, "-m", "qsg.cli.main"]
+
+
+async def qsg(command: str, address: str) -> tuple[int, str]:
+    """Exit code and standard output of a command in another terminal."""
+    process = await asyncio.create_subprocess_exec(
+        *QSG, *shlex.split(command), stdout=asyncio.subprocess.PIPE, env=os.environ | {"QSG_CONNECT": address}
+    )
+    out, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(120)
+async def test_up(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(*bound_to_parent([*QSG, "up"]), stdout=asyncio.subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout is not None
+    printed = ""
+    async with asyncio.timeout(60):
+        while "Ctrl-C" not in printed:
+            line = await process.stdout.readline()
+            assert line, printed
+            printed += line.decode()
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 9
+    address = re.findall(r"export QSG_CONNECT=(\S+)", printed)[0]
+    remote = re.findall(r"qsg get FROM.QSG --connect (\S+)", printed)[0]
+
+    assert (await qsg("put TO.R hello", address))[0] == 0
+    assert await qsg(f"get FROM.QSG --wait-ms 20000 --connect {remote}", address) == (0, "hello\n")
+    assert (await qsg("put TO.QSG back", remote))[0] == 0
+    assert await qsg("get FROM.R --wait-ms 20000", address) == (0, "back\n")
+    code, out = await qsg("channel status QSG.TO.R -o json", address)
+    (row,) = json.loads(out)
+    assert (code, row["status"], row["owner"] in set("XYZ")) == (0, "RUNNING", True)
+    code, out = await qsg("group status -o json", address)
+    assert code == 0
+    assert {name for name in "XYZ" if f'"{name}"' in out} == set("XYZ")
+
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(20):
+        assert await process.wait() == 0
+    await eventually(lambda: not any(child.is_running() for child in children), 5, "all have ended")
+    assert (tmp_path / "qsg-data" / "log" / "X.log").exists()
