@@ -386,7 +386,10 @@ async def test_from_a_private_store_to_a_structure_while_the_member_dies() -> No
             more = numbered(len(sent), len(sent) + 30)
             sent += more
             await u["R"].put("FAR", *more, queue_manager="X")
-            await asyncio.sleep(0.004 * round_)
+            # In most rounds the first of them have just arrived.
+            async with asyncio.timeout(5):
+                while round_ % 3 and len(await u["Y"].texts("FAR")) <= len(sent) - 30:  # noqa: ASYNC110  (a store has no event)
+                    await asyncio.sleep(0.0005)
             await u["X"].kill()
             await u.again("X")
         await u["Y"].until("FAR", sent, 20.0)
