@@ -274,6 +274,40 @@ async def test_a_member_that_loses_an_application_structure_is_safe_and_comes_ba
         await u["R"].until("IN", numbered(0, 15))
 
 
+@pytest.mark.parametrize("structure", ["admin", "app1"])
+@simulated
+async def test_streams_both_ways_while_one_member_after_the_other_loses_a_structure(structure: str) -> None:
+    """Exactly once and in order, whoever of the two runs what at that moment."""
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y", "Z")
+        sent: dict[str, list[str]] = {"IN": [], "NEAR": [], "FAR": []}
+        owners: set[str] = set()
+        for round_ in range(9):
+            cut = "XYZ"[round_ % 3]
+            at = "XYZ"[(round_ + 1) % 3]
+            async with asyncio.timeout(20):
+                while not u[at].serving:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            for name, more in sent.items():
+                texts = numbered(len(more), len(more) + 20)
+                more += texts
+                where, manager = (u[at], "R") if name == "IN" else (u["R"], "G")
+                await where.put(name, *texts, queue_manager=manager)
+                if name == "NEAR":
+                    await asyncio.sleep(0.002 * round_)
+                    u[cut].stores[structure].cut()
+            await asyncio.sleep((1.0, 3.0, 8.0)[round_ // 3])
+            owners |= {entry.owner for entry in u.entries() if entry.channel == "G.TO.R"}
+            u[cut].stores[structure].heal()
+            await asyncio.sleep(1.0)
+        await asyncio.sleep(8)
+        await u["R"].until("IN", sent["IN"], 20.0)
+        await u["Z"].until("NEAR", sent["NEAR"], 20.0)
+        await u["Z"].until("FAR", sent["FAR"], 20.0)
+        assert len(owners) > 1 and await u["X"].texts(DLQ) == []
+        assert all(u[member].serving for member in "XYZ")
+
+
 @simulated
 async def test_what_a_cut_off_member_was_putting_is_settled() -> None:
     """A put into the lost structure is not answered wrongly: it arrives if it was told to be committed, and once at most."""

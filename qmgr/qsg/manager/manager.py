@@ -163,8 +163,11 @@ class QueueManager:
             except StoreError as error:
                 log.info("structure is still out of reach", structure=name, error=repr(error))
         log.warning("structure answers again, joining anew", structure=name)
-        await self.supervisor.drain()
-        await self.receivers.drain()
+        try:
+            await self.supervisor.drain()
+            await self.receivers.drain()
+        except Exception:
+            log.exception("draining failed, ending as it stands")
         self.fenced.set()
 
     async def _part(self, structure: Structure) -> None:
