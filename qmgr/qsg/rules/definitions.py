@@ -43,7 +43,7 @@ class Queue(Definition):
     get_enabled: bool = True
     backout_threshold: int = Field(default=0, ge=0)
     backout_queue: OptionalName = ""
-    internal_target: OptionalName = ""
+    internal_target: str = Field(default="", max_length=128)
     """Of an internal transmission queue, which queue managers make themselves (`qsg.rules.internal`): where its messages go on to."""
     # remote
     remote_queue: OptionalName = ""

@@ -9,8 +9,9 @@ A *target* is the name of a structure, or `private.<member>` for the private sto
 from __future__ import annotations
 
 import hashlib
+import re
 
-from qsg.rules.definitions import PRIVATE, Channel, Queue, Retry
+from qsg.rules.definitions import NAME, PRIVATE, Channel, Queue, Retry
 
 PREFIX = "SYSTEM.INTERNAL."
 ADDRESS = "internal:0"
@@ -22,8 +23,9 @@ IDLE_S = 300.0
 def internal_queue(home: str, target: str) -> str:
     """Name of the transmission queue in structure `home` for messages on their way to `target`."""
     name = f"{PREFIX}{home}.{target}"
-    if len(name) <= NAME_CHARS:
+    if re.fullmatch(NAME, name) and "." not in home:
         return name
+    # Too long, ambiguous, or with a structure's name that is none for a queue.
     return PREFIX + hashlib.blake2b(f"{home}\0{target}".encode(), digest_size=(NAME_CHARS - len(PREFIX)) // 2).hexdigest()
 
 
