@@ -37,7 +37,10 @@ async def test_group_definitions_reach_every_member() -> None:
         y.catalog.on_change.append(lambda: changes.append(1))
 
         await QueueStore(x.catalog, x.world).define(shared("A"))
-        await x.catalog.define_channel(Channel(name="C", type="sender", transmission_queue="A", connection_names=("r:1",)))
+        await QueueStore(x.catalog, x.world).define(shared("T", usage="transmission"))
+        await x.catalog.define_channel(Channel(name="C", type="sender", transmission_queue="T", connection_names=("r:1",)))
+        with pytest.raises(Refusal, match="XMIT_Q_USAGE_ERROR"):
+            await x.catalog.define_channel(Channel(name="D", type="sender", transmission_queue="A", connection_names=("r:1",)))
         await x.catalog.define_settings(Settings(hop_limit=3))
 
         assert x.catalog.queue("A") == shared("A")

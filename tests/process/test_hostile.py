@@ -732,7 +732,6 @@ SOCKET = {
     "unknown": [local(99, 0)],
     "garbage join": [local(_L.LOCAL_JOIN, 0, b"\xff" * 40)],
     "accept before join": [local(_L.LOCAL_ACCEPT, 1 << 63, _L.Accept(portal="group", address="nowhere"))],
-    "accept twice": [local(_L.LOCAL_ACCEPT, 1 << 63, _L.Accept(portal="group"))] * 2,
     "another member": [local(_L.LOCAL_JOIN, 0, _L.Join(member="Y", process="evil", pid=1))],
     "no member": [local(_L.LOCAL_JOIN, 0, _L.Join(process="evil", pid=1))],
 }

@@ -159,6 +159,9 @@ class Catalog:
         """Writes a channel's definition; `own` None: private ones and those outside a group are its own."""
         if channel.type == "receiver" and channel.structure and channel.structure not in self.structures:
             raise Refusal(Reason.DEFINITION_ERROR, f"channel {channel.name}: structure: no structure {channel.structure}")
+        queue = self.queue(channel.transmission_queue) if channel.type == "sender" else None
+        if queue is not None and queue.usage != "transmission":
+            raise Refusal(Reason.XMIT_Q_USAGE_ERROR, f"channel {channel.name}: transmission_queue: {queue.name} is no transmission queue")
         before = self.channel(channel.name)
         if before is not None and before.type == channel.type == "receiver" and before.structure != channel.structure:
             raise Refusal(Reason.DEFINITION_ERROR, f"channel {channel.name}: structure: the home of a receiver is for ever")
