@@ -9,18 +9,17 @@ Does not guarantee that a message moves while the partner is away; the superviso
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
 
+from qsg.manager.flight import Flight, Mark, progress_after
 from qsg.manager.grants import Grant, Outcome, SenderCounters, open_order
 from qsg.manager.link import InitiatorLink, Session, SessionFailed
 from qsg.manager.prefetch import Prefetch
 from qsg.pb import channel_pb2, records_pb2
 from qsg.rules import batches, keys, negotiate
-from qsg.rules.batches import BatchBuilder, Built, Piece
+from qsg.rules.batches import BatchBuilder, Piece
 from qsg.rules.lanes import Position
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Taken, Unit
@@ -31,8 +30,6 @@ __all__ = ["Grant", "Outcome", "Sender", "SenderCounters", "SenderObserver", "op
 
 log = structlog.get_logger()
 
-SETTLE_COST = 60
-"""Operations of one deleting unit, about."""
 UNSETTLED_BATCHES = 4
 """Confirmed batches that wait to be deleted, in windows, before sending pauses."""
 SETTLE_EVERY_S = 0.05
@@ -55,27 +52,6 @@ class _Ended(Exception):
         self.outcome = outcome
 
 
-@dataclass
-class _Mark:
-    """Behind the pieces of a confirmed batch: what the progress record says once they are deleted."""
-
-    built: Built
-
-
-@dataclass
-class _Flight:
-    """What is under way to the partner, and what waits to be deleted."""
-
-    sent: deque[Built] = field(default_factory=deque)
-    settle: deque[Piece | _Mark] = field(default_factory=deque)
-    unsettled: int = 0
-    """Confirmed batches in `settle`."""
-    settling: bool = False
-    """A deleting unit is under way."""
-    announcing: bool = False
-    """Parts of a large message are being sent."""
-
-
 class Sender:
     """One instance. `run` once; `stop` ends it, finishing what is in flight (quiesce) or at once (force)."""
 
@@ -87,7 +63,7 @@ class Sender:
         self._observer = observer
         self._structure = grant.structure
         self._queue = grant.channel.transmission_queue
-        self._flight = _Flight()
+        self._flight = Flight()
         self._changed = asyncio.Event()
         self._to_settle = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -371,7 +347,7 @@ class Sender:
         while flight.sent and flight.sent[0].batch.number <= confirm.number:
             built = flight.sent.popleft()
             flight.settle.extend(built.pieces)
-            flight.settle.append(_Mark(built))
+            flight.settle.append(Mark(built))
             flight.unsettled += 1
             counters.messages += built.messages
             counters.bytes += built.bytes
@@ -400,7 +376,7 @@ class Sender:
             while not flight.settle:
                 self._to_settle.clear()
                 await self._to_settle.wait()
-            pieces, marks = self._next_to_settle()
+            pieces, marks = flight.next_to_settle()
             flight.settling = True
             await self._commit_settled(pieces, marks)
             flight.settling = False
@@ -411,50 +387,15 @@ class Sender:
             if not self._pressing:
                 await _wait(self._hurry, SETTLE_EVERY_S)
 
-    def _next_to_settle(self) -> tuple[list[Piece], list[_Mark]]:
-        """As many pieces as one unit deletes, from the left."""
-        pieces: list[Piece] = []
-        marks: list[_Mark] = []
-        cost = 0
-        lanes: set[tuple[int, bytes]] = set()
-        queue = self._flight.settle
-        while queue:
-            head = queue[0]
-            if isinstance(head, _Mark):
-                marks.append(head)
-            else:
-                lane = head.segment.priority, head.segment.suffix.rsplit(b"/", 1)[0]
-                cost += (0 if lane in lanes else 3) + (0 if head.whole else 1)
-                cost += sum(1 for e in head.segment.header.entries if e.stage)
-                if pieces and cost > SETTLE_COST:
-                    break
-                lanes.add(lane)
-                pieces.append(head)
-            queue.popleft()
-        return pieces, marks
-
-    async def _commit_settled(self, pieces: list[Piece], marks: list[_Mark]) -> Committed:
+    async def _commit_settled(self, pieces: list[Piece], marks: list[Mark]) -> Committed:
         settlement = batches.settle(self._queue, pieces)
         unit = Unit("confirmed", compares=self._ours(), ops=settlement.ops)
         if settlement.messages:
             unit.taken.append(Taken(self._queue, settlement.messages, settlement.bytes))
         if marks:
-            value = self._progress_after(marks).SerializeToString(deterministic=True)
+            value = progress_after(self.grant.progress.value, marks).SerializeToString(deterministic=True)
             unit.changes.append(Change(self.grant.progress, lambda _: value))
         return await self._structure.commit(unit, slot=0)
-
-    def _progress_after(self, marks: list[_Mark]) -> records_pb2.Progress:
-        after = records_pb2.Progress.FromString(self.grant.progress.value or b"")
-        for mark in marks:
-            built = mark.built
-            for priority, position in built.positions.items():
-                after.confirmed[priority].CopyFrom(position.record())
-            after.messages += built.messages
-            after.bytes += built.bytes
-            after.batches += 1
-        last = marks[-1].built
-        after.sequence, after.luwid = last.last_sequence, last.batch.luwid
-        return after
 
     # Watching
 

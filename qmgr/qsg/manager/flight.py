@@ -1,0 +1,74 @@
+"""What a sender has under way: batches sent and not confirmed, and what is confirmed and waits to be deleted.
+
+Owns no decision about when; `next_to_settle` says how much one unit deletes. Invariant: what waits is in position order, and the mark
+of a batch stands behind its pieces, so the progress record never runs ahead of the deletes that it is written with.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from qsg.pb import records_pb2
+from qsg.rules.batches import Built, Piece
+
+SETTLE_COST = 60
+"""Operations of one deleting unit, about."""
+
+
+@dataclass
+class Mark:
+    """Behind the pieces of a confirmed batch: what the progress record says once they are deleted."""
+
+    built: Built
+
+
+@dataclass
+class Flight:
+    """What is under way to the partner, and what waits to be deleted."""
+
+    sent: deque[Built] = field(default_factory=deque)
+    settle: deque[Piece | Mark] = field(default_factory=deque)
+    unsettled: int = 0
+    """Confirmed batches in `settle`."""
+    settling: bool = False
+    """A deleting unit is under way."""
+    announcing: bool = False
+    """Parts of a large message are being sent."""
+
+    def next_to_settle(self) -> tuple[list[Piece], list[Mark]]:
+        """As many pieces as one unit deletes, from the left."""
+        pieces: list[Piece] = []
+        marks: list[Mark] = []
+        cost = 0
+        lanes: set[tuple[int, bytes]] = set()
+        while self.settle:
+            head = self.settle[0]
+            if isinstance(head, Mark):
+                marks.append(head)
+            else:
+                lane = head.segment.priority, head.segment.suffix.rsplit(b"/", 1)[0]
+                cost += (0 if lane in lanes else 3) + (0 if head.whole else 1)
+                cost += sum(1 for e in head.segment.header.entries if e.stage)
+                if pieces and cost > SETTLE_COST:
+                    break
+                lanes.add(lane)
+                pieces.append(head)
+            self.settle.popleft()
+        return pieces, marks
+
+
+def progress_after(before: bytes | None, marks: Sequence[Mark]) -> records_pb2.Progress:
+    """The progress record `before`, with these batches confirmed and deleted."""
+    after = records_pb2.Progress.FromString(before or b"")
+    for mark in marks:
+        built = mark.built
+        for priority, position in built.positions.items():
+            after.confirmed[priority].CopyFrom(position.record())
+        after.messages += built.messages
+        after.bytes += built.bytes
+        after.batches += 1
+    last = marks[-1].built
+    after.sequence, after.luwid = last.last_sequence, last.batch.luwid
+    return after
