@@ -19,6 +19,8 @@ from qsg.pb.etcd import kv_pb2, rpc_pb2
 from qsg.process.etcd_binary import tool
 from qsg.store.contract import StoreError
 from qsg.store.serve import LIMITS, StoreServer, main
+from qsg.store.serve_calls import Calls
+from qsg.store.serve_watch import WatchStream
 from qsg.store.sqlite import SqliteStore
 
 MIB = 1 << 20
@@ -283,6 +285,35 @@ async def test_streams_that_are_dropped_leave_nothing_behind(server: StoreServer
         while server.store._hub._watches:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert len(asyncio.all_tasks()) < 25
+
+
+class Unread:
+    """A server's call whose responses go nowhere."""
+
+    async def write(self, response: rpc_pb2.WatchResponse) -> None:
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("ticks", range(12))
+async def test_a_stream_that_is_cancelled_while_it_ends_leaves_no_watch(server: StoreServer, ticks: int) -> None:
+    """gRPC ends the requests of a call that its client dropped and cancels its task: in either order, some steps apart."""
+    ended = asyncio.Event()
+
+    async def requests() -> AsyncIterator[rpc_pb2.WatchRequest]:
+        for i in range(10):
+            yield create(b"%d" % i)
+        await ended.wait()
+
+    task = asyncio.ensure_future(WatchStream(server.store, Calls(server.store), Unread()).run(requests()))
+    while len(server.store._hub._watches) < 10:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    ended.set()
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert not server.store._hub._watches
 
 
 # Leases

@@ -54,10 +54,10 @@ class WatchStream:
             tasks = [reading, *self._tasks.values()]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._failed.cancel()
-            for watch in self._watches.values():
-                self._store.close_watch(watch)
+            while self._watches:  # before any await: gRPC cancels this task at any moment, also while it ends by itself
+                self._store.close_watch(self._watches.popitem()[1])
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, requests: AsyncIterator[rpc_pb2.WatchRequest]) -> None:
         async for request in requests:
