@@ -4,7 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test test-fast check format proto lock clean etcd
+SEEDS ?= 1000
+FROM ?= 0
+MINUTES ?= 10
+
+.PHONY: demo test test-fast check format proto lock clean etcd model simulate torture planted fuzz
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.run          ## the main job: a group and a remote queue manager, with owners killed again and again
@@ -15,6 +19,21 @@ test: $(VENV)/.dev etcd     ## all tests but the demos: rules, services, stores 
 
 test-fast: $(VENV)/.dev     ## without real etcd and without processes
 	$(BIN)/pytest -q -m "not etcd and not processes"
+
+model: $(VENV)/.dev         ## every state of a small group, through the real rules
+	PYTHONPATH=tests $(BIN)/python -m model $(ARGS)
+
+simulate: $(VENV)/.dev      ## whole queue managers in virtual time: SEEDS=1000 FROM=0, or SEED=n to see one again
+	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --from $(FROM)) $(ARGS)
+
+torture: $(VENV)/.dev etcd  ## real processes on a real etcd, with every kind of fault: MINUTES=10
+	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
+
+planted: $(VENV)/.dev       ## planted bugs: which level finds each, and how soon
+	PYTHONPATH=tests $(BIN)/python -m planted $(ARGS)
+
+fuzz: $(VENV)/.dev          ## every parser of outside bytes
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 check: $(VENV)/.dev         ## format, lint, types, layers
 	$(BIN)/ruff format --check .
