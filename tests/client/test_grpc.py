@@ -7,13 +7,13 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 import qsg
 from qsg.manager.clients import SERVICE, ClientService
 from qsg.rules.world import World
 from qsg.transport.grpc_ import GrpcTransport
+from qsg.transport.tls import TlsFiles
 from support.fake_backend import FakeBackend, FakeGroup
 
 FOLDER = Path(__file__).parent.parent / "transport" / "certificates"
@@ -140,10 +140,10 @@ def test_several_threads_share_a_connection(served_elsewhere: Served) -> None:
 
 async def test_tls() -> None:
     ca, certificate, key = (FOLDER / name for name in ("ca.pem", "client.pem", "client.key"))
-    credentials = grpc.ssl_server_credentials([(pem("server.key"), pem("server.pem"))], pem("ca.pem"), require_client_auth=True)
     durable = FakeGroup()
     service = ClientService(member="X", group="", backend=FakeBackend(durable, "X"), world=World(lambda: 1))
-    listener = await GrpcTransport(server_credentials=credentials).listen("127.0.0.1:0", {SERVICE: service.handler})
+    tls = TlsFiles(ca, FOLDER / "server.pem", FOLDER / "server.key")
+    listener = await GrpcTransport(tls).listen("127.0.0.1:0", {SERVICE: service.handler})
     async with qsg.connect(listener.address, ca=ca, certificate=certificate, key=key) as qmgr:
         await qmgr.put("Q", b"secret")
     with pytest.raises(qsg.HostNotAvailable):

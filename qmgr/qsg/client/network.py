@@ -13,19 +13,19 @@ from qsg.transport.contract import Transport, Unreachable
 
 def transport(ca: str = "", certificate: str = "", key: str = "") -> Transport:
     """`ca`, `certificate`, `key`: PEM files; none of them: no TLS. Raises OptionsError for files that cannot be read."""
-    import grpc
+    import ssl
 
     from qsg.transport.grpc_ import GrpcTransport
+    from qsg.transport.tls import TlsFiles
 
     if not (ca or certificate or key):
         return GrpcTransport()
     if bool(certificate) != bool(key):
         raise OptionsError("certificate and key go together")
     try:
-        roots, chain, private = (Path(path).read_bytes() if path else None for path in (ca, certificate, key))
-    except OSError as problem:
+        return GrpcTransport(TlsFiles(*(Path(path) if path else None for path in (ca, certificate, key))))
+    except (OSError, ssl.SSLError) as problem:
         raise OptionsError(f"TLS: {problem}") from problem
-    return GrpcTransport(client_credentials=grpc.ssl_channel_credentials(roots, private, chain))
 
 
 async def resolve(address: str) -> list[str]:

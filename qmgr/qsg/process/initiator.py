@@ -10,7 +10,7 @@ import structlog
 
 from qsg.initiator.resolving import resolve_host
 from qsg.initiator.service import Initiator
-from qsg.process.config import MemberConfig
+from qsg.process.config import ConfigError, MemberConfig
 from qsg.process.security import transport_of
 from qsg.process.world import real_world
 from qsg.transport.contract import TransportError
@@ -25,9 +25,14 @@ async def run(config: MemberConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    try:
+        transport = transport_of(config)
+    except ConfigError as error:
+        log.error("cannot start", error=str(error))
+        return 1
     initiator = Initiator(
         real_world(),
-        transport_of(config),
+        transport,
         lambda: connect_unix(str(config.socket)),
         member=config.member,
         group_listener=config.group_listener if config.group else "",

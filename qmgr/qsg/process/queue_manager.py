@@ -26,7 +26,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import Get, Store, StoreError
 from qsg.store.sqlite import SqliteStore
-from qsg.transport.contract import TransportError
+from qsg.transport.contract import Transport, TransportError
 from qsg.transport.unix import listen_unix
 
 log = structlog.get_logger()
@@ -71,20 +71,26 @@ async def run(config: MemberConfig) -> int:
     private = SqliteStore(config.data / "private.db", quota_bytes=config.private_quota_bytes)
     try:
         definitions = read_definitions(config.definitions, {PRIVATE, *config.structures})
+        transport = transport_of(config)
         await private.open()
     except (ConfigError, StoreError) as error:
         log.error("cannot start", error=str(error))
         return 1
     stores: dict[str, Store] = {PRIVATE: private, **{name: store_of(s) for name, s in config.structures.items()}}
     try:
-        return await _incarnations(config, stores, definitions, stop, private.failed)
+        return await _incarnations(config, stores, transport, definitions, stop, private.failed)
     finally:
         for store in stores.values():
             await store.close()
 
 
 async def _incarnations(
-    config: MemberConfig, stores: dict[str, Store], definitions: Definitions, stop: asyncio.Event, failed: asyncio.Event
+    config: MemberConfig,
+    stores: dict[str, Store],
+    transport: Transport,
+    definitions: Definitions,
+    stop: asyncio.Event,
+    failed: asyncio.Event,
 ) -> int:
     world = real_world()
     process = world.id().hex()
@@ -109,7 +115,7 @@ async def _incarnations(
             options,
             world,
             stores,
-            transport_of(config),
+            transport,
             lambda handler: listen_unix(str(config.socket), handler),
             kill=_end_process,
             on_revision=revisions.note,

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import grpc
+import ssl
 
-from qsg.process.config import MemberConfig, StructureConfig, TlsConfig
+from qsg.process.config import ConfigError, MemberConfig, StructureConfig
 from qsg.store.etcd.store import EtcdStore
 from qsg.transport.grpc_ import GrpcTransport
+from qsg.transport.tls import TlsFiles
 
 
 def transport_of(config: MemberConfig) -> GrpcTransport:
-    return GrpcTransport() if config.tls is None else _tls(config.tls)
-
-
-def _tls(tls: TlsConfig) -> GrpcTransport:
-    """Mutual TLS: both sides show a certificate of the same authority."""
-    ca, certificate, key = (path.read_bytes() for path in (tls.ca, tls.certificate, tls.key))
-    return GrpcTransport(
-        client_credentials=grpc.ssl_channel_credentials(ca, key, certificate),
-        server_credentials=grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True),
-    )
+    """With mutual TLS where the configuration names certificates. Raises `ConfigError`."""
+    if config.tls is None:
+        return GrpcTransport()
+    try:
+        return GrpcTransport(TlsFiles(config.tls.ca, config.tls.certificate, config.tls.key))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"tls: {error}") from error
 
 
 def store_of(config: StructureConfig) -> EtcdStore:

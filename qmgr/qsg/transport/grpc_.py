@@ -19,6 +19,7 @@ import structlog
 
 from qsg.transport.contract import Closed, Handler, Refused, TransportError, Unreachable
 from qsg.transport.frames import FrameQueue
+from qsg.transport.tls import TlsFiles
 
 log = structlog.get_logger()
 
@@ -256,17 +257,10 @@ class GrpcListener:
 
 
 class GrpcTransport:
-    """Implements `qsg.transport.contract.Transport`. With credentials, TLS; whether a client certificate is asked for is theirs."""
+    """Implements `qsg.transport.contract.Transport`. With `tls`, mutual TLS."""
 
-    def __init__(
-        self,
-        *,
-        client_credentials: grpc.ChannelCredentials | None = None,
-        server_credentials: grpc.ServerCredentials | None = None,
-        server_name: str = "",
-    ) -> None:
-        self._client_credentials = client_credentials
-        self._server_credentials = server_credentials
+    def __init__(self, tls: TlsFiles | None = None, *, server_name: str = "") -> None:
+        self._tls = tls
         self._server_name = server_name
 
     async def connect(self, address: str, service: str, *, timeout_s: float = 1.0) -> _ClientStream:
@@ -283,25 +277,25 @@ class GrpcTransport:
             call.cancel()
             await channel.close()
             raise
-        identity = "" if self._client_credentials is None else self._server_name or _host_port(address)[0]
+        identity = "" if self._tls is None else self._server_name or _host_port(address)[0]
         return _ClientStream(address, identity, channel, call)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
-        if self._client_credentials is None:
+        if self._tls is None:
             return grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
         options: list[tuple[str, int | str]] = [*CLIENT_OPTIONS]
         if self._server_name:
             options.append(("grpc.ssl_target_name_override", self._server_name))
-        return grpc.aio.secure_channel(address, self._client_credentials, options=options)
+        return grpc.aio.secure_channel(address, self._tls.client(), options=options)
 
     async def listen(self, address: str, handlers: Mapping[str, Handler]) -> GrpcListener:
         service = _Service(handlers)
         server = grpc.aio.server(handlers=[service], options=SERVER_OPTIONS)
         try:
-            if self._server_credentials is None:
+            if self._tls is None:
                 port = server.add_insecure_port(address)
             else:
-                port = server.add_secure_port(address, self._server_credentials)
+                port = server.add_secure_port(address, self._tls.server())
         except RuntimeError as e:
             await server.stop(None)
             raise TransportError(f"cannot listen at {address}: {e}") from e
