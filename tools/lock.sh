@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 .venv/bin/python -m pip install -q uv
 compile() { .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$@"; }
 compile --group build -o requirements/run.lock
-compile --group dev -c requirements/run.lock -o requirements/dev.lock
+compile --extra operator -c requirements/run.lock -o requirements/operator.lock
+compile --group dev --extra operator -c requirements/run.lock -o requirements/dev.lock

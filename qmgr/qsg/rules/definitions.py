@@ -25,7 +25,16 @@ class Definition(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Queue(Definition):
+class Managed(Definition):
+    """What may be there for the sake of something outside, which says so here, as the Kubernetes operator does."""
+
+    managed_by: str = Field(default="", max_length=512)
+    """Kind/namespace/name/uid of the resource that this definition comes from; "" = made by hand."""
+    deletion_policy: Literal["delete", "retain"] = "delete"
+    """What becomes of it when that resource is no more; a queue with messages stays anyway."""
+
+
+class Queue(Managed):
     """A queue. `local`: holds messages. `remote`: names a queue elsewhere (blank `remote_queue`: queue-manager alias). `alias`."""
 
     name: Name
@@ -77,7 +86,7 @@ class Retry(Definition):
     long_ms: int = Field(default=30_000, ge=10)
 
 
-class Channel(Definition):
+class Channel(Managed):
     """A channel. A sender is shared if its transmission queue is; a receiver if it came in through the group listener."""
 
     name: Name

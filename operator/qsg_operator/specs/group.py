@@ -1,0 +1,69 @@
+"""QueueSharingGroup."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from qsg_operator.specs.channel import Tuning
+from qsg_operator.specs.common import Free, ObjectName, Pods, QueueManagerName, Scheduling, Service, Settings, Spec, Storage
+
+
+class ManagedStore(Spec):
+    """An etcd of the group's own."""
+
+    members: Literal[1, 3] = 3
+    image: str = ""
+    """"" = the operator's default."""
+    storage: Storage = Storage(size="8Gi")
+    resources: Free = Field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}})
+    quota_bytes: int = Field(default=8_589_934_592, ge=67_108_864, le=17_179_869_184)
+    tls: bool = True
+    scheduling: Scheduling = Scheduling()
+
+
+class ExternalStore(Spec):
+    endpoints: tuple[str, ...] = Field(default=(), min_length=1, max_length=9)
+    """host:port"""
+    tls_secret: ObjectName = ""
+    """ca.crt, and tls.crt with tls.key where etcd asks for a certificate; "" = no TLS."""
+    auth_secret: ObjectName = ""
+    """user and password; "" = none."""
+
+
+class StoreBase(Spec):
+    managed: ManagedStore | None = None
+    external: ExternalStore | None = None
+
+
+class Structure(StoreBase):
+    """A further structure, beside "admin"."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$")
+
+
+class Store(StoreBase):
+    """The admin structure, and further ones."""
+
+    structures: tuple[Structure, ...] = Field(default=(), max_length=8)
+
+
+def _store() -> Store:
+    return Store(managed=ManagedStore())
+
+
+class QueueSharingGroup(Pods):
+    group_name: QueueManagerName = ""
+    """"" = the resource's name in upper case, with dots."""
+    members: int = Field(default=3, ge=1, le=32)
+    store: Store = Field(default_factory=_store)
+    portal: Service = Service()
+    settings: Settings = Settings()
+    channel_defaults: Tuning = Tuning()
+    lease_seconds: int = Field(default=5, ge=2, le=60)
+    """After how long a member that nobody can see is dead for certain; the others see most deaths sooner."""
+
+    def model_post_init(self, context: Any) -> None:
+        if self.store.managed is None and self.store.external is None:
+            raise ValueError("store: managed or external is needed")
