@@ -277,10 +277,13 @@ class Inflow:
         counters.dead_letters = self._deliverer.dead_letters
         counters.last_message_at_ms = self._structure.world.wall_ms()
         confirm = channel_pb2.Confirm(number=number, luwid=counters.luwid, sequence=counters.sequence, dead_letter_used=used)
-        await self._session.send(channel_pb2.FRAME_CONFIRM, confirm)
+        await self._send_confirm(confirm)
         if not self._in_hand:
             self.idle.set()
         self._tell()
+
+    async def _send_confirm(self, confirm: channel_pb2.Confirm) -> None:
+        await self._session.send(channel_pb2.FRAME_CONFIRM, confirm)
 
     async def _redo(self) -> None:
         """A unit failed, and with it all behind it: they are built anew, one after the other, or the session ends."""
