@@ -2,8 +2,8 @@
 # Locks the dependencies with hashes, for all platforms and Python 3.11 on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/python -m pip install -q uv
-compile() { .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$@"; }
+${VENV:-.venv}/bin/python -m pip install -q uv
+compile() { ${VENV:-.venv}/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$@"; }
 compile --group build -o requirements/run.lock
 compile --extra operator -c requirements/run.lock -o requirements/operator.lock
 compile --group dev --extra operator -c requirements/run.lock -o requirements/dev.lock

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -267,7 +268,8 @@ class QueueManager:
         self.link.internal = moving
         self.link.on_joined = self.supervisor.initiator_joined
         self.link.on_lost = self.supervisor.initiator_lost
-        backend = QueueManagerBackend(self.queues, *self._vocabulary())
+        commands, self._inquiries = self._vocabulary()
+        backend = QueueManagerBackend(self.queues, commands, self._inquiries)
         self.clients = ClientService(member=o.member, group=o.group, backend=backend, world=self._world)
         return handlers
 
@@ -282,6 +284,10 @@ class QueueManager:
         inquiries["status"] = lambda name: channels.command("status", {"channel": name})
         inquiries["group"] = lambda name: channels.command("group", {})
         return commands, inquiries
+
+    async def inquire(self, kind: str, name: str = "") -> Any:
+        """As a client's inquiry: "status", "group", "queue", "channel" …"""
+        return await self._inquiries[kind](name)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the incarnation. With `drain` applications finish their units of work and channels are handed to other members first."""

@@ -59,10 +59,17 @@ class MemberConfig(Definition):
     lease_ttl_s: int = Field(default=5, ge=2, le=60)
     private_quota_bytes: int = Field(default=0, ge=0)
     tls: TlsConfig | None = None
+    monitor: str = ""
+    """host:port of the queue manager's /livez, /readyz and /metrics; "" = none."""
+    initiator_monitor: str = ""
+    """The same of the channel initiator."""
+    initiator_linger_s: float = Field(default=0, ge=0, le=3600)
+    """An initiator that is told to end together with its queue manager serves on for so long at most, until that has handed over."""
 
     @model_validator(mode="after")
     def _check(self) -> MemberConfig:
         addresses = {"address": self.address, "group_listener": self.group_listener, "local_listener": self.local_listener}
+        addresses |= {f: at for f, at in (("monitor", self.monitor), ("initiator_monitor", self.initiator_monitor)) if at}
         addresses |= {"advertise": self.advertise or self.address} | {f"aliases.{name}": at for name, at in self.aliases.items()}
         for field, address in addresses.items():
             if not is_address(address):

@@ -12,11 +12,14 @@ from qsg.initiator.resolving import resolve_host
 from qsg.initiator.service import Initiator
 from qsg.process.config import ConfigError, MemberConfig
 from qsg.process.security import transport_of
+from qsg.process.watched import watched
 from qsg.process.world import real_world
 from qsg.transport.contract import TransportError
 from qsg.transport.unix import connect_unix
 
 log = structlog.get_logger()
+
+LINGER_LOOK_S = 0.05
 
 
 async def run(config: MemberConfig) -> int:
@@ -44,18 +47,30 @@ async def run(config: MemberConfig) -> int:
     )
     try:
         await initiator.start()
+        with watched(config.initiator_monitor, lambda: "ending" if stop.is_set() else ""):
+            failed = await _serve(initiator, stop, config.initiator_linger_s)
     except (TransportError, OSError) as error:
-        log.error("a listener cannot be opened", error=str(error))
+        log.error("cannot start", error=str(error))
         return 1
-    serving = loop.create_task(initiator.run())
-    stopping = loop.create_task(stop.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    failed = serving.done() and not serving.cancelled() and serving.exception()
-    for task in (serving, stopping):
-        task.cancel()
-    await asyncio.gather(serving, stopping, return_exceptions=True)
-    await initiator.close()
+    finally:
+        await initiator.close()
     if failed:
         log.error("initiator failed", error=repr(failed))
         return 1
     return 0
+
+
+async def _serve(initiator: Initiator, stop: asyncio.Event, linger_s: float) -> BaseException | None:
+    """Until told to end, and then on, for `linger_s` at most, while the queue manager is joined: it may be handing channels over."""
+    loop = asyncio.get_running_loop()
+    serving = loop.create_task(initiator.run())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    until = loop.time() + linger_s
+    while not serving.done() and initiator.joined.is_set() and loop.time() < until:
+        await asyncio.wait({serving}, timeout=LINGER_LOOK_S)
+    failed = serving.exception() if serving.done() and not serving.cancelled() else None
+    for task in (serving, stopping):
+        task.cancel()
+    await asyncio.gather(serving, stopping, return_exceptions=True)
+    return failed

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import yaml
@@ -19,6 +20,7 @@ from qsg.pb import records_pb2
 from qsg.process.config import ADMIN, ConfigError, MemberConfig
 from qsg.process.revisions import Revisions
 from qsg.process.security import store_of, transport_of
+from qsg.process.watched import watched
 from qsg.process.world import real_world
 from qsg.rules import keys
 from qsg.rules.definitions import PRIVATE, Definitions
@@ -28,6 +30,9 @@ from qsg.store.contract import Get, Store, StoreError
 from qsg.store.sqlite import SqliteStore
 from qsg.transport.contract import Transport, TransportError
 from qsg.transport.unix import listen_unix
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 log = structlog.get_logger()
 
@@ -78,10 +83,35 @@ async def run(config: MemberConfig) -> int:
         return 1
     stores: dict[str, Store] = {PRIVATE: private, **{name: store_of(s) for name, s in config.structures.items()}}
     try:
-        return await _incarnations(config, stores, transport, definitions, stop, private.failed)
+        doors = _Doors(stop)
+        with watched(config.monitor, doors.why_not, doors.metrics):
+            return await _incarnations(config, stores, transport, definitions, doors, private.failed)
+    except OSError as error:
+        log.error("cannot start", error=str(error))
+        return 1
     finally:
         for store in stores.values():
             await store.close()
+
+
+class _Doors:
+    """What the surroundings are told of the incarnations."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self.stop = stop
+        self.manager: QueueManager | None = None
+        self.served = False
+
+    def why_not(self) -> str:
+        """Ready from the first incarnation that serves, until told to end: neither a lost store nor the next incarnation changes it."""
+        return "ending" if self.stop.is_set() else "" if self.served else "starting"
+
+    async def metrics(self) -> Iterable[Metric]:
+        from qsg.process.metrics import collect
+
+        if self.manager is None or not self.served or self.manager.fenced.is_set():
+            return []
+        return await collect(self.manager)
 
 
 async def _incarnations(
@@ -89,13 +119,14 @@ async def _incarnations(
     stores: dict[str, Store],
     transport: Transport,
     definitions: Definitions,
-    stop: asyncio.Event,
+    doors: _Doors,
     failed: asyncio.Event,
 ) -> int:
     world = real_world()
     process = world.id().hex()
     revisions = Revisions(config.data)
     again = False
+    stop = doors.stop
     while not stop.is_set():
         options = Options(
             member=config.member,
@@ -121,6 +152,7 @@ async def _incarnations(
             on_revision=revisions.note,
         )
         again = True
+        doors.manager = manager
         try:
             if not await _until(manager.start(), stop):
                 break
@@ -131,6 +163,7 @@ async def _incarnations(
             log.warning("the start was cut off, once more", error=repr(error))
             await asyncio.sleep(AGAIN_S)
             continue
+        doors.served = True
         await _first(stop.wait(), manager.fenced.wait(), failed.wait())
         if failed.is_set():
             log.error("the private store failed")

@@ -1,0 +1,121 @@
+"""Probes and metrics over HTTP, and the end of a whole pod: both processes are told to end at the same moment."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from qsg.process import monitor as module
+from qsg.process.children import free_ports
+from qsg.process.local import OUT_CHANNEL
+from qsg.process.monitor import Monitor
+from support.group import connected, eventually, flowing, running, status
+
+
+def fetch(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+async def get(port: int, path: str) -> tuple[int, str]:
+    return await asyncio.to_thread(fetch, port, path)
+
+
+class Watched:
+    why = "starting"
+
+    async def metrics(self) -> Iterable[Metric]:
+        made = CounterMetricFamily("qsg_things", "Things.", labels=["kind"])
+        made.add_metric(["odd"], 3)
+        return [made]
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[tuple[Monitor, Watched]]:
+    about = Watched()
+    made = Monitor("127.0.0.1:0", lambda: about.why, about.metrics)
+    made.start()
+    yield made, about
+    made.stop()
+
+
+async def test_pages(watched: tuple[Monitor, Watched]) -> None:
+    monitor, about = watched
+    assert await get(monitor.port, "/livez") == (200, "alive\n")
+    assert await get(monitor.port, "/readyz") == (503, "starting\n")
+    about.why = ""
+    assert await get(monitor.port, "/readyz") == (200, "ready\n")
+    code, page = await get(monitor.port, "/metrics")
+    assert code == 200
+    assert 'qsg_things_total{kind="odd"} 3.0' in page
+    assert "process_resident_memory_bytes" in page
+    assert (await get(monitor.port, "/"))[0] == 404
+
+
+async def test_a_loop_that_hangs_is_not_alive(watched: tuple[Monitor, Watched], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWER_S", 0.05)
+    answer = asyncio.get_running_loop().run_in_executor(None, fetch, watched[0].port, "/livez")
+    await asyncio.sleep(0)
+    time.sleep(0.5)  # noqa: ASYNC251  (that is the point)
+    assert (await answer)[0] == 503
+    assert (await get(watched[0].port, "/livez"))[0] == 200
+
+
+async def test_nonsense_harms_nobody(watched: tuple[Monitor, Watched]) -> None:
+    port = watched[0].port
+    silent = await asyncio.open_connection("127.0.0.1", port)
+    for line in (b"\x00\xff" * 100 + b"\r\n\r\n", b"POST /livez HTTP/1.1\r\n\r\n", b"GET " + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(line)
+        assert b"200" not in (await asyncio.wait_for(reader.read(64), 10)).split(b"\r\n")[0]
+        writer.close()
+    assert (await get(port, "/livez"))[0] == 200
+    silent[1].close()
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(120)
+async def test_a_member_that_ends_as_a_whole_hands_its_channels_over(tmp_path: Path) -> None:
+    ports = iter(free_ports(4))
+    at = {m: (next(ports), next(ports)) for m in ("X", "Y")}
+    further = {
+        m: {"monitor": f"127.0.0.1:{manager}", "initiator_monitor": f"127.0.0.1:{initiator}", "initiator_linger_s": 3}
+        for m, (manager, initiator) in at.items()
+    }
+    async with running(tmp_path, members=("X", "Y"), configure=further) as group, flowing(group) as flow, connected(group) as observer:
+        await flow.moves()
+        for port in (*at["X"], *at["Y"]):
+            assert [(await get(port, page))[0] for page in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
+        owner = str((await status(observer, OUT_CHANNEL))["owner"])
+        other = "Y" if owner == "X" else "X"
+        families = {f.name: f for f in text_string_to_metric_families((await get(at[other][0], "/metrics"))[1])}
+        (running_state,) = [s for s in families["qsg_channel_state"].samples if s.labels["channel"] == OUT_CHANNEL]
+        assert running_state.labels["state"] == "RUNNING"
+        (owned,) = [s for s in families["qsg_channel_owner_info"].samples if s.labels["channel"] == OUT_CHANNEL]
+        assert owned.labels["queue_manager"] == owner
+        assert {s.labels["structure"]: s.value for s in families["qsg_structure_reachable"].samples} == {"admin": 1, "private": 1}
+
+        for process in (owner, group.initiator(owner)):
+            group.supervisor.signal(process, signal.SIGTERM)
+
+        async def moved() -> bool:
+            line = await status(observer, OUT_CHANNEL)
+            return (line["owner"], line["status"]) == (other, "RUNNING")
+
+        await eventually(moved, 15, "the other member has the channel")
+        assert group.logged(event="draining", at=owner)
+        lost = group.logged(event="initiator lost", at=owner)
+        assert [line["cause"] for line in lost] == ["given up here"], "the initiator ended before its queue manager had handed over"
+        await flow.moves()
