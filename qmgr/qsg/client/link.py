@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from qsg.client.errors import (
@@ -21,6 +21,7 @@ from qsg.client.errors import (
     ReconnectFailed,
 )
 from qsg.client.session import Session, connect_frame
+from qsg.endings import to_the_end
 from qsg.rules.world import World
 from qsg.transport.contract import Transport, TransportError
 
@@ -98,10 +99,13 @@ class Link:
     async def close(self) -> None:
         self._closed = True
         if self._keeper is not None:
-            self._keeper.cancel()
-            for session in self._closing.values():
-                session.end("the connection is closed")
-            await asyncio.gather(self._keeper, *self._closing, return_exceptions=True)
+            await to_the_end(self._close(self._keeper))
+
+    async def _close(self, keeper: asyncio.Task[None]) -> None:
+        keeper.cancel()
+        for session in self._closing.values():
+            session.end("the connection is closed")
+        await asyncio.gather(keeper, *self._closing, return_exceptions=True)
         async with self._changed:
             self._changed.notify_all()
 
@@ -189,6 +193,7 @@ class Link:
         frame = connect_frame(self.options.application, self.options.queue_manager, self.options.producer)
         attempts: dict[asyncio.Task[Session], str] = {}
         waiting = list(addresses)
+        found: Session | None = None
         try:
             while waiting or attempts:
                 if waiting:
@@ -199,16 +204,26 @@ class Link:
                 for task in done:
                     address = attempts.pop(task)
                     try:
-                        return task.result()
+                        found = task.result()
+                        return found
                     except (TransportError, QsgError) as problem:
                         problems[address] = problem
             return None
         finally:
-            for task in attempts:
-                task.cancel()
-            for leftover in await asyncio.gather(*attempts, return_exceptions=True):
-                if isinstance(leftover, Session):
-                    await leftover.close()
+            try:
+                await to_the_end(_discard(attempts))
+            except asyncio.CancelledError:
+                if found is not None:
+                    await found.close()
+                raise
+
+
+async def _discard(attempts: Iterable[asyncio.Task[Session]]) -> None:
+    for task in attempts:
+        task.cancel()
+    for leftover in await asyncio.gather(*attempts, return_exceptions=True):
+        if isinstance(leftover, Session):
+            await leftover.close()
 
 
 def _told(address: str, problem: Exception) -> str:

@@ -11,6 +11,7 @@ import asyncio
 from google.protobuf.message import DecodeError
 
 from qsg.client.errors import ProtocolError, error_for
+from qsg.endings import ended, to_the_end
 from qsg.pb import client_pb2 as pb
 from qsg.rules.announce import announcement, grace_s
 from qsg.rules.reasons import Reason
@@ -63,7 +64,7 @@ class Session:
                 try:
                     connected = await cls._introduce(stream, connect)
                 except BaseException:
-                    await stream.close()
+                    await to_the_end(stream.close())
                     raise
         except TimeoutError as timeout:
             raise TransportError(f"{address}: no answer within {timeout_s:g} s") from timeout
@@ -109,8 +110,16 @@ class Session:
             self._pending.pop(number, None)
             self._check_idle()
 
+    def tell(self, request: pb.ClientRequest) -> None:
+        """Sends without waiting for an answer, behind what was sent before. Sets `request.id`."""
+        self._next_id += 1
+        request.id = self._next_id
+        self._post(request)
+
     def _post(self, request: pb.ClientRequest) -> None:
         """Sends without waiting; nothing is lost with it."""
+        if self._lost:
+            return
         task = asyncio.create_task(self._send_quietly(pb.CLIENT_REQUEST, request.SerializeToString()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -208,10 +217,10 @@ class Session:
     async def close(self) -> None:
         """Ends the stream and our tasks. Never raises."""
         self.end("closed")
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await to_the_end(self._close([task for task in self._tasks if task is not asyncio.current_task()]))
+
+    async def _close(self, tasks: list[asyncio.Task[None]]) -> None:
+        await ended(*tasks)
         await self._stream.close()
 
 

@@ -274,8 +274,15 @@ class UnitOfWork:
         self._over = "committed"
         try:
             await self._commits.commit(self._session, self._number, self._queue)
+        except BaseException:
+            # It may not have been sent, and the member would hold the unit as long as the connection lives. After a commit this is void.
+            self._session.tell(self._end_unit())
+            raise
         finally:
             self._session.end_unit()
+
+    def _end_unit(self) -> pb.ClientRequest:
+        return pb.ClientRequest(end_unit=pb.EndUnit(unit=self._number, commit=False))
 
     def _check(self) -> None:
         if self._lost:
@@ -290,9 +297,12 @@ class UnitOfWork:
         self._over = "backed out"
         try:
             if self._session is not None:
-                end = pb.EndUnit(unit=self._number, commit=False)
-                await self._session.call(pb.ClientRequest(end_unit=end))
+                await self._session.call(self._end_unit())
         except SessionLost as lost:
             log.debug("backed out by the loss of the connection: %s", lost)
+        except asyncio.CancelledError:
+            if self._session is not None:
+                self._session.tell(self._end_unit())  # the first may not have been sent
+            raise
         finally:
             self._end("backed out")

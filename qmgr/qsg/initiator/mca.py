@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import structlog
 from google.protobuf.message import DecodeError
 
+from qsg.endings import to_the_end
 from qsg.initiator.relay import FROM_RECEIVER, SMALL_FRAME_MAX, BadFrame, Relay, check, refuse
 from qsg.pb import channel_pb2 as pb
 from qsg.pb import initiator_pb2
@@ -207,4 +208,5 @@ async def _say_goodbye(stream: Stream) -> None:
         await stream.send(encode(pb.FRAME_CLOSE, pb.Close()))
     except Closed as e:
         log.debug("partner had closed", peer=stream.peer, detail=str(e))
-    await stream.close()
+    finally:
+        await to_the_end(stream.close())

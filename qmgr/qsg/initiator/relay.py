@@ -12,6 +12,7 @@ import asyncio
 import structlog
 from google.protobuf.message import DecodeError
 
+from qsg.endings import ended, to_the_end
 from qsg.pb import channel_pb2 as pb
 from qsg.pb import initiator_pb2
 from qsg.rules.reasons import Reason
@@ -96,11 +97,12 @@ class Relay:
                 if task.done() and not task.cancelled():
                     task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.session.end(initiator_pb2.End(reason=int(Reason.PARTNER_CLOSED), detail="the initiator gave the session up"))
-            await self.stream.close()
+            await to_the_end(self._clear(tasks))
+
+    async def _clear(self, tasks: list[asyncio.Task[None]]) -> None:
+        await ended(*tasks)
+        self.session.end(initiator_pb2.End(reason=int(Reason.PARTNER_CLOSED), detail="the initiator gave the session up"))
+        await self.stream.close()
 
     def _end(self, reason: Reason, detail: str) -> None:
         self.session.end(initiator_pb2.End(reason=int(reason), detail=detail))

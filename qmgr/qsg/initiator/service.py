@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import structlog
 from google.protobuf.message import DecodeError
 
+from qsg.endings import ended, to_the_end
 from qsg.initiator.mca import SERVICE, Agents, Resolve
 from qsg.initiator.relay import FROM_SENDER, BadFrame, Relay, check, refuse
 from qsg.pb import channel_pb2, initiator_pb2
@@ -114,8 +115,11 @@ class Initiator:
         except LinkLost as e:
             log.warning("queue manager lost, every session is closed", detail=str(e), was_joined=self.joined.is_set())
         finally:
-            await self._forget()
-            await stream.close()
+            await to_the_end(self._part(stream))
+
+    async def _part(self, stream: Stream) -> None:
+        await self._forget()
+        await stream.close()
 
     async def _forget(self) -> None:
         self.joined.clear()
@@ -161,8 +165,7 @@ class Initiator:
             try:
                 await asyncio.wait([work])
             finally:
-                work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
+                await ended(work)
 
         return accept
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from google.protobuf.message import DecodeError
 
+from qsg.endings import ended, to_the_end
 from qsg.manager.client_port import ID_BYTES, MESSAGES_MAX, Got, Work
 from qsg.manager.producers import ProducerNumber
 from qsg.pb import client_pb2 as pb
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _CHANGES = frozenset({"put", "end_unit"})
+BACKOUT_S = 1.0
+"""How long a backout may take once the service closes: its incarnation ends then, and all claims with it."""
+BACKOUT_AGAIN_S = 0.2
 
 
 class ProtocolViolation(Exception):
@@ -79,12 +83,7 @@ class Connection:
         except TimeoutError:
             log.info("client silent", connection=self.name, application=self.application)
         finally:
-            beats.cancel()
-            try:
-                await asyncio.gather(beats, return_exceptions=True)
-                await self._stream.close()
-            finally:
-                await self._end()
+            await self._end(beats)
 
     async def _hello(self) -> bool:
         """Reads CONNECT and answers it; False when it was refused."""
@@ -121,29 +120,53 @@ class Connection:
         answer = pb.Connected(queue_manager=name or self._service.name, member=self._service.member, reason=int(reason), detail=detail)
         await self._send(pb.CLIENT_CONNECTED, answer.SerializeToString())
 
-    async def _end(self) -> None:
-        """Waiting gets are cancelled, what is begun runs to its end, then open units of work are backed out."""
+    async def _end(self, beats: asyncio.Task[None]) -> None:
+        """Waiting gets are cancelled, what is begun runs to its end (unless cancelled), then open units of work are backed out."""
         self._ending = True
         self._room.set()
         for cancel in self._cancels.values():
             cancel.set()
         try:
+            await ended(beats)
+            await self._stream.close()
             if self._tasks and not self._service.closing:
                 await asyncio.wait(self._tasks)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            units, self._units = self._units, {}
-            for work in units.values():
-                await self._backout(work)
+            await to_the_end(self._clear())
+
+    async def _clear(self) -> None:
+        await ended(*self._tasks)
+        await self._stream.close()
+        units, self._units = self._units, {}
+        await asyncio.gather(*(self._backout(work) for work in units.values()))
 
     async def _backout(self, work: Work) -> None:
         try:
-            await work.backout()
-        except (Refusal, Fenced, OutcomeUnknown, CompareFailed, StoreError) as problem:
-            # Its claims carry our incarnation and are void with it; the queue manager gives them back otherwise.
+            await self._back_out(work)
+        except (Refusal, Fenced, OutcomeUnknown, CompareFailed) as problem:
+            # Its claims carry our incarnation, and are void with it.
             log.warning("backout failed", connection=self.name, problem=str(problem))
+
+    async def _back_out(self, work: Work) -> None:
+        """Goes on until the claims are given back: while this incarnation lives nobody else does that."""
+        backing = asyncio.ensure_future(self._try_to_back_out(work))
+        try:
+            while not backing.done():
+                closing = self._service.closing
+                await asyncio.wait([backing], timeout=BACKOUT_S)
+                if closing and not backing.done():
+                    raise Refusal(Reason.Q_MGR_STOPPING, "the structure does not answer")
+        finally:
+            await ended(backing)
+        backing.result()
+
+    async def _try_to_back_out(self, work: Work) -> None:
+        while True:
+            try:
+                return await work.backout()
+            except StoreError as problem:
+                log.warning("backout is tried again", connection=self.name, problem=str(problem))
+                await asyncio.sleep(BACKOUT_AGAIN_S)
 
     def quiesce(self) -> None:
         """The queue manager drains: no new work, waiting gets end; the stream is closed once nothing is left."""
@@ -422,17 +445,18 @@ class Connection:
             if end.commit:
                 raise Refusal(Reason.BACKED_OUT, "there is no such unit of work on this connection")
             return
-        try:
-            if end.commit:
+        if end.commit:
+            try:
                 producer = self._numbered(end.producer or self._producer, end.structure, end.producer_number, 1)
                 await work.commit(producer)
-            else:
-                await work.backout()
-        except (Refusal, CompareFailed):
-            await self._backout(work)
-            raise
-        finally:
-            del self._units[end.unit]
+            except Exception:
+                # Also when its outcome is unknown: what was committed is no longer claimed, and is left alone.
+                await self._backout(work)
+                self._units.pop(end.unit, None)
+                raise
+        else:
+            await self._back_out(work)
+        self._units.pop(end.unit, None)
 
 
 def _tell(response: pb.ClientResponse, messages: Sequence[Got]) -> None:

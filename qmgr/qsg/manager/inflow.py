@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from qsg.endings import ended, to_the_end
 from qsg.manager.delivering import Deliverer
 from qsg.manager.link import Session
 from qsg.manager.placing import Placement, Placer, release
@@ -140,17 +141,15 @@ class Inflow:
             errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
             raise next(e for e in errors if e is not None)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            # Units that are out settle by themselves, comparing the fence.
-            units = [p.task for p in self._pending if p.task is not None]
-            for unit in units:
-                unit.cancel()
-            await asyncio.gather(*units, return_exceptions=True)
-            for pending in self._pending:
-                pending.release(committed=False)
-            await self._tidy()
+            await to_the_end(self._clear(tasks))
+
+    async def _clear(self, tasks: list[asyncio.Task[None]]) -> None:
+        await ended(*tasks)
+        # Units that are out settle by themselves, comparing the fence.
+        await ended(*(p.task for p in self._pending if p.task is not None))
+        for pending in self._pending:
+            pending.release(committed=False)
+        await self._tidy()
 
     async def _tidy(self) -> None:
         try:
@@ -330,8 +329,14 @@ class Inflow:
         """More than one transaction holds: in two prefixes."""
         first, second = rules.halve(pending.arrivals)
         middle = rules.record_after(pending.before, first, self._parameters.sequence_wrap)
-        await self._again(_Pending(first, pending.before, middle), None)
-        return await self._again(_Pending(second, middle, pending.after), None)
+        await self._half(_Pending(first, pending.before, middle))
+        return await self._half(_Pending(second, middle, pending.after))
+
+    async def _half(self, half: _Pending) -> Committed:
+        try:
+            return await self._again(half, None)
+        finally:
+            half.release(committed=False)  # unless it was committed
 
     async def _report(self) -> None:
         """Tells the partner that we are still at it, as long as the store answers."""

@@ -16,12 +16,14 @@ from typing import Protocol
 import structlog
 from google.protobuf.message import Message
 
+from qsg.endings import ended
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, initiator_pb2, records_pb2
 from qsg.rules import keys
 from qsg.rules.internal import ADDRESS
-from qsg.rules.reasons import Reason, reason_of
+from qsg.rules.reasons import Reason, Refusal, reason_of
 from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, OutcomeUnknown, Unit
+from qsg.store.contract import StoreError
 from qsg.transport.codec import ProtocolError, decode, encode, parse
 from qsg.transport.contract import Stream, TransportError
 from qsg.transport.mux import LinkLost, Mux, SessionOver, last_word
@@ -215,8 +217,7 @@ class InitiatorLink:
             elif not joining.done():
                 log.warning("a connection that never joined has ended", pid=current.pid, detail=str(e))
         finally:
-            greeter.cancel()
-            await asyncio.gather(greeter, return_exceptions=True)
+            await ended(greeter)
 
     async def settled(self) -> None:
         """Returns once no incarnation of a lost initiator is left in the structure."""
@@ -289,16 +290,16 @@ class InitiatorLink:
     async def _write(self, record: records_pb2.InitiatorRecord) -> int:
         """The new incarnation; 0 when this member is no longer the one that writes it."""
         async with self._writing:
-            if not self.cell.seen:
-                await self._structure.refresh(self.cell)
             value = record.SerializeToString()
             for _ in range(3):
                 try:
+                    if not self.cell.seen:
+                        await self._structure.refresh(self.cell)
                     committed = await self._structure.commit(Unit("initiator", changes=[Change(self.cell, lambda _: value)]))
                     return committed.revision
                 except CompareFailed:
-                    await self._structure.refresh(self.cell)
-                except (Fenced, OutcomeUnknown) as e:
+                    continue  # the cell is as just read
+                except (Fenced, OutcomeUnknown, StoreError, Refusal) as e:
                     log.warning("initiator's incarnation cannot be written", error=repr(e))
                     return 0
             return 0

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from qsg.endings import ended
 from qsg.manager import membership
 from qsg.manager.administration import Administration
 from qsg.manager.backend import Command, Inquiry, QueueManagerBackend
@@ -297,10 +298,10 @@ class QueueManager:
                 await self.receivers.drain()
                 await self.clients.drain()
         finally:
-            for task in self._watchers:
-                task.cancel()
-            await asyncio.gather(*self._watchers, return_exceptions=True)
-            await self._ends.aclose()
+            try:
+                await ended(*self._watchers)
+            finally:
+                await self._ends.aclose()
 
 
 async def _delete(channels: ChannelCommands, delete: Command, arguments: dict[str, object]) -> object:

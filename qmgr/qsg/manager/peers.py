@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from qsg.endings import ended, to_the_end
 from qsg.manager.members import Members
 from qsg.pb import peer_pb2 as pb
 from qsg.rules import verdict
@@ -271,10 +272,7 @@ class PeerLinks:
             log.debug("a peer's link ended", peer=stream.peer, error=repr(error))
         finally:
             self._accepted.discard(current)
-            for task in list(working):
-                task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
-            await stream.close()
+            await to_the_end(_part(stream, working))
 
     def beat_now(self) -> None:
         """What we can has changed: the others learn at once."""
@@ -395,6 +393,11 @@ def _reason(number: int) -> Reason:
         return Reason(number)
     except ValueError:
         return Reason.UNEXPECTED_ERROR
+
+
+async def _part(stream: Stream, working: set[asyncio.Task[None]]) -> None:
+    await ended(*working)
+    await stream.close()
 
 
 async def _awaited(work: Awaitable[None]) -> None:

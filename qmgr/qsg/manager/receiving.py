@@ -236,8 +236,8 @@ class Receiver:
         self.counters.sequence, self.counters.luwid = record.sequence, record.luwid
         bound = self._bound(record, parameters)
         bound.epoch = request.epoch
-        await self._registry.adopt(request.stream, self)
         try:
+            await self._registry.adopt(request.stream, self)
             await self._session.send(channel_pb2.FRAME_BOUND, bound)
             if request.fence_only:
                 await self._session.close()

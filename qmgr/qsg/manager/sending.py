@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from qsg.endings import ended
 from qsg.manager.flight import Flight, Mark, progress_after
 from qsg.manager.grants import Grant, Outcome, SenderCounters, open_order
 from qsg.manager.link import InitiatorLink, Session, SessionFailed
@@ -96,8 +97,7 @@ class Sender:
         try:
             return await self._bound_and_run(opening, preparing, reading)
         finally:
-            preparing.cancel()
-            await asyncio.gather(preparing, return_exceptions=True)
+            await ended(preparing)
 
     async def _bound_and_run(self, opening: asyncio.Future[Session], preparing: asyncio.Future[None], reading: Prefetch) -> Outcome:
         forced = asyncio.ensure_future(self._force.wait())
@@ -109,11 +109,13 @@ class Sender:
             session = opening.result()
         except SessionFailed as e:
             return Outcome("failed", e.reason, e.detail, epoch_seen=e.epoch_seen, instance_seen=e.instance_seen)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_abort)  # it may be open already
+            raise
         finally:
             forced.cancel()
-            if not opening.done() or opening.cancelled():
-                opening.cancel()
-                await asyncio.gather(opening, return_exceptions=True)
+            if not opening.done():
+                await ended(opening)
         try:
             outcome = await self._run(session, preparing, reading)
         except BaseException:
@@ -147,9 +149,7 @@ class Sender:
             errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
             return await self._outcome(next(e for e in errors if e is not None))
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)
 
     async def _outcome(self, error: BaseException) -> Outcome:
         """What ended a task, as the supervisor is told."""
@@ -438,6 +438,11 @@ class Sender:
     async def _obey_force(self) -> None:
         await self._force.wait()
         raise _Ended(Outcome("stopped", Reason.STOPPED_BY_COMMAND, "stopped by force", clean=not self._busy()))
+
+
+def _abort(opening: asyncio.Future[Session]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().abort()
 
 
 async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:

@@ -11,6 +11,7 @@ import asyncio
 
 import structlog
 
+from qsg.endings import ended
 from qsg.manager.asking import candidates
 from qsg.manager.care import Care
 from qsg.manager.office import Ended, Outcome, Passage, RunningSender, SenderCounters
@@ -68,10 +69,8 @@ class Tenure:
         try:
             await asyncio.wait([running])
         finally:
-            running.cancel()
-            reporting.cancel()
-            await asyncio.gather(running, reporting, return_exceptions=True)
             self.sender = self._sender_task = None
+            await ended(running, reporting)
         outcome = _outcome(running)
         log.info(
             "sender ended",

@@ -95,12 +95,12 @@ class Follower:
         """Ends the watch and every subscription. Waiters get a `StoreError`."""
         self._closed = True
         task, self._task = self._task, None
+        self._wake()
         if task is not None and not task.done():
             task.cancel()
             await asyncio.wait([task])
         if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
             log.error("follower had failed", prefix=self.prefix, error=repr(task.exception()))
-        self._wake()
 
     def _until_failed(self) -> None:
         """Raises what ended the follower, if anything did."""

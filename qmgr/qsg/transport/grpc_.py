@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from qsg.endings import ended, to_the_end
 from qsg.transport.contract import Closed, Handler, Refused, TransportError, Unreachable
 from qsg.transport.frames import FrameQueue
 from qsg.transport.tls import TlsFiles
@@ -96,9 +97,7 @@ class _GrpcStream:
     async def stop(self) -> None:
         """Ends reading and writing; the call must be over or about to be cancelled."""
         self.end("closed here")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        await ended(*self._tasks)
         self._read = self._write = _gone  # gRPC keeps the connection open as long as anyone holds the call
 
     async def _reading(self) -> None:
@@ -148,8 +147,10 @@ class _ClientStream(_GrpcStream):
 
     async def close(self) -> None:
         call, self._call = self._call, None
-        if call is None:
-            return
+        if call is not None:
+            await to_the_end(self._close(call))
+
+    async def _close(self, call: Any) -> None:
         try:
             await self.flush()
             if not self.ended.is_set():
@@ -177,8 +178,10 @@ class _ServerStream(_GrpcStream):
         super().__init__(_address_of(context.peer()), _identity_of(context), context.read, context.write)
 
     async def close(self) -> None:
-        await self.flush()
-        self.end("closed here")
+        try:
+            await self.flush()
+        finally:
+            self.end("closed here")
 
 
 def _address_of(peer: str) -> str:
@@ -271,11 +274,11 @@ class GrpcTransport:
                 if _ACCEPTED not in tuple(await call.initial_metadata()):
                     raise await _classify(address, await call.code(), await call.details(), timeout_s)
         except TimeoutError:
-            await channel.close()
+            await to_the_end(channel.close())
             raise Unreachable(f"{address}: no answer within {timeout_s} s") from None
         except BaseException:
             call.cancel()
-            await channel.close()
+            await to_the_end(channel.close())
             raise
         identity = "" if self._tls is None else self._server_name or _host_port(address)[0]
         return _ClientStream(address, identity, channel, call)

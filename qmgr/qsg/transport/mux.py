@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError, Message
 
+from qsg.endings import ended
 from qsg.pb import initiator_pb2 as pb
 from qsg.rules.reasons import Reason
 from qsg.transport.contract import Closed, Stream, TransportError
@@ -169,9 +170,7 @@ class Mux:
         finally:
             self.on_lost(lost)
             self.abandon()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)
 
     def abandon(self) -> None:
         """Ends every session now; nothing more is sent."""

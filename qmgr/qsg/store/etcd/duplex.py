@@ -67,7 +67,7 @@ class Duplex:
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._call.cancel()
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 log.error("etcd stream failed", endpoint=self.endpoint.address, exc_info=result)
-        self._call.cancel()

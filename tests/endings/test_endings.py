@@ -1,0 +1,69 @@
+"""Endings run to their end, and a cancellation that came meanwhile is raised behind them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qsg.endings import ended, to_the_end
+from support.cancelling import ticks
+
+
+async def _steps(done: list[int], count: int = 5) -> str:
+    for number in range(count):
+        await asyncio.sleep(0)
+        done.append(number)
+    return "done"
+
+
+@pytest.mark.parametrize("between", range(1, 8))
+async def test_work_runs_to_its_end_whenever_the_caller_is_cancelled(between: int) -> None:
+    done: list[int] = []
+    caller = asyncio.ensure_future(to_the_end(_steps(done)))
+    await ticks(between)
+    for _ in range(3):
+        caller.cancel()
+        await ticks(1)
+    await asyncio.wait([caller])
+    assert done == [0, 1, 2, 3, 4]
+    assert caller.cancelled() or caller.result() == "done"
+
+
+async def test_work_that_fails_tells_its_caller() -> None:
+    async def failing() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await to_the_end(failing())
+
+
+@pytest.mark.parametrize("between", range(6))
+async def test_tasks_that_take_their_time_have_ended_when_it_returns(between: int) -> None:
+    done: list[int] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await _steps(done)
+
+    tasks = [asyncio.ensure_future(slow()) for _ in range(2)]
+    await ticks(1)
+    caller = asyncio.ensure_future(ended(*tasks))
+    await ticks(1 + between)
+    caller.cancel()
+    await asyncio.wait([caller])
+    assert len(done) == 10
+    assert all(task.cancelled() for task in tasks)
+    assert caller.cancelled() or between > 4
+
+
+async def test_how_the_tasks_end_is_not_told() -> None:
+    async def failing() -> None:
+        raise ValueError("no")
+
+    task = asyncio.ensure_future(failing())
+    await ticks(1)
+    await ended(task)
+    await ended()
