@@ -26,8 +26,10 @@ from rich.progress import Progress, TaskID
 
 import qsg
 from qsg.cli.common import Connect, Format, err, facts, fail, out
+from qsg.cli.flow import flow
 
-app = typer.Typer(no_args_is_help=True, help="Benchmarks: put, get, latency, drain.")
+app = typer.Typer(no_args_is_help=True, help="Benchmarks: put, get, latency, drain; and flow, which counts.")
+app.command()(flow)
 
 QUEUE = "QSG.BENCH"
 UNREPORTED_S = 0.1
