@@ -61,6 +61,8 @@ class Tls(Spec):
     mode: Literal["Managed", "Secret", "Off"] = "Managed"
     authority_secret: ObjectName = "qsg-ca"
     """Managed: where the operator keeps the authority (made when it is not there); who shares it trusts each other."""
+    additional_names: Names = Field(default=(), max_length=32)
+    """Managed: host names and addresses for the certificate, beside those of the Services."""
     secret_name: ObjectName = ""
     """Secret: a Secret with tls.crt, tls.key and ca.crt, as cert-manager makes it."""
 

@@ -25,6 +25,8 @@ class StructureConfig(Definition):
     key: Path | None = None
     user: str = ""
     password: str = ""
+    credentials: Path | None = None
+    """Folder with the files `user` and `password`, instead of those here."""
 
 
 class TlsConfig(Definition):

@@ -21,11 +21,17 @@ def transport_of(config: MemberConfig) -> GrpcTransport:
 
 
 def store_of(config: StructureConfig) -> EtcdStore:
+    user, password = config.user, config.password
+    if config.credentials is not None:
+        try:
+            user, password = ((config.credentials / name).read_text().strip() for name in ("user", "password"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"credentials: {error}") from error
     return EtcdStore(
         config.endpoints,
         ca=config.ca,
         cert=config.certificate,
         key=config.key,
-        user=config.user or None,
-        password=config.password or None,
+        user=user or None,
+        password=password or None,
     )

@@ -1,0 +1,191 @@
+"""Certificates: an authority, and leaves signed by it that are renewed in time. Pure but for the drawing of keys; `now` comes in.
+
+What is stored is the `data` of a Secret of type kubernetes.io/tls, as cert-manager makes it: tls.crt, tls.key, ca.crt (PEM). Invariant:
+what `issued` answers fits the request (names, authority) and is good for a third of its life at least. Not done: renewal of an
+authority, which lives for ten years; a new one is a new Secret, and every leaf of it follows.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+AUTHORITY_LIFE = timedelta(days=3650)
+LEAF_LIFE = timedelta(days=90)
+CLOCKS_DIFFER = timedelta(hours=1)
+
+Data = dict[str, bytes]
+CERTIFICATE, KEY, CA = "tls.crt", "tls.key", "ca.crt"
+
+
+class BadSecret(Exception):
+    """A Secret that somebody else has made, and that does not hold what it should."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What a certificate is to say. `names`: host names and IP addresses; none = for clients only."""
+
+    common_name: str
+    names: tuple[str, ...] = ()
+
+    def alternative_names(self) -> list[x509.GeneralName]:
+        found: list[x509.GeneralName] = []
+        for name in self.names:
+            try:
+                found.append(x509.IPAddress(ipaddress.ip_address(name)))
+            except ValueError:
+                found.append(x509.DNSName(name))
+        return found
+
+
+def new_authority(common_name: str, now: datetime) -> Data:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name(common_name)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCKS_DIFFER)
+        .not_valid_after(now + AUTHORITY_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(authority=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    return {CERTIFICATE: pem, KEY: _private_pem(key), CA: pem}
+
+
+def issued(leaf: Leaf, present: Mapping[str, bytes] | None, authority: Mapping[str, bytes], now: datetime) -> Data:
+    """`present` when it is still right, else a new certificate. Raises `BadSecret` for an authority that cannot sign."""
+    certificate, key = _authority(authority)
+    if present is not None and fits(leaf, present, certificate, now):
+        return dict(present)
+    return _sign(leaf, certificate, key, authority[CERTIFICATE], now)
+
+
+def fits(leaf: Leaf, present: Mapping[str, bytes], authority: x509.Certificate, now: datetime) -> bool:
+    try:
+        certificate = x509.load_pem_x509_certificate(present[CERTIFICATE])
+        key = serialization.load_pem_private_key(present[KEY], None)
+        (root,) = x509.load_pem_x509_certificates(present[CA])
+        certificate.verify_directly_issued_by(authority)
+    except (KeyError, ValueError, TypeError, InvalidSignature):
+        return False
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    return (
+        root == authority
+        and certificate.public_key() == key.public_key()
+        and certificate.subject == _name(leaf.common_name)
+        and _names_of(certificate) == set(leaf.alternative_names())
+        and certificate.not_valid_before_utc <= now
+        and now < certificate.not_valid_after_utc - life / 3
+    )
+
+
+def expiry(data: Mapping[str, bytes]) -> datetime:
+    """Raises `BadSecret`."""
+    try:
+        return x509.load_pem_x509_certificate(data[CERTIFICATE]).not_valid_after_utc
+    except (KeyError, ValueError) as error:
+        raise BadSecret(f"{CERTIFICATE}: {error}") from error
+
+
+def check(data: Mapping[str, bytes]) -> None:
+    """Of a Secret that somebody else has made. Raises `BadSecret` that says what is missing or wrong."""
+    missing = [name for name in (CERTIFICATE, KEY, CA) if not data.get(name)]
+    if missing:
+        raise BadSecret(f"it has no {', '.join(missing)}")
+    try:
+        certificate = x509.load_pem_x509_certificate(data[CERTIFICATE])
+        key = serialization.load_pem_private_key(data[KEY], None)
+        x509.load_pem_x509_certificates(data[CA])
+    except (ValueError, TypeError) as error:
+        raise BadSecret(str(error)) from error
+    if certificate.public_key() != key.public_key():
+        raise BadSecret(f"{KEY} is not the key of {CERTIFICATE}")
+
+
+def _authority(data: Mapping[str, bytes]) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    try:
+        certificate = x509.load_pem_x509_certificate(data[CERTIFICATE])
+        key: PrivateKeyTypes = serialization.load_pem_private_key(data[KEY], None)
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except KeyError as error:
+        raise BadSecret(f"it has no {error.args[0]}") from error
+    except (ValueError, TypeError, x509.ExtensionNotFound) as error:
+        raise BadSecret(str(error)) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise BadSecret("its key is not an elliptic-curve key")
+    if not constraints.ca or certificate.public_key() != key.public_key():
+        raise BadSecret("it is not the certificate of an authority with its key")
+    return certificate, key
+
+
+def _sign(leaf: Leaf, authority: x509.Certificate, signer: ec.EllipticCurvePrivateKey, ca: bytes, now: datetime) -> Data:
+    key = ec.generate_private_key(ec.SECP256R1())
+    purposes = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if leaf.names else [])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_name(leaf.common_name))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCKS_DIFFER)
+        .not_valid_after(min(now + LEAF_LIFE, authority.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
+    if leaf.names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(leaf.alternative_names()), critical=False)
+    certificate = builder.sign(signer, hashes.SHA256())
+    return {CERTIFICATE: certificate.public_bytes(serialization.Encoding.PEM), KEY: _private_pem(key), CA: ca}
+
+
+def _names_of(certificate: x509.Certificate) -> set[x509.GeneralName]:
+    try:
+        return set(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        return set()
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def host_names(service: str, namespace: str, *, pods: Sequence[str] = (), wildcard: bool = False) -> list[str]:
+    """All forms of a Service's name; `pods` of a headless one, or all of them by a wildcard."""
+    heads = [f"{pod}.{service}" for pod in pods] + ([f"*.{service}"] if wildcard else []) + ([] if wildcard else [service])
+    return [f"{head}{tail}" for head in heads for tail in ("", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local")]

@@ -1,0 +1,140 @@
+"""A managed etcd: StatefulSet and headless Service of one structure.
+
+Settings are those of docs/decisions/0010 and the measurements: small raft log (values are large), short election inside one site, periodic
+compaction as a safety net. The cluster's members never change, so `initial-cluster-state=new` is right at every start: who has data
+takes no notice of it.
+"""
+
+from __future__ import annotations
+
+from qsg_operator import names
+from qsg_operator.children.objects import Object, Owner, child, container_security, headless, pod_security, scheduling, volume_claim
+from qsg_operator.children.structures import StructureOf, component, etcd_pods
+
+DATA = "/var/lib/etcd"
+SERVER_TLS, CLIENT_TLS = "/etc/etcd/server", "/etc/etcd/client"
+SETTINGS = (
+    "--snapshot-count=1000",
+    "--experimental-snapshot-catchup-entries=250",
+    "--heartbeat-interval=50",
+    "--election-timeout=500",
+    "--auto-compaction-mode=periodic",
+    "--auto-compaction-retention=1m",
+    "--strict-reconfig-check=true",
+)
+
+
+def service(owner: Owner, structure: StructureOf) -> Object:
+    ports = {"client": names.ETCD_CLIENT_PORT, "peer": names.ETCD_PEER_PORT, "health": names.ETCD_HEALTH_PORT}
+    return headless(owner, names.store(owner.base, structure.name), component(structure.name), ports)
+
+
+def stateful_set(owner: Owner, structure: StructureOf) -> Object:
+    store = structure.managed
+    assert store is not None
+    name, part = names.store(owner.base, structure.name), component(structure.name)
+    made = child(owner, "apps/v1", "StatefulSet", name, part)
+    selector = owner.labels(part)
+    made["spec"] = {
+        "replicas": store.members,
+        "serviceName": name,
+        "podManagementPolicy": "Parallel",
+        "selector": {"matchLabels": selector},
+        "updateStrategy": {"type": "RollingUpdate"},
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": store.storage.when_deleted, "whenScaled": "Retain"},
+        "template": {"metadata": {"labels": selector}, "spec": _pod(owner, structure)},
+        "volumeClaimTemplates": [volume_claim(owner, "data", part, store.storage.size, store.storage.class_name)],
+    }
+    return made
+
+
+def _pod(owner: Owner, structure: StructureOf) -> Object:
+    store = structure.managed
+    assert store is not None
+    pod: Object = {
+        "containers": [_container(owner, structure)],
+        "volumes": _volumes(owner) if store.tls else [],
+        "securityContext": pod_security(),
+        "terminationGracePeriodSeconds": 30,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        **scheduling(store.scheduling, owner.labels(component(structure.name))),
+    }
+    if owner.pods.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": one.name} for one in owner.pods.image_pull_secrets]
+    return pod
+
+
+def _container(owner: Owner, structure: StructureOf) -> Object:
+    store = structure.managed
+    assert store is not None
+
+    def probe(path: str, **times: int) -> Object:
+        return {"httpGet": {"path": path, "port": names.ETCD_HEALTH_PORT, "scheme": "HTTP"}, **times}
+
+    mounts = [{"name": "data", "mountPath": DATA}]
+    if store.tls:
+        mounts += [{"name": "server", "mountPath": SERVER_TLS}, {"name": "client", "mountPath": CLIENT_TLS}]
+    return {
+        "name": "etcd",
+        "image": store.image or owner.images.etcd,
+        "imagePullPolicy": owner.pods.image_pull_policy,
+        "command": ["etcd", *arguments(owner, structure)],
+        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}],
+        "ports": [
+            {"name": "client", "containerPort": names.ETCD_CLIENT_PORT, "protocol": "TCP"},
+            {"name": "peer", "containerPort": names.ETCD_PEER_PORT, "protocol": "TCP"},
+            {"name": "health", "containerPort": names.ETCD_HEALTH_PORT, "protocol": "TCP"},
+        ],
+        "resources": store.resources,
+        "securityContext": container_security(),
+        "startupProbe": probe("/health?serializable=true", periodSeconds=1, timeoutSeconds=3, failureThreshold=300),
+        "livenessProbe": probe("/health?exclude=NOSPACE&serializable=true", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
+        "readinessProbe": probe("/health?exclude=NOSPACE", periodSeconds=5, timeoutSeconds=5, failureThreshold=3),
+        "volumeMounts": mounts,
+    }
+
+
+def arguments(owner: Owner, structure: StructureOf) -> list[str]:
+    store = structure.managed
+    assert store is not None
+    service_name, scheme = names.store(owner.base, structure.name), "https" if store.tls else "http"
+    domain = f"{service_name}.{owner.namespace}.svc"
+    cluster = ",".join(f"{pod}={scheme}://{pod}.{domain}:{names.ETCD_PEER_PORT}" for pod in etcd_pods(owner, structure))
+    found = [
+        "--name=$(POD_NAME)",
+        f"--data-dir={DATA}/data",
+        f"--listen-client-urls={scheme}://0.0.0.0:{names.ETCD_CLIENT_PORT}",
+        f"--advertise-client-urls={scheme}://$(POD_NAME).{domain}:{names.ETCD_CLIENT_PORT}",
+        f"--listen-peer-urls={scheme}://0.0.0.0:{names.ETCD_PEER_PORT}",
+        f"--initial-advertise-peer-urls={scheme}://$(POD_NAME).{domain}:{names.ETCD_PEER_PORT}",
+        f"--listen-metrics-urls=http://0.0.0.0:{names.ETCD_HEALTH_PORT}",
+        f"--initial-cluster={cluster}",
+        f"--initial-cluster-token={owner.uid}",
+        "--initial-cluster-state=new",
+        f"--quota-backend-bytes={store.quota_bytes}",
+        *SETTINGS,
+    ]
+    if store.tls:
+        found += [
+            f"--cert-file={SERVER_TLS}/tls.crt",
+            f"--key-file={SERVER_TLS}/tls.key",
+            f"--trusted-ca-file={SERVER_TLS}/ca.crt",
+            "--client-cert-auth=true",
+            f"--peer-cert-file={SERVER_TLS}/tls.crt",
+            f"--peer-key-file={SERVER_TLS}/tls.key",
+            f"--peer-trusted-ca-file={SERVER_TLS}/ca.crt",
+            "--peer-client-cert-auth=true",
+            # etcd compares a client's address with the host names in its certificate, by a DNS that still knows the old address after a
+            # pod is back. The client certificate has none.
+            f"--peer-client-cert-file={CLIENT_TLS}/tls.crt",
+            f"--peer-client-key-file={CLIENT_TLS}/tls.key",
+        ]
+    return found
+
+
+def _volumes(owner: Owner) -> list[Object]:
+    return [
+        {"name": "server", "secret": {"secretName": names.store_tls(owner.base), "defaultMode": 0o440}},
+        {"name": "client", "secret": {"secretName": names.store_client_tls(owner.base), "defaultMode": 0o440}},
+    ]

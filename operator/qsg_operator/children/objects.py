@@ -1,0 +1,160 @@
+"""What every child has: whose it is, how it is labelled, how pods may run. A child is a plain object for server-side apply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qsg_operator import names
+from qsg_operator.specs.common import Pods, Scheduling
+from qsg_operator.specs.group import QueueSharingGroup
+from qsg_operator.specs.manager import QueueManager
+
+Object = dict[str, Any]
+
+USER = 10001
+"""Runs everything; the image's own user."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the operator was told; a spec may say otherwise."""
+
+    qsg: str
+    etcd: str
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The resource that children belong to."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    spec: QueueSharingGroup | QueueManager
+    images: Images
+
+    @property
+    def base(self) -> str:
+        return names.base(self.kind, self.name)
+
+    @property
+    def pods(self) -> Pods:
+        return self.spec
+
+    @property
+    def group(self) -> QueueSharingGroup | None:
+        return self.spec if isinstance(self.spec, QueueSharingGroup) else None
+
+    @property
+    def replicas(self) -> int:
+        return self.spec.members if isinstance(self.spec, QueueSharingGroup) else 1
+
+    @property
+    def image(self) -> str:
+        return self.spec.image or self.images.qsg
+
+    @property
+    def mq_name(self) -> str:
+        """GROUP NAME, or LOCAL NAME of a queue manager outside a group."""
+        given = self.spec.group_name if isinstance(self.spec, QueueSharingGroup) else self.spec.queue_manager_name
+        return given or names.mq_name(self.name)
+
+    def pod(self, ordinal: int) -> str:
+        return f"{self.base}-{ordinal}"
+
+    def member(self, ordinal: int) -> str:
+        """LOCAL NAME. A member whose name would be the group's is not possible: it ends in its number."""
+        return names.mq_name(self.pod(ordinal)) if self.group else self.mq_name
+
+    def pod_names(self) -> list[str]:
+        return [self.pod(ordinal) for ordinal in range(self.replicas)]
+
+    def reference(self) -> Object:
+        return {
+            "apiVersion": names.API_VERSION,
+            "kind": self.kind,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+            "blockOwnerDeletion": False,
+        }
+
+    def labels(self, component: str) -> dict[str, str]:
+        return names.labels(self.kind, self.name, component)
+
+
+def child(owner: Owner, api_version: str, kind: str, name: str, component: str, annotations: Mapping[str, str] | None = None) -> Object:
+    metadata: Object = {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": owner.labels(component),
+        "ownerReferences": [owner.reference()],
+    }
+    if annotations:
+        metadata["annotations"] = dict(annotations)
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata}
+
+
+def headless(owner: Owner, name: str, component: str, ports: Mapping[str, int]) -> Object:
+    """Names for single pods, ready or not: who is to be reached at all costs must not wait for a probe."""
+    service = child(owner, "v1", "Service", name, component)
+    service["spec"] = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": owner.labels(component),
+        "ports": [{"name": port, "port": number, "targetPort": number, "protocol": "TCP"} for port, number in ports.items()],
+    }
+    return service
+
+
+def pod_security() -> Object:
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container_security() -> Object:
+    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def scheduling(given: Scheduling, selector: Mapping[str, str]) -> Object:
+    """Placement of pods. Without constraints of its own they spread over nodes and zones, as far as can be."""
+    spread = [dict(one) for one in given.topology_spread_constraints] or [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": dict(selector)},
+        }
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+    ]
+    placed: Object = {"topologySpreadConstraints": spread}
+    if given.node_selector:
+        placed["nodeSelector"] = given.node_selector
+    if given.tolerations:
+        placed["tolerations"] = [dict(one) for one in given.tolerations]
+    if given.affinity:
+        placed["affinity"] = given.affinity
+    if given.priority_class_name:
+        placed["priorityClassName"] = given.priority_class_name
+    return placed
+
+
+def volume_claim(owner: Owner, name: str, component: str, size: str, class_name: str) -> Object:
+    spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
+    if class_name:
+        spec["storageClassName"] = class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "labels": owner.labels(component)},
+        "spec": spec,
+    }

@@ -1,0 +1,178 @@
+"""Children: what users and the queue managers' own configuration ask of them, and goldens that show every change of them in a review."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qsg.process.config import MemberConfig
+from qsg_operator import names
+from qsg_operator.children.all import Spare, children
+from qsg_operator.children.objects import Object, Owner
+from support.owners import group, manager
+
+GOLDEN = Path(__file__).parent / "golden"
+EXTERNAL = {"external": {"endpoints": ["etcd.example:2379"], "tlsSecret": "etcd-tls", "authSecret": "etcd-user"}}
+OWNERS = {
+    "group": group(),
+    "queue-manager": manager(),
+    "group-external": group(store=EXTERNAL, tls={"mode": "Secret", "secretName": "from-cert-manager"}, members=1, image="other:2"),
+    "group-structures": group(
+        store={"managed": {"members": 1, "tls": False}, "structures": [{"name": "fast", "managed": {}}, {"name": "far", **EXTERNAL}]},
+        portal={"type": "LoadBalancer", "annotations": {"a": "b"}, "loadBalancerClass": "c", "nodePort": 31000},
+        imagePullSecrets=[{"name": "pull"}],
+        scheduling={"nodeSelector": {"disk": "ssd"}, "tolerations": [{"operator": "Exists"}], "priorityClassName": "high"},
+        tls={"mode": "Off"},
+    ),
+}
+
+
+def named(owner: Owner, spare: Spare | None = None) -> dict[tuple[str, str], Object]:
+    return {(child["kind"], child["metadata"]["name"]): child for child in children(owner, spare or Spare())}
+
+
+def pods(owner: Owner) -> Iterator[Object]:
+    for (kind, _), child in named(owner).items():
+        if kind == "StatefulSet":
+            yield child["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("case", ["group", "queue-manager"])
+def test_children_are_as_the_golden_file_says(case: str) -> None:
+    """`UPDATE_GOLDEN=1` writes the files anew: look at the difference."""
+    path = GOLDEN / f"{case}.yaml"
+    text = yaml.safe_dump_all(children(OWNERS[case], Spare(member=True)), sort_keys=False)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_every_child_is_owned_and_labelled(case: str) -> None:
+    owner = OWNERS[case]
+    found = named(owner)
+    assert len(found) == len(children(owner, Spare()))
+    for (_, name), child in found.items():
+        assert len(name) <= 52, "a StatefulSet's pods and their labels need room"
+        meta = child["metadata"]
+        assert meta["namespace"] == owner.namespace
+        (reference,) = meta["ownerReferences"]
+        assert (reference["kind"], reference["name"], reference["uid"], reference["controller"]) == (
+            owner.kind,
+            owner.name,
+            owner.uid,
+            True,
+        )
+        assert reference["blockOwnerDeletion"] is False, "a deletion never waits for a child"
+        assert "finalizers" not in meta
+        assert meta["labels"][names.INSTANCE] == owner.name
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_pods_meet_the_restricted_standard(case: str) -> None:
+    for pod in pods(OWNERS[case]):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert all(set(volume) - {"name"} <= {"configMap", "secret", "emptyDir"} for volume in pod["volumes"])
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["requests"]
+            declared = {volume["name"] for volume in pod["volumes"]} | {"data"}
+            assert {mount["name"] for mount in container["volumeMounts"]} <= declared
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_services_and_budgets_select_the_pods_of_a_stateful_set(case: str) -> None:
+    found = named(OWNERS[case])
+    labels = [c["spec"]["template"]["metadata"]["labels"] for (kind, _), c in found.items() if kind == "StatefulSet"]
+    for (kind, name), child in found.items():
+        if kind in ("Service", "PodDisruptionBudget"):
+            selector = child["spec"]["selector"] if kind == "Service" else child["spec"]["selector"]["matchLabels"]
+            assert labels.count(selector) == 1, name
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_members_understand_their_configuration(case: str) -> None:
+    owner = OWNERS[case]
+    data = named(owner)["ConfigMap", names.config(owner.base)]["data"]
+    assert sorted(data) == sorted(f"{pod}.yaml" for pod in owner.pod_names())
+    for ordinal, pod in enumerate(owner.pod_names()):
+        config = MemberConfig.model_validate(yaml.safe_load(data[f"{pod}.yaml"]))
+        assert config.member == owner.member(ordinal)
+        assert config.advertise.startswith(f"{pod}.")
+        assert bool(config.group) == (owner.group is not None)
+        assert (config.tls is None) == (owner.pods.tls.mode == "Off")
+        assert config.initiator_linger_s < owner.pods.termination_grace_period_seconds
+
+
+def test_every_mounted_file_that_the_configuration_names_is_mounted() -> None:
+    for owner in OWNERS.values():
+        text = yaml.safe_dump(yaml.safe_load(named(owner)["ConfigMap", names.config(owner.base)]["data"][f"{owner.pod(0)}.yaml"]))
+        (queue_manager, _) = named(owner)["StatefulSet", owner.base]["spec"]["template"]["spec"]["containers"]
+        places = [mount["mountPath"] for mount in queue_manager["volumeMounts"]]
+        for line in text.splitlines():
+            value = line.partition(": ")[2]
+            if value.startswith("/"):
+                assert any(value.startswith(place) for place in places), value
+
+
+def template(owner: Owner) -> Any:
+    return named(owner)["StatefulSet", owner.base]["spec"]["template"]
+
+
+def test_adding_members_does_not_roll_those_that_are_there() -> None:
+    assert template(group(members=3)) == template(group(members=5))
+
+
+def test_a_change_of_what_members_read_rolls_them() -> None:
+    assert template(group()) != template(group(leaseSeconds=9))
+    assert template(group()) != template(group(tls={"mode": "Off"}))
+
+
+def test_a_group_and_a_queue_manager_of_one_name_do_not_meet() -> None:
+    ours, theirs = (named(owner) for owner in (group("same"), manager("same")))
+    assert not set(ours) & set(theirs)
+    selectors = [found["StatefulSet", name]["spec"]["selector"]["matchLabels"] for found, name in ((ours, "same"), (theirs, "same-qm"))]
+    assert selectors[0] != selectors[1]
+
+
+@pytest.mark.parametrize(("members", "spare", "allowed"), [(3, True, 1), (3, False, 0), (1, False, 1)])
+def test_the_budget_follows_what_can_be_lost(members: int, spare: bool, allowed: int) -> None:
+    budget = named(group(members=members), Spare(member=spare))["PodDisruptionBudget", "orders"]
+    assert budget["spec"]["maxUnavailable"] == allowed
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+@pytest.mark.parametrize(("members", "spare", "allowed"), [(3, True, 1), (3, False, 0), (1, False, 1)])
+def test_the_budget_of_a_store_follows_what_can_be_lost(members: int, spare: bool, allowed: int) -> None:
+    owner = group(store={"managed": {"members": members}})
+    budget = named(owner, Spare(stores={"admin": spare}))["PodDisruptionBudget", "orders-store"]
+    assert budget["spec"]["maxUnavailable"] == allowed
+
+
+def test_probes_ask_nothing_that_depends_on_the_store() -> None:
+    for pod in pods(group()):
+        for container in pod["containers"]:
+            if container["name"] != "etcd":
+                assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+            else:
+                assert "serializable=true" in container["livenessProbe"]["httpGet"]["path"], "an etcd without a leader is alive"
+
+
+def test_an_external_store_makes_no_etcd_and_no_password_goes_into_a_config_map() -> None:
+    owner = OWNERS["group-external"]
+    assert [name for kind, name in named(owner) if kind == "StatefulSet"] == ["orders"]
+    config = yaml.safe_load(named(owner)["ConfigMap", "orders-config"]["data"]["orders-0.yaml"])
+    assert config["structures"]["admin"]["credentials"] == "/etc/qsg/credentials/admin"
