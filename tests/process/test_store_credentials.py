@@ -20,5 +20,5 @@ def test_user_and_password_are_read_from_files(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_missing_file_is_an_error_of_the_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="credentials: .*user"):
+    with pytest.raises(ConfigError, match=r"credentials: .*user"):
         security.store_of(StructureConfig(endpoints=("etcd:2379",), credentials=tmp_path))
