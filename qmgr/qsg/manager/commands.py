@@ -29,6 +29,9 @@ from qsg.store.contract import Get, StoreError, get_prefix
 START_WAIT_S = 5.0
 """How long `start` waits to tell where it runs; it goes on anyway."""
 STOP_WAIT_S = 10.0
+WATCH_WAIT_S = 20.0
+WATCH_GATHER_S = 0.1
+"""How long `watch` waits for further changes after the first, so that a recovery of many channels is not told one by one."""
 LOOK_S = 0.02
 ATTEMPTS = 4
 PING_BYTES = 16, 32_768
@@ -43,7 +46,7 @@ class ChannelCommands:
 
         start {channel, wait_s}; stop {channel, mode: quiesce|force, status: stopped|inactive, wait_s};
         resolve {channel, action: commit|backout, force, record}; reset {channel, sequence}; ping {channel, bytes};
-        status {channel} ("" = all, a trailing * matches); group {}.
+        status {channel} ("" = all, a trailing * matches); group {}; watch {after, wait_s}.
         """
         handler = {
             "start": self.start,
@@ -53,6 +56,7 @@ class ChannelCommands:
             "ping": self.ping,
             "status": self.status,
             "group": self.group,
+            "watch": self.watch,
         }.get(name)
         if handler is None:
             raise Refusal(Reason.COMMAND_FAILED, f"no command {name!r}")
@@ -265,6 +269,27 @@ class ChannelCommands:
         }
         others = supervisor.peers.status() if supervisor.peers is not None else []
         return {"group": supervisor.group, "member": supervisor.member, "members": [me, *others]}
+
+    async def watch(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A long poll of the status table: what was written after the revision `after` (0 = all), as soon as there is something.
+
+        `there` names every entry (channel; of an inbound one also the partner), so that who follows knows which are gone. Private channels of a member of a group
+        are not in it. A revision means something to the member that told it and, in a group, to the others.
+        """
+        after, supervisor = arguments.get("after", 0), self._supervisor
+        if not isinstance(after, int) or isinstance(after, bool) or after < 0:
+            raise Refusal(Reason.OPTIONS_ERROR, "after: a revision, or 0")
+        table = supervisor.tables[ADMIN if supervisor.group else PRIVATE]
+        if await table.later_than(after, _seconds(arguments, WATCH_WAIT_S)):
+            await asyncio.sleep(WATCH_GATHER_S)
+        revision = table.revision
+        return {
+            "revision": revision,
+            "channels": [describe(entry) for entry in table.later(after)],
+            "there": [[entry.channel, entry.partner if entry.type == pb.RECEIVER else ""] for entry in table.entries()],
+            "structures": {name: structure.reachable for name, structure in sorted(supervisor.structures.items())},
+            **await self.group({}),
+        }
 
     def _answer(self, channel: Channel, entry: pb.ChannelStatus | None) -> dict[str, Any]:
         if entry is None:

@@ -27,9 +27,14 @@ class StatusTable:
         self._out = structure.follow(keys.STATUS_OUT)
         self._in = structure.follow(keys.STATUS_IN)
         self._members = structure.follow(keys.MEMBERS)
+        self.revision = 0
+        """Of the newest change of an entry, a deletion too, that the copies show."""
+        self._waiting: set[asyncio.Event] = set()
 
     async def start(self) -> None:
         self._out.add_listener(self._changed)
+        for follower in (self._out, self._in):
+            follower.add_listener(self._note)
         await asyncio.gather(*(f.ready() for f in self._followers))
 
     async def close(self) -> None:
@@ -73,6 +78,31 @@ class StatusTable:
         """The entry as it is in the store now."""
         _, (result,) = await self.structure.read(Get(keys.status_out(channel)))
         return None if result.first is None else pb.ChannelStatus.FromString(result.first.value)
+
+    async def later_than(self, revision: int, timeout_s: float) -> bool:
+        """Waits until an entry has changed after `revision`; False when none has in time."""
+        changed = asyncio.Event()
+        self._waiting.add(changed)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.revision <= revision:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting.discard(changed)
+        return True
+
+    def later(self, revision: int) -> list[pb.ChannelStatus]:
+        """Entries that were written after `revision`."""
+        kvs = [kv for f in (self._out, self._in) for kv in f.items.values() if kv.mod_revision > revision]
+        return [pb.ChannelStatus.FromString(kv.value) for kv in sorted(kvs, key=lambda kv: kv.key)]
+
+    def _note(self, events: list[Event]) -> None:
+        self.revision = max(self.revision, *(event.kv.mod_revision for event in events)) if events else self.revision
+        for changed in self._waiting:
+            changed.set()
 
     def _changed(self, events: list[Event]) -> None:
         for event in events:
