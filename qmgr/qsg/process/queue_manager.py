@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ async def run(config: MemberConfig) -> int:
         return 1
     stores: dict[str, Store] = {PRIVATE: private, **{name: store_of(s) for name, s in config.structures.items()}}
     try:
-        doors = _Doors(stop)
+        doors = Doors(stop)
         with watched(config.monitor, doors.why_not, doors.metrics):
             return await _incarnations(config, stores, transport, definitions, doors, private.failed)
     except OSError as error:
@@ -94,7 +94,7 @@ async def run(config: MemberConfig) -> int:
             await store.close()
 
 
-class _Doors:
+class Doors:
     """What the surroundings are told of the incarnations."""
 
     def __init__(self, stop: asyncio.Event) -> None:
@@ -119,15 +119,15 @@ async def _incarnations(
     stores: dict[str, Store],
     transport: Transport,
     definitions: Definitions,
-    doors: _Doors,
+    doors: Doors,
     failed: asyncio.Event,
 ) -> int:
     world = real_world()
     process = world.id().hex()
     revisions = Revisions(config.data)
-    again = False
-    stop = doors.stop
-    while not stop.is_set():
+
+    def incarnation(again: bool) -> QueueManager:
+        revisions.write()
         options = Options(
             member=config.member,
             group=config.group,
@@ -142,7 +142,7 @@ async def _incarnations(
             definitions=definitions,
             highest=dict(revisions.seen),
         )
-        manager = QueueManager(
+        return QueueManager(
             options,
             world,
             stores,
@@ -151,6 +151,19 @@ async def _incarnations(
             kill=_end_process,
             on_revision=revisions.note,
         )
+
+    try:
+        return await incarnations(incarnation, stores[ADMIN if config.group else PRIVATE], doors, failed)
+    finally:
+        revisions.write()
+
+
+async def incarnations(make: Callable[[bool], QueueManager], admin: Store, doors: Doors, failed: asyncio.Event) -> int:
+    """Runs what `make` makes, one behind the other; it is told whether this process had one before. Returns the exit status."""
+    again = False
+    stop = doors.stop
+    while not stop.is_set():
+        manager = make(again)
         again = True
         doors.manager = manager
         try:
@@ -170,10 +183,9 @@ async def _incarnations(
             return 1
         fenced = manager.fenced.is_set()
         await manager.stop(drain=not fenced)
-        if fenced and await _displaced(stores, config, process):
+        if fenced and await _displaced(admin, manager.options):
             log.error("another process has taken this member's name")
             return 3
-        revisions.write()
     return 0
 
 
@@ -204,14 +216,13 @@ async def _first(*waits: object) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _displaced(stores: dict[str, Store], config: MemberConfig, process: str) -> bool:
+async def _displaced(admin: Store, options: Options) -> bool:
     """Whether the member key now names another process: then this one is the old one."""
-    store = stores[ADMIN if config.group else PRIVATE]
     try:
-        found = (await store.get(Get(keys.member(config.member)))).first
+        found = (await admin.get(Get(keys.member(options.member)))).first
     except StoreError:
         return False
-    return found is not None and records_pb2.MemberRecord.FromString(found.value).process != process
+    return found is not None and records_pb2.MemberRecord.FromString(found.value).process != options.process
 
 
 def _end_process(pid: int) -> None:

@@ -9,6 +9,7 @@ so a run is repeatable. Nothing is durable: the state lives as long as the `Memo
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 from qsg.store.contract import (
     Compare,
+    Event,
     Get,
     GetResult,
     LeaseNotFound,
@@ -117,10 +119,17 @@ class Snapshot:
 
 
 class MemoryServer:
-    """The shared state: keys, history, leases. Give each member its own `client()`."""
+    """The shared state: keys, history, leases. Give each member its own `client()`.
 
-    def __init__(self, *, random: Random | None = None, limits: Limits | None = None, quota: int = 0) -> None:
+    `context`: in which requests are evaluated and answers delivered; None: in that of the caller. `on_commit` is told of every commit.
+    """
+
+    def __init__(
+        self, *, random: Random | None = None, limits: Limits | None = None, quota: int = 0, context: contextvars.Context | None = None
+    ) -> None:
         self.random = random or Random(0)
+        self.context = context
+        self.on_commit: Callable[[Sequence[Event]], None] | None = None
         self.limits = limits or Limits()
         self.state = Mvcc(quota=quota)
         self._leases: dict[int, _Lease] = {}
@@ -220,7 +229,7 @@ class MemoryServer:
         self.close()
         if self._leases:
             deadline = min(entry.deadline for entry in self._leases.values())
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick, context=self.context)
 
     def _tick(self) -> None:
         self._expire()
@@ -230,6 +239,8 @@ class MemoryServer:
 
     def _changed(self, before: int) -> None:
         if self.state.revision != before:
+            if self.on_commit is not None:
+                self.on_commit(self.state.events(b"", b"\0", before + 1))
             for watcher in self._watchers:
                 watcher.wake.set()
 
@@ -281,6 +292,12 @@ class MemoryStore:
         self._break_watches()
         self.resume()
 
+    def abandon(self) -> None:
+        """Its process was killed: nothing more is sent, what is on its way arrives."""
+        self._closed = True
+        self._flowing.set()
+        self._break_watches()
+
     def pause(self) -> None:
         self._flowing.clear()
 
@@ -313,7 +330,8 @@ class MemoryStore:
         answer: asyncio.Future[T] = loop.create_future()
 
         if not fault.lost:
-            _later(fault.delay_s + fault.late_s, lambda: self._pass(lambda: self._settle(answer, action, fault)))
+            arrival = lambda: self._pass(lambda: self._settle(answer, action, fault))  # noqa: E731
+            _later(fault.delay_s + fault.late_s, arrival, self.server.context)
         if fault.late_s:
             await asyncio.sleep(fault.delay_s)
             raise Unavailable(f"{kind}: connection lost")
@@ -342,7 +360,7 @@ class MemoryStore:
         else:
             reply = lambda: None if answer.done() else answer.set_result(result)  # noqa: E731
         if not fault.reply_lost and not fault.late_s:
-            _later(fault.reply_delay_s, lambda: self._pass(reply))
+            _later(fault.reply_delay_s, lambda: self._pass(reply), self.server.context)
 
     # The contract
 
@@ -431,9 +449,9 @@ class MemoryStore:
             watcher.wake.set()
 
 
-def _later(delay_s: float, action: Callable[[], None]) -> None:
+def _later(delay_s: float, action: Callable[[], None], context: contextvars.Context | None) -> None:
     loop = asyncio.get_running_loop()
     if delay_s > 0:
-        loop.call_later(delay_s, action)
+        loop.call_later(delay_s, action, context=context)
     else:
-        loop.call_soon(action)  # timers of one instant have no order
+        loop.call_soon(action, context=context)  # timers of one instant have no order

@@ -281,6 +281,30 @@ class Mvcc:
         revision = self.revision + 1
         self._commit([self._delete(self._live[k], revision) for k in sorted(keys)], revision)
 
+    def rewind(self, revision: int) -> None:
+        """Undoes every commit behind `revision`, as a crash does to what was not synced. Not over compacted history or leases."""
+        assert revision >= self.compacted and not self.leases
+        while self._log_revisions and self._log_revisions[-1] > revision:
+            self._log_revisions.pop()
+            for event in reversed(self._log.pop()):
+                self._undo(event.kv.key)
+        self.revision = revision
+
+    def _undo(self, key: bytes) -> None:
+        """Takes the newest version of a key back."""
+        versions = self._history[key]
+        self.bytes_in_use -= _size(versions.pop())
+        before = versions[-1] if versions else None
+        if key in self._live:
+            del self._live[key]
+            self._live_keys.remove(key)
+        if isinstance(before, KeyValue):
+            self._live[key] = before
+            self._live_keys.add(key)
+        elif before is None:
+            del self._history[key]
+            self._all_keys.remove(key)
+
     def compact(self, revision: int) -> None:
         """Forgets versions that only reads below `revision` could see."""
         if revision > self.revision:

@@ -1,13 +1,15 @@
 """The transport's twin in memory: hosts on a `MemoryNetwork` whose paths a simulation can delay, cut, refuse and reset.
 
 Like TCP, and unlike a message queue: a cut path loses nothing of a stream that lives, it only holds it (frames and the news of an end
-alike) until the path is healed; who is cut off learns nothing. `reset` and `kill` break streams so that both ends know.
+alike) until the path is healed; who is cut off learns nothing. `reset` and `kill` break streams so that both ends know; after `lose` only
+silence tells. Whoever accepts a connection has to run for it (with gRPC the handshake is the process's, not the kernel's).
 Deterministic: deliveries happen by loop time, in the order sent, and nothing is drawn but by the given `delay`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -28,20 +30,27 @@ def _no_delay(source: str, target: str) -> float:
 
 
 class MemoryNetwork:
-    """Hosts by name. `names` maps a further host name to hosts that are tried in turn (a DNS name with several addresses)."""
+    """Hosts by name. `names` maps a further host name to hosts that are tried in turn (a DNS name with several addresses).
 
-    def __init__(self, delay: Delay = _no_delay) -> None:
+    `context`: in which deliveries run; None: in that of the sender.
+    """
+
+    def __init__(self, delay: Delay = _no_delay, context: contextvars.Context | None = None) -> None:
         self.delay = delay
+        self.context = context
         self.names: dict[str, list[str]] = {}
         self.healed = asyncio.Event()
         """Pulses when a path is healed."""
         self._cuts: dict[tuple[str, str], None] = {}
         self._listeners: dict[str, MemoryListener] = {}
         self._streams: dict[MemoryStream, None] = {}
+        self._transports: dict[str, list[MemoryTransport]] = {}
         self._ports = 49152
 
     def transport(self, host: str, identity: str = "") -> MemoryTransport:
-        return MemoryTransport(self, host, identity)
+        made = MemoryTransport(self, host, identity)
+        self._transports.setdefault(host, []).append(made)
+        return made
 
     def cut(self, a: str, b: str, *, one_way: bool = False) -> None:
         """Nothing passes from `a` to `b` (nor, unless `one_way`, back); nobody is told."""
@@ -70,11 +79,23 @@ class MemoryNetwork:
 
     def kill(self, host: str) -> None:
         """The host's process is gone: connections to it are refused, its streams end (where the path is cut, unnoticed)."""
-        for listener in [entry for address, entry in self._listeners.items() if _host_of(address) == host]:
-            listener.kill()
+        self._end(host)
         for stream in list(self._streams):
             if stream.host == host:
                 stream.die()
+
+    def lose(self, host: str) -> None:
+        """As `kill`, but nobody hears of it, as when power fails: what is sent to its streams goes nowhere. (`cut` its paths, too.)"""
+        self._end(host)
+        for stream in list(self._streams):
+            if stream.host == host:
+                stream.vanish()
+
+    def _end(self, host: str) -> None:
+        for transport in self._transports.pop(host, []):
+            transport.dead = True
+        for listener in [entry for address, entry in self._listeners.items() if _host_of(address) == host]:
+            listener.kill()
 
     # For transports and streams
 
@@ -155,6 +176,11 @@ class MemoryStream:
             self._outgoing.clear()
             self._end_here("this process was killed")
 
+    def vanish(self) -> None:
+        """As `die`, but the other end hears nothing."""
+        self._inbox.end("this host is gone")
+        self._stop()
+
     def break_off(self, detail: str) -> None:
         for end in (self, self._other):
             if end is not None:
@@ -172,7 +198,7 @@ class MemoryStream:
     def flow(self) -> None:
         """Sees to it that the first item on its way arrives when it is due, unless the path is cut."""
         if self._timer is None and self._outgoing and not self._network.is_cut(self.host, self.other_host):
-            self._timer = asyncio.get_running_loop().call_at(self._outgoing[0][0], self._arrive)
+            self._timer = asyncio.get_running_loop().call_at(self._outgoing[0][0], self._arrive, context=self._network.context)
 
     def _arrive(self) -> None:
         self._timer = None
@@ -212,6 +238,8 @@ class MemoryListener:
         self.address = address
         self.identity = identity
         self.handlers = dict(handlers)
+        self.context = contextvars.copy_context()
+        """Of the process that listens."""
         self._network = network
         self._tasks: dict[asyncio.Task[None], None] = {}
 
@@ -250,6 +278,8 @@ class MemoryTransport:
         self.network = network
         self.host = host
         self.identity = identity
+        self.dead = False
+        """Its process was killed."""
 
     async def connect(self, address: str, service: str, *, timeout_s: float = 1.0) -> MemoryStream:
         host, _, port = address.rpartition(":")
@@ -267,6 +297,8 @@ class MemoryTransport:
         raise unreachable[0] if unreachable else Refused(f"{address}: connection refused")
 
     async def _connect_host(self, host: str, address: str, service: str) -> MemoryStream:
+        if self.dead:
+            raise Unreachable(f"{address}: this process was killed")
         await self._travel(self.host, host)
         listener = self.network.listener(address)
         handler = None if listener is None else listener.handlers.get(service)
@@ -278,13 +310,28 @@ class MemoryTransport:
         here = MemoryStream(self.network, self.host, host, address, listener.identity)
         there = MemoryStream(self.network, host, self.host, f"{self.host}:{self.network.port()}", self.identity)
         here.join(there)
-        listener.accept(handler, there)
         try:
+            await self._accepted(listener, handler, there)
             await self._travel(host, self.host)
         except BaseException:
             await here.close()
             raise
         return here
+
+    async def _accepted(self, listener: MemoryListener, handler: Handler, stream: MemoryStream) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def accept() -> None:
+            if self.network.listener(listener.address) is listener:
+                listener.accept(handler, stream)
+                if not done.done():
+                    done.set_result(None)
+            elif not done.done():
+                done.set_exception(Refused(f"{listener.address}: connection refused"))
+
+        loop.call_soon(accept, context=listener.context)
+        await done
 
     async def _travel(self, source: str, target: str) -> None:
         """One message's way; for ever where the path is cut (the caller's timeout ends that)."""
@@ -293,6 +340,8 @@ class MemoryTransport:
             await self.network.healed.wait()
 
     async def listen(self, address: str, handlers: Mapping[str, Handler]) -> MemoryListener:
+        if self.dead:
+            raise TransportError(f"cannot listen at {address}: this process was killed")
         host, _, port = address.rpartition(":")
         host = self.host if host in ("", "0.0.0.0", "[::]") else host
         listener = MemoryListener(self.network, f"{host}:{port if port != '0' else self.network.port()}", self.identity, handlers)

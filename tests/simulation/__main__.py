@@ -1,0 +1,149 @@
+"""`python -m simulation`: many seeds, or one with a readable trace. Exit status 0: every invariant held in every seed."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import structlog
+
+from simulation.plan import Event, Plan, draw
+from simulation.run import COMMANDS, Result, run
+from simulation.shrink import shrink
+from simulation.tally import Counts
+from simulation.traces import Printer
+
+SHOWN = 12
+say = partial(print, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100, help="how many (default 100)")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
+    parser.add_argument("--seed", type=int, help="only this one, with a readable trace")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--failures", type=int, default=1, help="go on until so many seeds have failed (default 1)")
+    parser.add_argument("--planted", metavar="NAME", help="with this bug planted")
+    parser.add_argument("--no-shrink", action="store_true", help="leave a failing seed's list of events as it is")
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        return one(options.seed, options.planted)
+    return many(options)
+
+
+def prepare(planted: str | None, *, logs: bool = False) -> None:
+    """Of one process: logging as wanted, a planted bug applied, what is loaded out of the collector's way."""
+    logging.disable(logging.CRITICAL)
+    if not logs:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    if planted:
+        from planted.bugs import apply  # type: ignore[import-not-found,unused-ignore]
+
+        apply(planted)
+    gc.collect()
+    gc.freeze()
+
+
+def one(seed: int, planted: str | None) -> int:
+    prepare(planted, logs=True)
+    printer = Printer(sys.stdout)
+    plan = draw(seed)
+    printer.plan(plan)
+    with printer.logs():
+        result = run(plan, trace=printer)
+    say(f"seed {seed}: {result.counts}; {result.simulated_s:.0f} s simulated, drained {result.drained_s:.1f} s after the faults")
+    for violation in result.violations:
+        say(f"VIOLATED {violation}")
+    return 1 if result.violations else 0
+
+
+def many(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    total = Total()
+    failed: list[Result] = []
+    for result in _results(options):
+        total.add(result)
+        if result.violations:
+            failed.append(result)
+            say(f"seed {result.plan.seed} FAILED: {result.violations[0]}")
+            if len(failed) >= options.failures:
+                break
+    prepare(options.planted)
+    for result in failed:
+        _explain(result, shrinking=not options.no_shrink)
+    say(f"{total} in {time.monotonic() - began:.0f} s; failed {len(failed)}")
+    return 1 if failed else 0
+
+
+def _results(options: argparse.Namespace) -> Iterator[Result]:
+    seeds = range(options.first, options.first + options.seeds)
+    if options.jobs == 1:
+        prepare(options.planted)
+        yield from map(_run_seed, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(options.jobs, prepare, (options.planted,)) as pool:
+        yield from pool.imap_unordered(_run_seed, seeds, chunksize=5)
+
+
+def _run_seed(seed: int) -> Result:
+    result = run(draw(seed))
+    gc.collect()
+    return result
+
+
+class Total:
+    def __init__(self) -> None:
+        self.seeds = 0
+        self.hours = 0.0
+        self.events: Counter[str] = Counter()
+        self.counts = Counts()
+        self.drained_s = 0.0
+
+    def add(self, result: Result) -> None:
+        self.seeds += 1
+        self.hours += result.simulated_s / 3600
+        self.events += result.events
+        self.counts.add(result.counts)
+        self.drained_s = max(self.drained_s, result.drained_s)
+
+    def __str__(self) -> str:
+        faults = {kind: n for kind, n in self.events.items() if kind not in COMMANDS}
+        commands = sum(self.events.values()) - sum(faults.values())
+        kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(faults.items()))
+        return (
+            f"simulated: {self.seeds} seeds, {self.hours:.1f} hours, {sum(faults.values())} faults ({kinds}), {commands} commands; "
+            f"messages: {self.counts}; drained within {self.drained_s:.1f} s"
+        )
+
+
+def _explain(result: Result, *, shrinking: bool) -> None:
+    plan = result.plan
+    say(f"\nseed {plan.seed} violates:")
+    for violation in result.violations[:SHOWN]:
+        say(f"  {violation}")
+    events = list(plan.events)
+    if shrinking:
+        events = shrink(events, lambda some: _fails(plan, some))
+    say(f"with {len(events)} of {len(plan.events)} events (structures {', '.join(plan.structures)}):")
+    for event in events:
+        say(f"  {event}")
+    say(f"see it again: python -m simulation --seed {plan.seed}\n")
+
+
+def _fails(plan: Plan, events: Sequence[Event]) -> bool:
+    failed = bool(run(plan, events).violations)
+    gc.collect()
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

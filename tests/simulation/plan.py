@@ -1,0 +1,133 @@
+"""What happens in one seed, drawn up front: flows of messages, and a list of timed events.
+
+Invariant: an event carries everything that it needs, so that any subset of a seed's events can be run again (`simulation.shrink`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from simulation.apps import Flow
+
+LOAD_S = 40.0
+"""Load and faults end."""
+END_S = 60.0
+"""The run takes at least so long."""
+FIRST_S = 2.0
+MEMBERS = ("X", "Y", "Z")
+REMOTES = ("R", "S")
+HOSTS = (*MEMBERS, *REMOTES)
+CHANNELS = ("G.R", "G.S", "R.G", "S.G")
+
+FLOWS = (
+    Flow("g-r", "G", "TO.R"),
+    Flow("g-s", "G", "TO.S"),
+    Flow("r-g", "R", "TO.G"),
+    Flow("s-g", "S", "TO.G"),
+    Flow("r-s", "R", "TO.S"),
+    Flow("s-r", "S", "TO.R"),
+    Flow("bridged", "R", "TO.BRIDGE"),
+    Flow("work", "G", "WORK", ordered=False),
+    Flow("g-r-unit", "G", "TO.R", "unit"),
+    Flow("r-g-unit", "R", "TO.G", "unit"),
+    Flow("g-s-expiring", "G", "TO.S", "expiring"),
+    Flow("r-g-large", "R", "TO.G", "large", every_s=12.0),
+    Flow("g-r-large", "G", "TO.R", "large", every_s=12.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    at: float
+    kind: str
+    where: str = ""
+    for_s: float = 0.0
+    """How long it lasts; of a death: until the next start."""
+    detail: str = ""
+    amount: float = 0.0
+
+    def __str__(self) -> str:
+        rest = "".join(
+            (f" {self.where}" * bool(self.where), f" {self.detail}" * bool(self.detail), f" {self.amount:g}" * bool(self.amount))
+        )
+        return f"{self.at:7.3f} {self.kind}{rest}" + (f" for {self.for_s:.2f} s" if self.for_s else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    seed: int
+    structures: tuple[str, ...]
+    flows: tuple[Flow, ...]
+    events: tuple[Event, ...]
+
+
+def draw(seed: int) -> Plan:
+    chance = Random(f"plan {seed}")
+    structures = ("admin", "app1") if chance.random() < 0.3 else ("admin",)
+    flows = [f for f in FLOWS if chance.random() < (0.6 if f.kind == "plain" else 0.25)] or [FLOWS[0]]
+    kinds = sorted(KINDS)
+    chosen = chance.sample(kinds, chance.randint(4, len(kinds)))  # not every kind in every seed: some combinations hide others
+    events = [_event(chance, chance.choice(chosen), structures) for _ in range(chance.randint(10, 16))]
+    commands = [_command(chance) for _ in range(chance.choice((0, 2, 6)))]
+    return Plan(seed, structures, tuple(flows), tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e)))))
+
+
+KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
+    # kind: (where, shortest, longest)
+    "kill queue manager": (HOSTS, 0.2, 3.0),
+    "kill initiator": (HOSTS, 0.1, 3.0),
+    "kill member": (HOSTS, 0.3, 8.0),
+    "power loss": (HOSTS, 2.0, 10.0),
+    "pause queue manager": (HOSTS, 0.3, 9.0),
+    "pause initiator": (HOSTS, 0.3, 6.0),
+    "pause member": (HOSTS, 0.3, 9.0),
+    "kill application": (("G", "R", "S"), 0.2, 2.0),
+    "drain": (HOSTS, 0.2, 3.0),
+    "everything dies": (("",), 0.5, 4.0),
+    "store lossy": ((*MEMBERS, ""), 1.0, 6.0),
+    "store slow": ((*MEMBERS, ""), 1.0, 6.0),
+    "store compacted": (("",), 0.0, 0.0),
+    "store leader change": (("",), 0.3, 1.5),
+    "store out of reach": (MEMBERS, 0.5, 8.0),
+    "store full": (("",), 1.0, 5.0),
+    "watches break": (MEMBERS, 0.0, 0.0),
+    "disk slow": (HOSTS, 1.0, 5.0),
+    "disk full": (HOSTS, 1.0, 5.0),
+    "network slow": (("",), 1.0, 5.0),
+    "connections reset": (HOSTS, 0.0, 0.0),
+    "path cut": (HOSTS, 0.5, 6.0),
+    "path cut one way": (HOSTS, 0.5, 6.0),
+    "host cut off": (HOSTS, 0.5, 8.0),
+    "clock step": (HOSTS, 0.0, 0.0),
+    "clock skew": (HOSTS, 0.0, 0.0),
+}
+
+
+def _event(chance: Random, kind: str, structures: tuple[str, ...]) -> Event:
+    places, shortest, longest = KINDS[kind]
+    where = chance.choice(places)
+    detail, amount = "", 0.0
+    if kind.startswith(("store", "watches")):
+        detail = chance.choice(structures)
+    if kind == "store lossy":
+        amount = chance.choice((0.02, 0.1, 0.3))
+    elif kind == "store slow":
+        amount = chance.choice((0.02, 0.1, 0.4))
+    elif kind in ("connections reset", "path cut", "path cut one way"):
+        detail = chance.choice([h for h in HOSTS if h != where])
+    elif kind == "clock step":
+        amount = chance.choice((-3_600_000, -5_000, 2_000, 60_000, 86_400_000))
+    elif kind == "clock skew":
+        amount = chance.choice((0.9, 0.999, 1.001, 1.1))
+    elif kind == "disk slow":
+        amount = chance.choice((0.05, 0.5))
+    elif kind == "network slow":
+        amount = chance.choice((0.005, 0.05, 0.3))
+    return Event(chance.uniform(FIRST_S, LOAD_S - 2), kind, where, chance.uniform(shortest, longest), detail, amount)
+
+
+def _command(chance: Random) -> Event:
+    kind = chance.choice(("stop", "stop", "start", "start", "reset", "resolve"))
+    details = {"stop": ("quiesce stopped", "force stopped", "quiesce inactive"), "resolve": ("backout", "commit")}
+    return Event(chance.uniform(FIRST_S, LOAD_S - 1), kind, chance.choice(CHANNELS), 0.0, chance.choice(details.get(kind, ("",))))

@@ -1,0 +1,203 @@
+"""Runs one seed: load under faults, then faults end, everything drains and is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import qsg
+from qsg.rules.world import World
+from simulation.apps import App, bridge, consume, dead_letters, produce
+from simulation.faults import Faults
+from simulation.landscape import SENDERS, Landscape
+from simulation.loop import Process, SimLoop
+from simulation.plan import END_S, LOAD_S, Event, Plan
+from simulation.tally import Counts
+from support.whole import DLQ
+
+DRAIN_S = 60.0
+"""Within so long after the faults everything has arrived."""
+COMMANDS = frozenset({"stop", "start", "reset", "resolve"})
+Trace = Callable[[float, str, str], None]
+
+
+@dataclass
+class Result:
+    plan: Plan
+    violations: list[str] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    events: Counter[str] = field(default_factory=Counter)
+    simulated_s: float = 0.0
+    steps: int = 0
+    drained_s: float = 0.0
+    """How long after the end of the faults the last message came."""
+
+
+def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None = None) -> Result:
+    """Plays a plan, or only some of its events. The same plan and events are the same history."""
+    collecting = gc.isenabled()
+    gc.disable()  # what the collector finalises, and when, is not part of the history
+    loop = SimLoop(f"order {plan.seed}")
+
+    def tell(where: str, what: str) -> None:
+        if trace is not None:
+            trace(loop.time(), where, what)
+
+    land = Landscape(loop, str(plan.seed), plan.structures, tell)
+    asyncio.set_event_loop(loop)
+    result = Result(plan)
+    try:
+        story = Story(land, plan, plan.events if events is None else events)
+        try:
+            loop.run_until_complete(story.run())
+        except RuntimeError as error:
+            land.violation(f"the simulation cannot go on: {error}")
+        result.drained_s = story.drained_s
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+        if collecting:
+            gc.enable()
+    result.violations = land.violations
+    result.counts, result.events = land.tally.counts(), land.counted
+    result.simulated_s, result.steps = loop.time(), loop.steps
+    return result
+
+
+class Story:
+    def __init__(self, land: Landscape, plan: Plan, events: Sequence[Event]) -> None:
+        self.land, self.plan, self.events = land, plan, events
+        self.faults = Faults(land)
+        self.drained_s = 0.0
+        self.operator = Process(land.loop, "app-operator")
+        self.world = World(self.operator.wall_ms, Random(f"{land.seed} operator"))
+
+    async def run(self) -> None:
+        land = self.land
+        for pod in land.pods.values():
+            pod.start()
+        await asyncio.sleep(1.0)
+        self._start_apps()
+        for event in self.events:
+            await asyncio.sleep(max(0.0, event.at - land.loop.time()))
+            if event.kind in COMMANDS:
+                land.trace("COMMAND", str(event)[8:])
+                land.count(event.kind)
+                self.operator.spawn(self._command(event), str(event))
+            else:
+                self.faults.do(event)
+        await asyncio.sleep(max(0.0, LOAD_S - land.loop.time()))
+        self.faults.mend()
+        land.trace("FAULTS", "end")
+        await self._drain()
+        self._count()
+        self._check_errors()
+        await self._end()
+
+    async def _end(self) -> None:
+        """Everything is killed, so that nothing is left to the garbage collector."""
+        processes = [p for pod in self.land.pods.values() for p in pod.processes("both")] + [
+            app.process for app in self.land.apps if app.process
+        ]
+        for pod in self.land.pods.values():
+            pod.kill_both()
+        for app in self.land.apps:
+            app.kill(None)
+        self.operator.kill()
+        while not all(p.gone for p in (*processes, self.operator)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    def _start_apps(self) -> None:
+        flows = self.plan.flows
+        for flow in flows:
+            if not flow.ordered:
+                self.land.tally.unordered.add(flow.name)
+        for place in ("G", "R", "S"):
+            jobs = [produce(f, LOAD_S) for f in flows if f.source == place]
+            self.land.apps.append(App(self.land, f"app-{place}", place, [*jobs, consume(f"IN.{place}"), dead_letters(DLQ)], producer=True))
+        if any(f.queue in ("WORK", "TO.BRIDGE") for f in flows):
+            self.land.apps.append(App(self.land, "app-2", "G", [consume("WORK"), bridge("BRIDGE", "TO.S")], producer=False))
+            self.land.apps.append(App(self.land, "app-3", "G", [consume("WORK")], producer=False))
+        for app in self.land.apps:
+            app.start()
+
+    async def _command(self, event: Event) -> None:
+        place = SENDERS[event.where]
+        arguments: dict[str, object] = {"channel": event.where}
+        if event.kind == "stop":
+            arguments["mode"], arguments["status"] = event.detail.split()
+            arguments["wait_s"] = 1
+        elif event.kind == "start":
+            arguments["wait_s"] = 0
+        elif event.kind == "resolve":
+            arguments["action"] = event.detail
+            if event.detail == "commit":
+                arguments["record"] = await self._record(event.where)
+        try:
+            answer = str(await self._ask(place, event.kind, arguments))
+        except qsg.QsgError as error:
+            answer = repr(error)
+        self.land.trace("COMMAND", f"{event.kind} {event.where}: {answer}")
+
+    async def _record(self, channel: str) -> str:
+        """What the receiving side's status shows."""
+        try:
+            found = await self._ask("G" if channel.endswith("G") else channel[-1], "status", {"channel": channel})
+        except qsg.QsgError:
+            return ""
+        return str(found["channels"][0].get("record", ""))
+
+    async def _ask(self, place: str, name: str, arguments: dict[str, object]) -> Any:
+        addresses = [f"{m}-qm:1416" for m in ("XYZ" if place == "G" else place)]
+        transport = self.land.network.transport("app-operator")
+        async with qsg.connect(addresses, transport=transport, world=self.world, connect_s=5, reconnect_s=5) as connection:
+            return await connection.command(name, **arguments)
+
+    # The end
+
+    async def _drain(self) -> None:
+        land = self.land
+        for channel in SENDERS:
+            self.operator.spawn(self._start(channel), f"start {channel}")
+        until = LOAD_S + DRAIN_S
+        while land.loop.time() < until and (land.tally.missing or not self._producers_done()):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        self.drained_s = land.loop.time() - LOAD_S
+        await asyncio.sleep(max(3.0, END_S - land.loop.time()))
+
+    def _producers_done(self) -> bool:
+        return not any(app.producing for app in self.land.apps)
+
+    async def _start(self, channel: str) -> None:
+        """Until it is told that the channel runs, or was not stopped."""
+        while True:
+            try:
+                await self._ask(SENDERS[channel], "start", {"channel": channel, "wait_s": 1})
+                return
+            except qsg.QsgError as error:
+                self.land.trace("COMMAND", f"start {channel}: {error!r}")
+                if error.reason == qsg.Reason.CHANNEL_ALREADY_RUNNING:
+                    return
+            await asyncio.sleep(1.0)
+
+    def _count(self) -> None:
+        tally = self.land.tally
+        counts = tally.counts()
+        for name in ("lost", "duplicated", "unexpected", "out_of_order"):
+            if getattr(counts, name):
+                self.land.violation(f"{getattr(counts, name)} {name.replace('_', ' ')}")
+        for sent in tally.missing[:5]:
+            self.land.violation(f"lost: {sent}")
+        for before, after in tally.out_of_order()[:5]:
+            self.land.violation(f"out of order: {before} before {after}")
+        for sent in [s for s in tally.messages.values() if s.arrived > 1 or (s.arrived and s.state == "refused")][:5]:
+            self.land.violation(f"twice or unexpected: {sent}")
+
+    def _check_errors(self) -> None:
+        for process, what in self.land.loop.errors:
+            self.land.violation(f"unhandled in {process.name}: {what}")

@@ -1,0 +1,32 @@
+"""The shortest list of events with which a seed still fails.
+
+Greedy: halves, then quarters, … then single events are left out while what is left fails. Not guaranteed to be the shortest of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from simulation.plan import Event
+
+Fails = Callable[[Sequence[Event]], bool]
+
+
+def shrink(events: Sequence[Event], fails: Fails, attempts_max: int = 200) -> list[Event]:
+    """`events` is known to fail."""
+    kept = list(events)
+    size = max(1, len(kept) // 2)
+    attempts = 0
+    while size and attempts < attempts_max:
+        at = 0
+        left_out = False
+        while at < len(kept) and attempts < attempts_max:
+            fewer = kept[:at] + kept[at + size :]
+            attempts += 1
+            if fails(fewer):
+                kept, left_out = fewer, True
+            else:
+                at += size
+        if not (left_out and size == 1):
+            size //= 2
+    return kept

@@ -1,0 +1,65 @@
+"""The simulation itself: seeds hold, the same seed is the same history, failures shrink; and seeds that once found a bug."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from simulation.plan import Event, draw
+from simulation.run import run
+from simulation.shrink import shrink
+from simulation.traces import Printer
+
+ONCE_FAILED: dict[int, str] = {}
+"""Seed -> what it found."""
+
+
+def history(seed: int) -> str:
+    """Everything that is traced, and how many steps it took."""
+    out = io.StringIO()
+    printer = Printer(out)
+    with printer.logs():
+        result = run(draw(seed), trace=printer)
+    return hashlib.sha256(f"{out.getvalue()}{result.steps}{result.counts}".encode()).hexdigest()
+
+
+@pytest.mark.parametrize("seed", [*range(5), *ONCE_FAILED])
+def test_every_invariant_holds(seed: int) -> None:
+    result = run(draw(seed))
+    assert result.violations == []
+    assert result.counts.sent > 10 and result.counts.lost == result.counts.duplicated == 0
+    assert sum(result.events.values()) >= 10 and result.simulated_s >= 60
+
+
+def test_the_same_seed_is_the_same_history() -> None:
+    assert history(7) == history(7)
+    assert history(7) != history(8)
+
+
+def test_the_same_seed_is_the_same_history_in_another_process() -> None:
+    code = "import logging; logging.disable(logging.CRITICAL); from simulation.test_simulation import history; print(history(7))"
+    told = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        told.add(done.stdout.strip())
+    assert len(told) == 1 and all(told)
+
+
+def test_a_failure_shrinks_to_the_events_that_matter() -> None:
+    events = draw(3).events
+    guilty = {events[2], events[-1]}
+    tried: list[int] = []
+
+    def fails(some: Sequence[Event]) -> bool:
+        tried.append(len(some))
+        return guilty <= set(some)
+
+    assert set(shrink(events, fails)) == guilty
+    assert len(tried) < 60
