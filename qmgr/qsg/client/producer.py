@@ -295,7 +295,7 @@ class ProducerPuts:
 
     def _settle(self, line: Line) -> None:
         again: list[Item] = []
-        changed: set[tuple[str, str]] = set()
+        changed: dict[tuple[str, str], None] = {}
         for frame in line.window.settle():
             items = frame.value.items
             if frame.outcome is Outcome.DONE:
@@ -306,7 +306,7 @@ class ProducerPuts:
             else:
                 again += items
                 if frame.outcome is Outcome.CHANGED:
-                    changed.add(_key(items[0]))
+                    changed[_key(items[0])] = None
         again = [item for item in again if item.wanted]
         line.requeue([item for item in again if _key(item) not in changed])
         for key in changed:

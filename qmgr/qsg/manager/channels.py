@@ -290,7 +290,7 @@ class ChannelSupervisor:
 
     def _committed(self, revision: int, queues: frozenset[str]) -> None:
         """By event: a transmission queue was put to here."""
-        for queue in queues:
+        for queue in sorted(queues):
             for channel in self._senders_of.get(queue, ()):
                 self._trigger(channel)
 

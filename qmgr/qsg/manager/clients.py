@@ -40,7 +40,7 @@ class ClientService:
         self.limits = limits or ClientLimits()
         self.draining = False
         self.closing = False
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -52,13 +52,13 @@ class ClientService:
         assert task is not None
         self._number += 1
         connection = Connection(self, stream, f"{self.member}/client/{self._number}")
-        self.connections.add(connection)
+        self.connections[connection] = None
         self._tasks.add(task)
         self._empty.clear()
         try:
             await connection.run()
         finally:
-            self.connections.discard(connection)
+            self.connections.pop(connection, None)
             self._tasks.discard(task)
             if not self.connections:
                 self._empty.set()

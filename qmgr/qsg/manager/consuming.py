@@ -163,4 +163,4 @@ def _voids(segment: Segment, live: Collection[Holder]) -> frozenset[Holder]:
 def _compare(unit: Unit, guarded: Guarded, segment: Segment, void: Collection[Holder]) -> None:
     at = segment.at
     unit.compares.append(consume.exists(guarded.opened.name, at.priority, at.suffix, at.create_revision))
-    unit.compares.extend(c for c in consume.dead_compares(void) if c not in unit.compares)
+    unit.compares.extend(c for c in consume.dead_compares(sorted(void)) if c not in unit.compares)

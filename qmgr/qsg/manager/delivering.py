@@ -78,7 +78,7 @@ class Deliverer:
         self._message_bytes_max = message_bytes_max
         self._paused = paused
         self._staging: dict[bytes, _Staging] = {}
-        self._begun: set[asyncio.Future[large.Stage]] = set()
+        self._begun: dict[asyncio.Future[large.Stage], None] = {}
         self._used: deque[Placement] = deque(maxlen=256)
         self._reserved: list[Placement] = []
         """Of the unit that is being filled."""
@@ -233,9 +233,9 @@ class Deliverer:
         begun = asyncio.ensure_future(
             large.begin(opened, self._world, compares=self._ours(), initiator=self._initiator, channel=self._channel.name)
         )
-        self._begun.add(begun)
+        self._begun[begun] = None
         stage = await asyncio.shield(begun)
-        self._begun.discard(begun)
+        self._begun.pop(begun, None)
         return stage
 
     async def _add_staged(

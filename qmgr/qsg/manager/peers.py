@@ -85,7 +85,7 @@ class PeerLinks:
         self._judged: dict[str, int] = {}
         self._next_id = 0
         self._looked_at = 0.0
-        self._due: set[asyncio.Event] = set()
+        self._due: dict[asyncio.Event, None] = {}
         self._closed = False
 
     async def start(self) -> None:
@@ -281,7 +281,7 @@ class PeerLinks:
 
     async def _send_beats(self, stream: Stream) -> None:
         due = asyncio.Event()
-        self._due.add(due)
+        self._due[due] = None
         try:
             while True:
                 due.clear()
@@ -294,7 +294,7 @@ class PeerLinks:
         except TransportError as error:
             log.debug("beats ended", peer=stream.peer, error=repr(error))
         finally:
-            self._due.discard(due)
+            self._due.pop(due, None)
 
     def _beat(self) -> pb.PeerBeat:
         now = asyncio.get_running_loop().time()
