@@ -13,6 +13,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from qsg.endings import ended, to_the_end
+from qsg.failpoint import task_failpoint
 from qsg.pb import channel_pb2 as pb
 from qsg.pb import initiator_pb2
 from qsg.rules.reasons import Reason
@@ -129,6 +130,7 @@ class Relay:
                 self._owed = True
                 self._wake.set()
             elif kind != pb.FRAME_BEAT_BACK:
+                await task_failpoint("relay.before_queue_manager")
                 try:
                     await self.session.send(frame)
                 except SessionOver:
@@ -142,6 +144,7 @@ class Relay:
                 frame = await self.session.receive()
                 if frame[0] == pb.FRAME_BOUND:
                     self._agreed(frame)
+                await task_failpoint("relay.before_partner")
                 await self.stream.send(frame)
                 self._sent_at = loop.time()
         except SessionOver as e:

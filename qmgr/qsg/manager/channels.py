@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.manager.caretaker import Caretaker
 from qsg.manager.catalog import ADMIN, Catalog
 from qsg.manager.inbound import InboundTable
@@ -137,6 +138,7 @@ class ChannelSupervisor:
         self._tell_peers()
         caretakers = list(self._care.values())
         log.info("draining", channels=[care.name for care in caretakers])
+        await task_failpoint("handover.before_channels")
         for care in caretakers:
             care.hand_over()
         ends = [asyncio.ensure_future(care.finished()) for care in caretakers]
@@ -144,6 +146,7 @@ class ChannelSupervisor:
             await asyncio.wait(ends, timeout=timeout_s)
         for end in ends:
             end.cancel()
+        await task_failpoint("handover.after_channels")
         await self.inbound.close()
 
     # What there is

@@ -16,6 +16,7 @@ from collections import deque
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.manager import large
 from qsg.manager.assigning import Assignment, GetSpec, GotMessage, Request, Unitlike
 from qsg.manager.consuming import Guarded, Segment, Segments, claim_unit, take
@@ -258,6 +259,7 @@ class GetterLoop:
                 jobs.append((claim_unit(self.guarded, request.parts, claimer, self.window.live), [request], request.parts))
         # All of one slot and in this order: units see each other's changes.
         outcomes = await asyncio.gather(*(self.window.structure.commit(unit, slot=0) for unit, _, _ in jobs), return_exceptions=True)
+        await task_failpoint("get.after_commit_before_answer")
         for (_, requests, parts), outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 self._lost(requests, parts, outcome)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from qsg.endings import ended, to_the_end
+from qsg.failpoint import task_failpoint
 from qsg.manager.delivering import Deliverer
 from qsg.manager.link import Session
 from qsg.manager.placing import Placement, Placer, release
@@ -199,6 +200,7 @@ class Inflow:
             self._record = after
             async with self._building:
                 unit = await self._unit(pending)
+                await task_failpoint("receiver.before_commit")
                 pending.task = asyncio.get_running_loop().create_task(self._structure.commit(unit, affinity=self._affinity))
                 self._pending.append(pending)
                 self._to_confirm.set()
@@ -254,6 +256,7 @@ class Inflow:
             done: list[_Pending] = []
             while self._pending and (task := self._pending[0].task) is not None and task.done() and task.exception() is None:
                 done.append(self._pending.popleft())
+            await task_failpoint("receiver.after_commit_before_confirm")
             await self._committed(done)
 
     async def _committed(self, done: Sequence[_Pending]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
@@ -134,6 +135,7 @@ async def _register(
         old, guards, revision = await _look(store, key, guard_keys, timeout_s)
         if old is not None:
             raise _Again
+        await task_failpoint("membership.after_delete_before_create")
     sent = loop.time()
     lease = 0
     if ttl_s:

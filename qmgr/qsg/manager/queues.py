@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.manager import large
 from qsg.manager.browsing import Browser, BrowseSpec
 from qsg.manager.catalog import Catalog
@@ -273,6 +274,7 @@ class QueueService:
                 unit.changes.append(await self.producers.change(structure, producer))
             try:
                 await structure.commit(unit, affinity=affinity)
+                await task_failpoint("put.after_commit_before_answer")
                 return
             except CompareFailed as failed:
                 problem = failed

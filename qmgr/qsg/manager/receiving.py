@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.manager.inflow import Bond, Inflow, ReceiverCounters
 from qsg.manager.link import InboundSession, SessionFailed
 from qsg.manager.placing import Placer
@@ -238,6 +239,7 @@ class Receiver:
         bound.epoch = request.epoch
         try:
             await self._registry.adopt(request.stream, self)
+            await task_failpoint("receiver.after_bind_before_answer")
             await self._session.send(channel_pb2.FRAME_BOUND, bound)
             if request.fence_only:
                 await self._session.close()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.manager.office import Office, Passage
 from qsg.manager.table import StatusTable
 from qsg.pb import records_pb2 as pb
@@ -102,7 +103,9 @@ class Recovery:
             if entry.owner in self._noticed:
                 leftover = Leftover(leftover.cell, entry, f"{leftover.cause}: {cause}", leftover.compare)
             unit, after = recovery(driver.me, name, leftover, self.office.world.wall_ms(), detect_ms, self.office.world.id)
+            await task_failpoint("recovery.before_entry")
             await driver.structures[name].commit(unit)
+            await task_failpoint("recovery.after_entry")
         except (CompareFailed, Refusal) as error:
             log.info("recovered by another", channel=entry.channel, detail=str(error))
             return

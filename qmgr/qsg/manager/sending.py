@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from qsg.endings import ended
+from qsg.failpoint import task_failpoint
 from qsg.manager.flight import Flight, Mark, progress_after
 from qsg.manager.grants import Grant, Outcome, SenderCounters, open_order
 from qsg.manager.link import InitiatorLink, Session, SessionFailed
@@ -130,6 +131,7 @@ class Sender:
         record = session.bound.record
         reading.start_from({priority: Position.of(p) for priority, p in record.confirmed.items()})
         try:
+            await task_failpoint("sender.after_bind_before_delete")
             await self._resynchronise(session)
             await preparing
         except Exception as e:
@@ -313,6 +315,7 @@ class Sender:
         counters = self.counters
         counters.current_sequence, counters.current_luwid, counters.in_doubt = built.last_sequence, luwid, True
         await session.send(channel_pb2.FRAME_BATCH, built.batch)
+        await task_failpoint("sender.after_batch_before_confirm")
 
     async def _send_parts(self, session: Session, entry: records_pb2.Entry, destination: records_pb2.Destination) -> None:
         """Announces a large message chunk by chunk."""
@@ -378,6 +381,7 @@ class Sender:
                 await self._to_settle.wait()
             pieces, marks = flight.next_to_settle()
             flight.settling = True
+            await task_failpoint("sender.after_confirm_before_delete")
             await self._commit_settled(pieces, marks)
             flight.settling = False
             flight.unsettled -= len(marks)

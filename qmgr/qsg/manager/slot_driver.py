@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.rules import packed as packing
 from qsg.rules.pack import pack
 from qsg.rules.packed import Lane, Packed
@@ -134,6 +135,7 @@ class SlotDriver:
         self.out = [batch[i] for i in packed.included]
         self.held = [batch[i] for i in tentative]
         verdict, failure = await self._settle(packed)
+        await task_failpoint("committer.after_commit_before_answer")
         self._answer(packed, batch, tentative, verdict, failure)
         self.out, self.held = [], []
         if verdict.kind is Kind.REFUSED and isinstance(failure, StoreError):
@@ -175,6 +177,7 @@ class SlotDriver:
                 owner.counters.voids += 1
             elif verdict.kind is Kind.REPEAT:
                 owner.counters.repeats += 1
+                await task_failpoint("committer.before_repeat")
                 await asyncio.sleep(pause * (0.5 + owner.world.random.random()))
                 pause = min(pause * 2, PAUSE_S[1])
             else:

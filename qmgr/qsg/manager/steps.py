@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.manager.link import InitiatorLink, SessionFailed
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, initiator_pb2
@@ -21,6 +22,14 @@ from qsg.rules.steps import Commit, FenceAtPartner, Me, PartnerNotReached, Read,
 
 log = structlog.get_logger()
 T = TypeVar("T")
+
+_MARKED = {
+    "lock": ("ownership.before_lock", "ownership.after_lock"),
+    "entry starting": ("ownership.before_entry", "ownership.after_entry"),
+    "entry": ("ownership.before_entry", "ownership.after_entry"),
+    "unlock": ("ownership.before_release", "ownership.after_release"),
+}
+"""Steps, by the label of their unit, and the failpoints around them."""
 
 
 class Driver:
@@ -73,7 +82,11 @@ class Driver:
             raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"{self.member} has not joined structure {step.structure}")
         if isinstance(step, Read):
             return await structure.read(*step.gets)
-        return await structure.commit(step.unit)
+        before, after = _MARKED.get(step.unit.label, ("", ""))
+        await task_failpoint(before)
+        committed = await structure.commit(step.unit)
+        await task_failpoint(after)
+        return committed
 
     async def _fence_at_partner(self, step: FenceAtPartner) -> channel_pb2.Bound:
         channel = step.channel

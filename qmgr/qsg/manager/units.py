@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from qsg.failpoint import task_failpoint
 from qsg.manager import large
 from qsg.manager.backout import Claimed, give_back
 from qsg.manager.consuming import Guarded, Segment, take
@@ -175,6 +176,7 @@ class UnitOfWork:
             try:
                 # Consumption is in slot 0, where units of this process see each other's changes of a record.
                 await structure.commit(unit, slot=0 if self._parts else None, affinity=producer.producer if producer else "")
+                await task_failpoint("unit.after_commit_before_answer")
                 return
             except CompareFailed as failed:
                 problem = failed

@@ -13,6 +13,8 @@ import os
 import sys
 from pathlib import Path
 
+from qsg.failpoint import arm_from_environment
+
 
 def configure_logging() -> None:
     """One JSON object a line on standard error."""
@@ -43,8 +45,9 @@ def main(arguments: list[str]) -> int:
     from qsg.process.config import ConfigError, load
 
     try:
+        arm_from_environment()
         config = load(Path(arguments[1]))
-    except ConfigError as error:
+    except (ConfigError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     if arguments[0] == "serve":

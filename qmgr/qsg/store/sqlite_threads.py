@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from qsg.failpoint import failpoint
 from qsg.store import sqlite_reads as reads
 from qsg.store.contract import Event, NotApplied, StoreError, Unavailable
 from qsg.store.sqlite_engine import Engine
@@ -223,7 +224,9 @@ class Writer(threading.Thread):
         if self._erasing:
             self._erasing = self._engine.erase(max(ERASE_ROWS, 2 * rows), max(ERASE_BYTES, 2 * size))
             self._wal_bytes += (ERASE_PAGES + rows) * PAGE_BYTES
+        failpoint("sqlite.before_commit")
         events = self._engine.commit()
+        failpoint("sqlite.after_commit_before_answer")
         self._wal_bytes += size + (rows + PAGES_A_GROUP) * PAGE_BYTES
         self._answer(outcomes, events)
 
