@@ -121,7 +121,7 @@ def verdict(result: Result) -> str:
 
 async def run_demo(plan: Plan, store: str, directory: Path, screen: Screen) -> Result:
     """Raises CancelledError on SIGINT and SIGTERM, once all processes have ended."""
-    group = LocalGroup(directory, store=store)
+    group = LocalGroup(directory, store=store, isolable=plan.kill == "isolate")
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -186,7 +186,7 @@ def demo(
         str,
         typer.Option(
             help="Whom, or how: initiator, queue-manager, member (both), pause (frozen, not dead), store (etcd's leader), "
-            "network (paths cut), drain (a planned stop) or none."
+            "network (paths to R cut), isolate (all paths cut), drain (a planned stop) or none."
         ),
     ] = "queue-manager",
     kills: Annotated[int, typer.Option(min=0, help="How often.")] = 5,

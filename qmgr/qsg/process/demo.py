@@ -24,15 +24,16 @@ from qsg.process.workload import Direction, Pace, consume, produce
 
 log = structlog.get_logger()
 
-Kill = Literal["initiator", "queue-manager", "member", "pause", "store", "network", "drain", "none"]
-KILLS: tuple[Kill, ...] = ("initiator", "queue-manager", "member", "pause", "store", "network", "drain", "none")
+Kill = Literal["initiator", "queue-manager", "member", "pause", "store", "network", "isolate", "drain", "none"]
+KILLS: tuple[Kill, ...] = ("initiator", "queue-manager", "member", "pause", "store", "network", "isolate", "drain", "none")
 _DEEDS = {
     "initiator": "killed the initiator of {}",
     "queue-manager": "killed the queue manager of {}",
     "member": "killed {}, queue manager and initiator",
     "pause": "froze {}",
     "store": "killed {}",
-    "network": "cut the network paths of {}",
+    "network": "cut the paths between {} and R",
+    "isolate": "cut {} off from everything",
     "drain": "told {} to end",
 }
 PRODUCERS = 4
@@ -192,6 +193,8 @@ class Demo:
             owner = await self.group.kill_store()
         elif kill == "network":
             self.group.cut(owner)
+        elif kill == "isolate":
+            self.group.isolate(owner)
         else:
             self.group.kill(owner, kill)
         takeover = Takeover(kill, channel, owner, "", at)
@@ -213,7 +216,7 @@ class Demo:
         takeover.until = time.monotonic()
         if kill == "pause":
             self.group.kill(owner, "resume")
-        elif kill == "network":
+        elif kill in ("network", "isolate"):
             self.group.heal(owner)
         elif kill == "store":
             await self.group.revive_store()

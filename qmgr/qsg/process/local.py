@@ -1,7 +1,8 @@
 """A queue-sharing group X, Y, Z and a remote queue manager R as real processes on this machine.
 
 Used by `qsg up`, `qsg demo`, the benchmarks and the tests of real processes. Every member reaches R through a proxy of its own, and R
-reaches the group through one portal proxy (standing in for the Kubernetes Service), so that single network paths can be cut.
+reaches the group through one portal proxy (standing in for the Kubernetes Service), so that single network paths can be cut. With
+`isolable` so it is with all paths of a member: to the store, to and from each peer and the applications.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -17,8 +18,8 @@ import yaml
 
 from qsg.process.children import free_ports
 from qsg.process.config import ADMIN
-from qsg.process.etcd_cluster import EtcdCluster
-from qsg.process.proxy import Proxy
+from qsg.process.etcd_cluster import EtcdCluster, EtcdOptions
+from qsg.process.roads import APPLICATIONS, STORE, Roads
 from qsg.process.supervise import Supervisor
 
 log = structlog.get_logger()
@@ -62,19 +63,27 @@ REMOTE_DEFINITIONS = {
 class LocalGroup:
     """Starts and stops the processes, and hurts them on request. `store`: "embedded", "etcd" or "etcd://host:port,host:port"."""
 
-    def __init__(self, directory: Path, *, store: str = "embedded", members: Sequence[str] = MEMBERS, etcd_members: int = 3) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        store: str = "embedded",
+        members: Sequence[str] = MEMBERS,
+        etcd_members: int = 3,
+        etcd_options: EtcdOptions | None = None,
+        isolable: bool = False,
+    ) -> None:
         self.directory = directory
         self.store = store
         self.members = tuple(members)
         self.etcd_members = etcd_members
+        self.etcd_options = etcd_options
+        self.isolable = isolable
         self.supervisor = Supervisor(directory / "log")
         self.etcd: EtcdCluster | None = None
         self.addresses: dict[str, str] = {}
         """Client API of each queue manager."""
-        self.out_proxies: dict[str, Proxy] = {}
-        """Member -> its road to R."""
-        self.portal: Proxy | None = None
-        self._group_listeners: dict[str, str] = {}
+        self.roads = Roads()
 
     async def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -82,21 +91,28 @@ class LocalGroup:
         names = (*self.members, REMOTE)
         ports = iter(free_ports(4 * len(names) + 1))
         place = {n: {k: f"127.0.0.1:{next(ports)}" for k in ("address", "group", "local", "proxy")} for n in names}
-        portal_address = f"127.0.0.1:{next(ports)}"
+        portal = {m: place[m]["group"] for m in self.members}
+        portal_address = await self.roads.open_portal(REMOTE, portal, listen=f"127.0.0.1:{next(ports)}")
         for m in self.members:
-            self.out_proxies[m] = await Proxy.start(place[m]["proxy"], [place[REMOTE]["local"]])
-        self._group_listeners = {m: place[m]["group"] for m in self.members}
-        self.portal = await Proxy.start(portal_address, list(self._group_listeners.values()))
+            await self.roads.open(m, REMOTE, place[REMOTE]["local"], listen=place[m]["proxy"])
         for n in names:
-            config = self._config(n, place[n], endpoints, {"r:1414": place[n]["proxy"], "qsg:1415": portal_address})
-            await self._start_member(n, config)
+            aliases = {"r:1414": place[n]["proxy"], "qsg:1415": portal_address}
             self.addresses[n] = place[n]["address"]
+            reached = endpoints
+            if self.isolable and n != REMOTE:
+                place[n]["advertise"] = _host(n)
+                reached = [await self.roads.open(n, STORE, endpoint) for endpoint in endpoints]
+                for peer in self.members:
+                    if peer != n:
+                        aliases[_host(peer)] = await self.roads.open(n, peer, place[peer]["address"])
+                self.addresses[n] = await self.roads.open(APPLICATIONS, n, place[n]["address"])
+            await self._start_member(n, self._config(n, place[n], reached, aliases))
 
     async def _start_store(self) -> list[str]:
         if self.store.startswith("etcd://"):
             return self.store.removeprefix("etcd://").split(",")
         if self.store == "etcd":
-            self.etcd = EtcdCluster(self.directory / "etcd", members=self.etcd_members)
+            self.etcd = EtcdCluster(self.directory / "etcd", members=self.etcd_members, options=self.etcd_options)
             await self.etcd.start()
             return list(self.etcd.endpoints)
         address = f"127.0.0.1:{free_ports(1)[0]}"
@@ -114,6 +130,7 @@ class LocalGroup:
             "data": str(folder / "data"),
             "socket": str(folder / "socket"),
             "address": place["address"],
+            "advertise": place.get("advertise", ""),
             "group_listener": place["group"],
             "local_listener": place["local"],
             "aliases": aliases,
@@ -126,8 +143,16 @@ class LocalGroup:
         return path
 
     async def _start_member(self, name: str, config: Path) -> None:
-        await self.supervisor.start(name, [*_process(), "serve", str(config)])
-        await self.supervisor.start(self.initiator(name), [*_process(), "initiator", str(config)])
+        for process, command in ((name, "serve"), (self.initiator(name), "initiator")):
+            await self.supervisor.start(process, [*self._entry(), command, str(config)], env=self._environment(process))
+
+    def _entry(self) -> list[str]:
+        """The program of both processes of a member."""
+        return [sys.executable, "-m", "qsg.process.run"]
+
+    def _environment(self, process: str) -> Mapping[str, str] | None:
+        """Of one process; None: ours."""
+        return None
 
     @staticmethod
     def initiator(member: str) -> str:
@@ -155,16 +180,17 @@ class LocalGroup:
         if what != "queue-manager":
             self.supervisor.signal(self.initiator(member), number)
 
-    def cut(self, member: str, *, both: bool = True) -> None:
+    def cut(self, member: str) -> None:
         """Black-holes the paths between a member and R, connections left open."""
-        self.out_proxies[member].cut()
-        if both and self.portal is not None:
-            self.portal.cut(self._group_listeners[member])
+        self.roads.cut(*self.roads.between(member, [REMOTE]))
+
+    def isolate(self, member: str) -> None:
+        """Black-holes all paths of a member: to R, the store, its peers and the applications."""
+        assert self.isolable, "started with paths that cannot be cut"
+        self.roads.cut(*self.roads.between(member))
 
     def heal(self, member: str) -> None:
-        self.out_proxies[member].heal()
-        if self.portal is not None:
-            self.portal.heal(self._group_listeners[member])
+        self.roads.heal(*self.roads.between(member))
 
     async def kill_store(self) -> str:
         """SIGKILL of etcd's leader, or of the embedded store; it is started again. Returns whom."""
@@ -181,8 +207,7 @@ class LocalGroup:
 
     async def stop(self) -> None:
         await self.supervisor.stop()
-        for proxy in [*self.out_proxies.values(), *([self.portal] if self.portal else [])]:
-            await proxy.close()
+        await self.roads.close()
         if self.etcd is not None:
             await self.etcd.stop()
 
@@ -206,8 +231,9 @@ class LocalGroup:
         return [line for path in sorted(folder.glob("*.log")) for line in path.read_text(errors="replace").splitlines()]
 
 
-def _process() -> list[str]:
-    return [sys.executable, "-m", "qsg.process.run"]
+def _host(member: str) -> str:
+    """Under which its peers know it; their aliases say how they reach it."""
+    return f"{member.lower()}:1416"
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:

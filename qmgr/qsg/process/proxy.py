@@ -211,6 +211,13 @@ class Proxy:
         for t in self._meant(target):
             self._set(t, _WHOLE)
 
+    def break_off(self, target: str) -> None:
+        """Half-open: connections break at the target's end; the other end is told nothing until the path is healed."""
+        self.cut(target)
+        for link in list(self._links):
+            if link.target == target:
+                link.server.reset()
+
     def reset(self, target: str | None = None) -> None:
         """Breaks existing connections at once, both sides noticing."""
         for link in list(self._links):

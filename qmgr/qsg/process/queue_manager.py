@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from qsg.manager.manager import Options, QueueManager
 from qsg.manager.membership import Displaced
 from qsg.pb import records_pb2
+from qsg.process.aliases import AliasedTransport
 from qsg.process.config import ADMIN, ConfigError, MemberConfig
 from qsg.process.revisions import Revisions
 from qsg.process.security import store_of, transport_of
@@ -76,7 +77,7 @@ async def run(config: MemberConfig) -> int:
     private = SqliteStore(config.data / "private.db", quota_bytes=config.private_quota_bytes)
     try:
         definitions = read_definitions(config.definitions, {PRIVATE, *config.structures})
-        transport = transport_of(config)
+        transport = AliasedTransport(transport_of(config), config.aliases)
         await private.open()
     except (ConfigError, StoreError) as error:
         log.error("cannot start", error=str(error))
