@@ -165,11 +165,13 @@ async def _bar(title: str, total: int, measure: Measure) -> AsyncIterator[None]:
 
 
 def _run(work: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:
+    import uvloop
+
     async def main() -> dict[str, Any]:
         return await work()
 
     try:
-        result = asyncio.run(main())
+        result = uvloop.run(main())
     except qsg.QsgError as error:
         raise fail(error, Format.JSON if as_json else Format.TABLE) from error
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from typing import Annotated, TextIO
 
 import structlog
 import typer
+import uvloop
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -210,7 +211,7 @@ def demo(
     try:
         with _logs(directory, verbose=bool(ctx.find_root().params.get("verbose"))):
             with Live(console=console, auto_refresh=False) if on_screen else contextlib.nullcontext() as live:
-                result = asyncio.run(run_demo(plan, store, directory, Screen(console, live)))
+                result = uvloop.run(run_demo(plan, store, directory, Screen(console, live)))
         clean = result.clean
     except asyncio.CancelledError:
         console.print("interrupted; all processes have ended", highlight=False)

@@ -21,6 +21,7 @@ PROCESSES = ("serve", "initiator", "up", "demo")
 if not {"serve", "initiator"} & set(sys.argv[1:3]):
     # Before grpc is loaded: it tells standard error of every connection that ends, which the commands report in their own words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")  # as `qsg.process.run`
 
 from qsg.cli import apply, bench, channels, messages, queues, store  # noqa: E402
 

@@ -26,13 +26,15 @@ def serve(
     quota_bytes: Annotated[int, typer.Option(min=0, help="Puts beyond this are refused; 0 = only when the disk is full.")] = 0,
 ) -> None:
     """Serves one SQLite file to the members of a group, with the part of etcd's API that they use."""
+    import uvloop
+
     from qsg.process.run import configure_logging
     from qsg.store.contract import StoreError
     from qsg.store.serve import serve_until_signal
 
     configure_logging()
     try:
-        asyncio.run(serve_until_signal(path, address, quota_bytes=quota_bytes))
+        uvloop.run(serve_until_signal(path, address, quota_bytes=quota_bytes))
     except StoreError as error:
         raise _fail(error) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 from rich.console import Console
 
 from qsg.process.local import REMOTE, LocalGroup
@@ -38,4 +39,4 @@ def up(
     """Starts X, Y, Z and R as processes, with queues and a channel each way, until Ctrl-C."""
     if store == "etcd" and directory.exists() and any(directory.iterdir()):
         raise typer.BadParameter(f"{directory} is not empty, and a new etcd does not know what is in it", param_hint="--directory")
-    asyncio.run(_run(LocalGroup(directory.absolute(), store=store), Console()))
+    uvloop.run(_run(LocalGroup(directory.absolute(), store=store), Console()))

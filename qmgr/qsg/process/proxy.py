@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 Direction = Literal["both", "to_target", "from_target"]
 
@@ -57,8 +57,7 @@ class _Side(asyncio.Protocol):
         self.on_lost: list[asyncio.Future[None]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)  # other event loops have classes of their own
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self._gate()
 

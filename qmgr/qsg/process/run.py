@@ -6,7 +6,6 @@ late, so that a process that was killed is back soon.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
@@ -54,8 +53,10 @@ def main(arguments: list[str]) -> int:
         from qsg.process.queue_manager import run
     else:
         from qsg.process.initiator import run
+    import uvloop
+
     gc.freeze()  # what was loaded stays: the collector need not look at it again
-    return asyncio.run(run(config))
+    return uvloop.run(run(config))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import structlog
+import uvloop
 
 from qsg.pb.etcd import rpc_pb2
 from qsg.store import serve_wire as wire
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quota-bytes", type=int, default=0, help="puts beyond this are refused (0 = only when the disk is full)")
     given = parser.parse_args(arguments)
     try:
-        asyncio.run(serve_until_signal(given.path, given.address, quota_bytes=given.quota_bytes))
+        uvloop.run(serve_until_signal(given.path, given.address, quota_bytes=given.quota_bytes))
     except StoreError as e:
         log.error("store ended", error=str(e))
         return 1

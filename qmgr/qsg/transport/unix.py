@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import structlog
 
@@ -90,8 +91,7 @@ class UnixStream(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # other event loops have classes of their own
         transport.set_write_buffer_limits(high=WRITE_BEHIND)
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, WRITE_BEHIND)
