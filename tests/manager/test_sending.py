@@ -19,6 +19,7 @@ from qsg.rules.unit import Cell, Change, NewMessage, Unit
 from qsg.store.contract import Delete, get_prefix
 from qsg.store.memory import MemoryStore, RandomFaults
 from support.channel_pair import STREAM, XMITQ, Rig, rig
+from support.lagging import lag
 from support.members import Member
 
 
@@ -57,6 +58,20 @@ async def test_a_put_on_an_idle_channel_leaves_at_once_whoever_put_it(two: Rig) 
         await two.put([f"{number}"], member=member)
         assert len(await two.until(number, timeout_s=0.5)) == number
     await two.settled()
+
+
+async def test_lanes_read_from_a_lagging_state_keep_the_order(two: Rig) -> None:
+    """C2b, P3: whatever a near read misses, all lanes are shown as they stood at one revision, and nothing behind is passed over."""
+    store = two.x.structures["app1"].store
+    assert isinstance(store, MemoryStore)
+    shown = lag(store, lambda: two.x.world.random.randrange(4))
+    two.start(await two.sender())
+    texts = [f"m{i}" for i in range(120)]
+    for number, text in enumerate(texts):
+        await two.put([text], member=two.y if number % 3 else two.x)
+    assert await two.until(120) == texts
+    await two.settled()
+    assert len(set(shown)) > 10
 
 
 async def test_higher_priorities_go_first_and_each_keeps_its_order(two: Rig) -> None:

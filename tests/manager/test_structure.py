@@ -17,6 +17,7 @@ from qsg.rules.unit import Change, CompareFailed, Fenced, NewMessage, Taken, Uni
 from qsg.rules.world import World
 from qsg.store.contract import Delete, Get, Put, Unavailable, absent, created_at, get_prefix, unchanged
 from qsg.store.memory import Fault, Faults, MemoryServer, MemoryStore
+from support.lagging import lag
 from support.virtual_time import run
 
 
@@ -143,6 +144,26 @@ async def test_reads_beyond_the_limit_of_a_transaction_show_one_revision(x: Stru
     revision, results = await x.read(*(Get(b"k%03d" % j) for j in range(300)))
     assert revision > 0
     assert [r.first.value for r in results if r.first] == [b"0"] * 100 + [b"1"] * 100 + [b"2"] * 100
+
+
+async def test_a_near_read_that_lags_behind_what_is_known_is_read_anew(server: MemoryServer, x: Structure) -> None:
+    assert isinstance(x.store, MemoryStore)
+    lags = 0
+    shown = lag(x.store, lambda: lags)
+    committed = await x.commit(Unit(ops=[Put(b"k", b"1")]))
+    revision, (found,) = await x.read_near(0, Get(b"k"))
+    assert (revision, shown) == (committed.revision, [committed.revision])
+    assert found.first is not None
+    lags = 1
+    revision, (found,) = await x.read_near(0, Get(b"k"))
+    assert (revision, shown[1:]) == (committed.revision, [committed.revision - 1]), "less than this member has seen will not do"
+    assert found.first is not None
+    other = server.client()
+    await other.txn([], [Put(b"k", b"2")])
+    revision, (found,) = await x.read_near(committed.revision, Get(b"k"))
+    assert (revision, found.first and found.first.value) == (committed.revision, b"1"), "what nobody told of may be missing"
+    revision, (found,) = await x.read_near(committed.revision + 1, Get(b"k"))
+    assert (revision, found.first and found.first.value) == (committed.revision + 1, b"2"), "what a doorbell told of may not"
 
 
 async def test_a_restored_store_is_not_used(server: MemoryServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -73,6 +74,21 @@ class ReadConformance:
         assert old.revision == last  # the store's, not the one read at
         several = await store.txn([], [Get(b"a", revision=first), Get(b"b", revision=first), Get(b"b", revision=second)])
         assert [len(several.got(i).kvs) for i in range(3)] == [1, 0, 1]
+
+    async def test_near_reads_show_one_whole_state_and_come_to_the_newest(self, harness: Harness) -> None:
+        store = harness.store
+        near = [Get(b"a", near=True), Get(b"b", near=True), get_prefix(b"c/")]
+        near[2] = replace(near[2], near=True)
+        for number in range(1, 20):
+            written = await store.txn([], [Put(b"a", b"%d" % number), Put(b"b", b"%d" % number), Put(b"c/%d" % number, b"")])
+            async with asyncio.timeout(5):
+                while True:
+                    result = await store.txn([], near)
+                    a, b, c = (result.got(i) for i in range(3))
+                    if result.revision >= written.revision:
+                        break
+                    assert not a.first or a.first.mod_revision <= result.revision
+            assert (a.first and a.first.value, b.first and b.first.value, len(c.kvs)) == (b"%d" % number, b"%d" % number, number)
 
     async def test_paging_at_a_revision_while_others_write(self, harness: Harness) -> None:
         store = harness.store

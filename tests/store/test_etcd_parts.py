@@ -190,7 +190,9 @@ def test_a_request_in_etcds_words() -> None:
     assert (put.request_put.key, put.request_put.value, put.request_put.lease) == (b"p", b"v", 7)
     assert (delete.request_delete_range.key, delete.request_delete_range.range_end) == (b"d", b"e")
     read = request.failure[0].request_range
+    assert not read.serializable, "the newest state, unless a near one will do"
     assert (read.key, read.range_end, read.limit, read.revision, read.keys_only, read.min_mod_revision) == (b"g", b"h", 3, 4, True, 6)
+    assert codec.range_request(Get(b"g", near=True)).serializable
 
 
 def test_a_put_behind_an_endless_deletion_is_refused_here_as_etcd_overlooks_it() -> None:

@@ -62,6 +62,8 @@ class Prefetch:
         self._bytes = 0
         self._room = asyncio.Event()
         self._bell = asyncio.Event()
+        self._rung = 0
+        """The newest put that a doorbell told of."""
         self._puts: dict[bytes, int] = {}
 
     async def prepare(self) -> None:
@@ -103,12 +105,11 @@ class Prefetch:
             follower.start()
             await self._load_ready()
             while True:
-                self._bell.clear()
                 while not await self._read():
                     pass
                 self.caught_up = True
                 self._on_loaded()
-                await self._bell.wait()
+                await self._rung_again()
                 self.caught_up = False
         finally:
             self._structure.on_commit.remove(self._rung_here)
@@ -116,9 +117,19 @@ class Prefetch:
 
     # Doorbells
 
+    async def _rung_again(self) -> None:
+        """Until a put is told that the last look did not show: both doorbells ring for our own."""
+        while self._rung <= self._reader.revision:
+            self._bell.clear()
+            await self._bell.wait()
+
     def _rung_here(self, revision: int, queues: frozenset[str]) -> None:
         if self._queue in queues:
-            self._bell.set()
+            self._ring(revision)
+
+    def _ring(self, revision: int) -> None:
+        self._rung = max(self._rung, revision)
+        self._bell.set()
 
     def _rung_elsewhere(self, events: list[Event]) -> None:
         """Only puts ring, and only those that were not read yet (our own deletes change the totals too)."""
@@ -127,8 +138,8 @@ class Prefetch:
                 continue
             put = records_pb2.Totals.FromString(event.kv.value).put
             known, self._puts[event.kv.key] = self._puts.get(event.kv.key), put
-            if put != known and event.kv.mod_revision > self._reader.revision:
-                self._bell.set()
+            if put != known:
+                self._ring(event.kv.mod_revision)
 
     # Reading
 
@@ -147,7 +158,8 @@ class Prefetch:
 
     async def _read(self) -> bool:
         """One look at the queue; True when there is no more for now."""
-        revision, results = await self._structure.read(*self._reader.plan())
+        # All that a doorbell told of, and all lanes as they stood at one revision; what came later rings again.
+        revision, results = await self._structure.read_near(self._rung, *self._reader.plan())
         self._reader.feed(revision, results)
         await self._load_ready()
         self._behind = {p for p in self._behind if not self._reader.caught_up_at(p)}
@@ -203,7 +215,7 @@ class Prefetch:
         if not apart:
             return
         gets = [Get(keys.body(self._queue, one.segment.priority, one.segment.suffix)) for one in apart]
-        _, results = await self._structure.read(*gets)
+        _, results = await self._structure.read_near(self._reader.revision, *gets)
         for one, result in zip(apart, results, strict=True):
             if result.first is None:
                 # Only who holds the lock deletes: it is no longer us.

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 READ_S = 5.0
 """How long a read is repeated before it fails with `Unavailable`."""
+NEAR_S = 0.4
 QUOTA_SHARE = 0.7
 """Puts are refused while more of the quota than this is in use."""
 QUOTA_EVERY_S = 1.0
@@ -104,6 +105,23 @@ class Structure:
                 log.info("history went away between two reads, reading again", structure=self.name)
                 continue
             return first.revision, results
+
+    async def read_near(self, behind: int, *gets: Get) -> tuple[int, list[GetResult]]:
+        """As `read`, of a state that may lag a little, but holds revision `behind` and all that this member has seen.
+
+        For who is told by a doorbell what to look for: it saves the store's members the round that a read of the newest state takes.
+        """
+        behind = max(behind, self.revision)
+        if len(gets) <= self.store.limits.operations:
+            try:
+                result = await self.store.txn([], [replace(get, near=True) for get in gets], timeout_s=NEAR_S)
+            except (Unavailable, NotApplied) as error:
+                log.debug("nobody near answers", structure=self.name, error=repr(error))
+            else:
+                if result.revision >= behind:
+                    self.membership.answered(True, result.revision)
+                    return result.revision, [result.got(i) for i in range(len(gets))]
+        return await self.read(*gets)
 
     async def _txn(self, gets: Sequence[Get]) -> TxnResult:
         loop = asyncio.get_running_loop()

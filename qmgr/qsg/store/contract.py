@@ -100,7 +100,9 @@ class Delete:
 class Get:
     """Reads `key`, or with `end` the keys in [key, end) in key order.
 
-    `limit` 0 = all. `revision` 0 = now. `mod_after` keeps only keys whose modification revision is greater.
+    `limit` 0 = all. `revision` 0 = now. `mod_after` keeps only keys whose modification revision is greater. `near`: a state that lags
+    a little behind the newest commit will do (a whole one all the same), which a cluster's member answers without asking the others; in
+    a transaction it has effect when all of it are such reads.
     """
 
     key: bytes
@@ -110,6 +112,7 @@ class Get:
     keys_only: bool = False
     count_only: bool = False
     mod_after: int = 0
+    near: bool = False
 
 
 Op = Put | Delete | Get

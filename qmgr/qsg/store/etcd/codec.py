@@ -75,6 +75,8 @@ def _fill_range(request: rpc_pb2.RangeRequest, get: Get) -> None:
         request.revision = get.revision
     if get.mod_after:
         request.min_mod_revision = get.mod_after + 1
+    if get.near:
+        request.serializable = True
     if get.keys_only:
         request.keys_only = True
     if get.count_only:
