@@ -27,5 +27,5 @@ def lag(store: MemoryStore, behind: Callable[[], int]) -> list[int]:
         shown.append(revision)
         return TxnResult(True, revision, tuple(replace(result.got(i), revision=revision) for i in range(len(gets))))
 
-    store.txn = lagging  # type: ignore[method-assign,assignment]
+    store.txn = lagging  # type: ignore[method-assign]
     return shown
