@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ CHART = ROOT / "charts" / "qsg"
 Schema = dict[str, Any]
 
 
+@cache
 def crds() -> dict[str, dict[str, Any]]:
     """By kind. The template lines around them are left out."""
     found = {}

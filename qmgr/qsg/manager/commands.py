@@ -273,8 +273,8 @@ class ChannelCommands:
     async def watch(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """A long poll of the status table: what was written after the revision `after` (0 = all), as soon as there is something.
 
-        `there` names every entry (channel; of an inbound one also the partner), so that who follows knows which are gone. Private channels of a member of a group
-        are not in it. A revision means something to the member that told it and, in a group, to the others.
+        `there` names every entry (channel; of an inbound one also the partner), so that who follows knows which are gone. Private
+        channels of a member of a group are not in it. A revision means something to the member that told it and, in a group, to all.
         """
         after, supervisor = arguments.get("after", 0), self._supervisor
         if not isinstance(after, int) or isinstance(after, bool) or after < 0:
