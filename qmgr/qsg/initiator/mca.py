@@ -1,7 +1,8 @@
 """The outbound message channel agent: finds the partner, binds, and relays (patent: MCA; session by name resolution or passing).
 
-Owns one attempt: the addresses of an order in turn, each connected and asked. Invariant: a bind goes to one address at a time, and
-(epoch, instance) in it makes at most one of several that were asked accept it, whatever arrives late.
+Owns one attempt: the addresses of an order in turn, each connected and asked; and streams that were connected ahead of a planned move.
+Invariant: a bind goes to one address at a time, and (epoch, instance) in it makes at most one of several that were asked accept it,
+whatever arrives late. A stream held ready has told the partner nothing: that it was closed meanwhile costs a new connection, no more.
 Does not retry: the queue manager decides what follows an end.
 """
 
@@ -29,6 +30,8 @@ BIND_S = 10.0
 """A bind may take so long while the partner shows signs of life."""
 AVOID_S = 10.0
 """An address that took a connection and then failed is tried last for so long."""
+READY_S = 3.0
+"""How long a stream that was connected ahead is held; the partner ends one that says nothing for 5 s."""
 _TRY_NEXT = frozenset(
     {
         Reason.Q_MGR_NOT_AVAILABLE,
@@ -76,6 +79,8 @@ class Agents:
         self._resolve = resolve
         self._closing: set[asyncio.Task[None]] = set()
         self._avoid: dict[str, float] = {}
+        self._ready: dict[str, tuple[Stream, asyncio.TimerHandle]] = {}
+        """By address: connected ahead, nothing sent yet."""
 
     async def run(self, mux: Mux, session: MuxSession, order: initiator_pb2.Open) -> None:
         """One instance, from connecting to its end."""
@@ -89,6 +94,11 @@ class Agents:
 
         session.on_over = given_up
         try:
+            if order.prepare:
+                address = await self._prepare(order)
+                mux.put(initiator_pb2.LOCAL_OPENED, session.id, initiator_pb2.Opened(address=address))
+                session.end(initiator_pb2.End(orderly=True))
+                return
             stream, address, bound = await self._find(order)
         except Failed as e:
             session.end(e.end)
@@ -106,8 +116,14 @@ class Agents:
         heartbeat_s = (bound.parameters.heartbeat_ms or order.heartbeat_ms or 500) / 1000
         await Relay(stream, session, FROM_RECEIVER, silence_s=max(silence_s, 2 * heartbeat_s), heartbeat_s=heartbeat_s).run()
 
+    def forget(self) -> None:
+        """Streams that were connected ahead are of no use any more."""
+        for address in list(self._ready):
+            self._unready(address)
+
     async def close(self) -> None:
         """Waits until streams that were given up are closed."""
+        self.forget()
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -127,16 +143,57 @@ class Agents:
             addresses += [address] if self._resolve is None else await self._resolve(address)
         return sorted(dict.fromkeys(addresses), key=lambda a: a in self._avoid)
 
+    async def _prepare(self, order: initiator_pb2.Open) -> str:
+        """Connects to the first address that takes it, and holds the stream. Raises `Failed`."""
+        failed = _failed(Reason.CHANNEL_CONFIG_ERROR, "no connection name")
+        for address in await self._in_order(order):
+            try:
+                stream = await self._connect(address, order)
+            except Failed as e:
+                failed = e
+                continue
+            self._unready(address)
+            self._ready[address] = stream, asyncio.get_running_loop().call_later(READY_S, self._unready, address)
+            return address
+        raise failed
+
+    def _unready(self, address: str) -> None:
+        held = self._ready.pop(address, None)
+        if held is not None:
+            held[1].cancel()
+            self._drop(held[0])
+
+    async def _bind_ahead(self, address: str, order: initiator_pb2.Open) -> tuple[Stream, pb.Bound] | None:
+        """Asks on a stream that was connected ahead; None: there is none, or it is of no use. Raises `Failed` when the partner refuses."""
+        held = self._ready.pop(address, None)
+        if held is None:
+            return None
+        stream, timer = held
+        timer.cancel()
+        try:
+            return stream, await self._ask(stream, order)
+        except BaseException as e:
+            self._drop(stream)
+            if isinstance(e, Failed) and reason_of(e.end.reason) is Reason.PARTNER_CLOSED:
+                return None
+            raise
+
+    async def _bind(self, address: str, order: initiator_pb2.Open) -> tuple[Stream, pb.Bound]:
+        ahead = await self._bind_ahead(address, order)
+        if ahead is not None:
+            return ahead
+        stream = await self._connect(address, order)
+        try:
+            return stream, await self._ask(stream, order)
+        except BaseException:
+            self._drop(stream)
+            raise
+
     async def _find(self, order: initiator_pb2.Open) -> tuple[Stream, str, pb.Bound]:
         failures: list[Failed] = []
         for address in await self._in_order(order):
             try:
-                stream = await self._connect(address, order)
-                try:
-                    bound = await self._ask(stream, order)
-                except BaseException:
-                    self._drop(stream)
-                    raise
+                stream, bound = await self._bind(address, order)
                 return stream, address, bound
             except Failed as e:
                 reason = reason_of(e.end.reason)

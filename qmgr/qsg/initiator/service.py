@@ -124,6 +124,7 @@ class Initiator:
     async def _forget(self) -> None:
         self.joined.clear()
         self._mux = None
+        self._agents.forget()
         tasks = [*self._sessions, *self._accepted]
         for task in tasks:
             task.cancel()

@@ -27,6 +27,8 @@ CHANGED_S = 0.01
 """First pause when a take was overtaken by another change."""
 IDLE_S = 0.2
 """Pause when no member can run the channel now."""
+OUT_OF_REACH = "status table out of reach"
+"""Cause of a start request for a channel whose entry its owner cannot change."""
 REFUSED_S = (0.1, 1.0)
 """First and longest pause when every member has refused a start request."""
 
@@ -43,6 +45,8 @@ def candidates(care: Care) -> list[str]:
     found = balance.ranked(office.loads(), care.name, {care.place.admin, care.place.structure})
     if care.elsewhere and me in found and len(found) > 1:
         found = [m for m in found if m != me] + [me]
+    if care.ready in found:
+        found = [care.ready] + [m for m in found if m != care.ready]
     return found
 
 
@@ -75,7 +79,7 @@ class Asking:
         if not found:
             await self.care.pause(IDLE_S)
             return
-        if len(found) > 1 and self.care.elsewhere:
+        if len(found) > 1 and self.care.elsewhere and not self.care.handing_over:
             others = len(found) - 1
             turn = entry.short_retries_left % others
             found = [*found[turn:others], *found[:turn], found[-1]]
@@ -119,7 +123,7 @@ class Asking:
             for target in candidates(self.care):
                 if target == office.driver.member:
                     continue
-                request = peer_pb2.StartChannel(channel=self.care.name, cause="status table out of reach")
+                request = peer_pb2.StartChannel(channel=self.care.name, cause=OUT_OF_REACH)
                 setattr(request, "from", office.driver.member)
                 try:
                     await office.peers.request(target, peer_pb2.Request(start=request))

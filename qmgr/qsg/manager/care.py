@@ -27,6 +27,12 @@ class Care:
     """Others are asked first: it has just failed here."""
     handing_over: bool = False
     """A planned move."""
+    ready: str = ""
+    """The member that has made itself ready for a planned move."""
+    written: pb.ChannelStatus | None = None
+    """The entry as we have just written it, so that it need not be read."""
+    written_at: int = 0
+    """Revision of that: what the watch shows up to it is nothing new."""
     stop: bool | None = None
     """A stop was ordered; True: by force."""
     not_before: float = 0.0

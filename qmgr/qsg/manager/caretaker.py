@@ -16,6 +16,7 @@ import structlog
 from qsg.manager.asking import Asking
 from qsg.manager.care import GIVE_UP_S, Care
 from qsg.manager.office import Office, Passage, RunningSender, remove_entry
+from qsg.manager.preparing import make_ready
 from qsg.manager.tenure import Tenure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
@@ -28,6 +29,9 @@ from qsg.store.contract import StoreError
 
 log = structlog.get_logger()
 
+RUNS_S = 1.0
+"""How long a member that has handed a channel over waits until it runs."""
+
 
 class Caretaker:
     """`on_end` is called when this member has nothing more to do with the channel."""
@@ -39,6 +43,7 @@ class Caretaker:
         self._asking = Asking(self.care, self._begin)
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
+        self._move: asyncio.Task[None] | None = None
 
     @property
     def name(self) -> str:
@@ -70,15 +75,17 @@ class Caretaker:
 
     async def close(self) -> None:
         """Ends at once, as a killed process would: the table shows what is left over."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._move) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def entry_changed(self, entry: pb.ChannelStatus | None, revision: int) -> None:
         """The table shows a change of this channel's entry."""
         held = self.held
         if held is None:
-            self.care.wake.set()
+            if not revision or revision > self.care.written_at:
+                self.care.wake.set()
         elif revision > held.entry.mod_revision and (entry is None or entry.request != held.request):
             mine = entry is not None and entry.owner == self.care.office.driver.member
             self.stop(force=not (mine and entry is not None and entry.state == pb.STOPPING and not entry.stop_force))
@@ -94,11 +101,18 @@ class Caretaker:
             self.care.order_stop(force=force)
 
     def hand_over(self) -> None:
-        """A planned move: what is in flight is finished, then another member is asked."""
+        """A planned move: another member is made ready, what is in flight is finished, then that one is asked."""
         self.care.handing_over = True
         self.care.elsewhere = True
         self.care.not_before = 0.0
-        self.stop(force=False)
+        self._move = asyncio.get_running_loop().create_task(self._hand_over(), name=f"move {self.name}")
+
+    async def _hand_over(self) -> None:
+        try:
+            if self.held is not None:
+                await make_ready(self.care)
+        finally:
+            self.stop(force=False)
 
     def abandon(self) -> None:
         """Its structure is out of reach, so the sender may hang in a commit: it is cut off."""
@@ -163,10 +177,14 @@ class Caretaker:
 
     async def _look_after(self) -> bool:
         """One look at the entry, and what it asks of us. False: it is not ours (any more)."""
+        entry = None if self.care.wake.is_set() else self.care.written
+        self.care.written = None
         self.care.wake.clear()
-        entry = await self.care.table.read(self.name)
+        entry = entry or await self.care.table.read(self.name)
         me = self.care.office.driver.me
         if entry is None or (entry.owner, entry.owner_incarnation) != (me.member, me.incarnations[self.care.place.admin]):
+            if self.care.handing_over:
+                await self._until_it_runs()
             return self.care.wake.is_set()  # changed while it was read: look again
         self.care.stop = None
         place = self.care.office.find(self.name)
@@ -186,6 +204,20 @@ class Caretaker:
         else:
             return False
         return True
+
+    async def _until_it_runs(self) -> None:
+        """What ends next in a draining member would only slow down whoever has just taken the channel."""
+        try:
+            async with asyncio.timeout(RUNS_S):
+                while True:
+                    self.care.wake.clear()
+                    entry = self.care.table.entry(self.name)
+                    mine = entry is not None and entry.owner == self.care.office.driver.member
+                    if not mine and status.state_of(entry) not in (pb.STARTING, pb.BINDING):
+                        return
+                    await self.care.wake.wait()
+        except TimeoutError:
+            log.info("handed over, not seen to run", channel=self.name)
 
     async def _recover(self, entry: pb.ChannelStatus) -> bool:
         """A list of ours was cut off behind the entry: taken back, as if from a dead owner."""

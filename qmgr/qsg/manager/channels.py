@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import structlog
 
 from qsg.failpoint import task_failpoint
+from qsg.manager.asking import OUT_OF_REACH
 from qsg.manager.caretaker import Caretaker
 from qsg.manager.catalog import ADMIN, Catalog
 from qsg.manager.inbound import InboundTable
@@ -20,6 +21,7 @@ from qsg.manager.link import InitiatorLink
 from qsg.manager.members import Members
 from qsg.manager.office import MakeSender, Office, Passage, remove_entry
 from qsg.manager.peers import PeerLinks, PeerUnreachable
+from qsg.manager.preparing import get_ready
 from qsg.manager.recovery import Recovery
 from qsg.manager.sending import Grant, Sender
 from qsg.manager.steps import Driver
@@ -108,6 +110,7 @@ class ChannelSupervisor:
             self.members.on_gone.append(self.recovery.member_gone)
         if self.peers is not None:
             self.peers.requests["start"] = self._start_requested
+            self.peers.requests["prepare"] = self._prepare_requested
             self.peers.requests["cut_off"] = self._cut_off_requested
         self._started = True
         self._tell_peers()
@@ -259,9 +262,15 @@ class ChannelSupervisor:
             await self.start_channel(start.channel, Occasion("trigger", self.world.wall_ms(), asking))
             return ""
         passage = Passage(loop.time() - start.since_ms / 1000, start.detect_ms)
-        await self._take_back(asking, start.channel)
+        if start.cause == OUT_OF_REACH:
+            await self._take_back(asking, start.channel)
         await self.start_channel(start.channel, Occasion("request", self.world.wall_ms(), asking), passage)
         return ""
+
+    async def _prepare_requested(self, asking: str, request: peer_pb2.Request) -> str:
+        if self.office.draining or not self._started:
+            raise Refusal(Reason.DRAINING, f"{self.member} is ending")
+        return await get_ready(self.link, self.find, request)
 
     async def _take_back(self, asking: str, channel: str) -> None:
         """An owner that asks for a start while its entry still says RUNNING cannot write the table (scenario 1): done for it."""

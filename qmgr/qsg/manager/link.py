@@ -201,6 +201,11 @@ class InitiatorLink:
         await session.close()
         return session.bound, session.address
 
+    async def prepare(self, order: initiator_pb2.Open) -> None:
+        """Has the initiator connect ahead of a session that follows soon. Raises `SessionFailed`."""
+        if self.internal is None or list(order.addresses) != [ADDRESS]:
+            await (await self.open(order)).close()
+
     async def serve(self, stream: Stream) -> None:
         """Handles one connection to the socket, until it is lost."""
         joining: asyncio.Future[initiator_pb2.Join] = asyncio.get_running_loop().create_future()

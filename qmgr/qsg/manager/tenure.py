@@ -190,17 +190,21 @@ class Tenure:
 
     async def _release(self, held: Held, alter: Alter, clean: bool, extra: tuple[Compare, ...] = ()) -> None:
         self.held = None
+        self.care.wake.clear()
+        if await self._released(held, alter, clean, extra):
+            self.care.written, self.care.written_at = status.parse(held.entry.value), held.entry.mod_revision
+
+    async def _released(self, held: Held, alter: Alter, clean: bool, extra: tuple[Compare, ...]) -> bool:
         structures = self.care.office.driver.structures
         if structures[self.care.place.structure].reachable or self.care.place.together:
             try:
-                await self.care.run(release(held, alter, clean=clean, extra=extra), f"release {self.care.name}")
-                return
+                return await self.care.run(release(held, alter, clean=clean, extra=extra), f"release {self.care.name}")
             except (TimeoutError, StoreError):
                 log.warning("release does not come through", channel=self.care.name, structure=self.care.place.structure)
                 if self.care.place.together or not structures[self.care.place.admin].reachable:
                     raise
         # Scenario 1b: the lock stays; a member that reaches the queue takes it over at our request.
-        await self.care.run(alter_entry(held, alter, extra), f"entry of {self.care.name}")
+        return await self.care.run(alter_entry(held, alter, extra), f"entry of {self.care.name}")
 
     # What the table shows of it
 

@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from qsg.pb import channel_pb2 as qsg_dot_pb_dot_channel__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16qsg/pb/initiator.proto\x12\x06qsg.v1\x1a\x14qsg/pb/channel.proto\"4\n\x04Join\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\"P\n\x07Welcome\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x11\n\tinitiator\x18\x04 \x01(\x04\"\xa9\x01\n\x04Open\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x1a\n\x04\x62ind\x18\x03 \x01(\x0b\x32\x0c.qsg.v1.Bind\x12\x1a\n\x12\x63onnect_timeout_ms\x18\x04 \x01(\r\x12\x12\n\nsilence_ms\x18\x05 \x01(\r\x12\x14\n\x0cheartbeat_ms\x18\x06 \x01(\r\x12\x0c\n\x04ping\x18\x07 \x01(\x08\x12\r\n\x05query\x18\x08 \x01(\x08\"7\n\x06Opened\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x1c\n\x05\x62ound\x18\x02 \x01(\x0b\x32\r.qsg.v1.Bound\";\n\x06\x41\x63\x63\x65pt\x12\x0e\n\x06portal\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\"a\n\x03\x45nd\x12\x0e\n\x06reason\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x12\n\nepoch_seen\x18\x03 \x01(\x04\x12\x15\n\rinstance_seen\x18\x04 \x01(\x04\x12\x0f\n\x07orderly\x18\x05 \x01(\x08*\xa7\x01\n\x0eLocalFrameType\x12\x0e\n\nLOCAL_NONE\x10\x00\x12\x0e\n\nLOCAL_JOIN\x10\x01\x12\x11\n\rLOCAL_WELCOME\x10\x02\x12\x0e\n\nLOCAL_BEAT\x10\x03\x12\x0e\n\nLOCAL_OPEN\x10\x04\x12\x10\n\x0cLOCAL_OPENED\x10\x05\x12\x0f\n\x0bLOCAL_RELAY\x10\x06\x12\r\n\tLOCAL_END\x10\x07\x12\x10\n\x0cLOCAL_ACCEPT\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16qsg/pb/initiator.proto\x12\x06qsg.v1\x1a\x14qsg/pb/channel.proto\"4\n\x04Join\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\"P\n\x07Welcome\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x11\n\tinitiator\x18\x04 \x01(\x04\"\xba\x01\n\x04Open\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x1a\n\x04\x62ind\x18\x03 \x01(\x0b\x32\x0c.qsg.v1.Bind\x12\x1a\n\x12\x63onnect_timeout_ms\x18\x04 \x01(\r\x12\x12\n\nsilence_ms\x18\x05 \x01(\r\x12\x14\n\x0cheartbeat_ms\x18\x06 \x01(\r\x12\x0c\n\x04ping\x18\x07 \x01(\x08\x12\r\n\x05query\x18\x08 \x01(\x08\x12\x0f\n\x07prepare\x18\t \x01(\x08\"7\n\x06Opened\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x1c\n\x05\x62ound\x18\x02 \x01(\x0b\x32\r.qsg.v1.Bound\";\n\x06\x41\x63\x63\x65pt\x12\x0e\n\x06portal\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\"a\n\x03\x45nd\x12\x0e\n\x06reason\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x12\n\nepoch_seen\x18\x03 \x01(\x04\x12\x15\n\rinstance_seen\x18\x04 \x01(\x04\x12\x0f\n\x07orderly\x18\x05 \x01(\x08*\xa7\x01\n\x0eLocalFrameType\x12\x0e\n\nLOCAL_NONE\x10\x00\x12\x0e\n\nLOCAL_JOIN\x10\x01\x12\x11\n\rLOCAL_WELCOME\x10\x02\x12\x0e\n\nLOCAL_BEAT\x10\x03\x12\x0e\n\nLOCAL_OPEN\x10\x04\x12\x10\n\x0cLOCAL_OPENED\x10\x05\x12\x0f\n\x0bLOCAL_RELAY\x10\x06\x12\r\n\tLOCAL_END\x10\x07\x12\x10\n\x0cLOCAL_ACCEPT\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qsg.pb.initiator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOCALFRAMETYPE']._serialized_start=582
-  _globals['_LOCALFRAMETYPE']._serialized_end=749
+  _globals['_LOCALFRAMETYPE']._serialized_start=599
+  _globals['_LOCALFRAMETYPE']._serialized_end=766
   _globals['_JOIN']._serialized_start=56
   _globals['_JOIN']._serialized_end=108
   _globals['_WELCOME']._serialized_start=110
   _globals['_WELCOME']._serialized_end=190
   _globals['_OPEN']._serialized_start=193
-  _globals['_OPEN']._serialized_end=362
-  _globals['_OPENED']._serialized_start=364
-  _globals['_OPENED']._serialized_end=419
-  _globals['_ACCEPT']._serialized_start=421
-  _globals['_ACCEPT']._serialized_end=480
-  _globals['_END']._serialized_start=482
-  _globals['_END']._serialized_end=579
+  _globals['_OPEN']._serialized_end=379
+  _globals['_OPENED']._serialized_start=381
+  _globals['_OPENED']._serialized_end=436
+  _globals['_ACCEPT']._serialized_start=438
+  _globals['_ACCEPT']._serialized_end=497
+  _globals['_END']._serialized_start=499
+  _globals['_END']._serialized_end=596
 # @@protoc_insertion_point(module_scope)

@@ -125,6 +125,7 @@ class Open(google.protobuf.message.Message):
     HEARTBEAT_MS_FIELD_NUMBER: builtins.int
     PING_FIELD_NUMBER: builtins.int
     QUERY_FIELD_NUMBER: builtins.int
+    PREPARE_FIELD_NUMBER: builtins.int
     channel: builtins.str
     connect_timeout_ms: builtins.int
     silence_ms: builtins.int
@@ -134,6 +135,8 @@ class Open(google.protobuf.message.Message):
     """PING CHANNEL"""
     query: builtins.bool
     """ask for the partner's record only"""
+    prepare: builtins.bool
+    """connect only, and keep the stream for a session that follows soon"""
     @property
     def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """connection names, tried in order = one attempt"""
@@ -151,9 +154,10 @@ class Open(google.protobuf.message.Message):
         heartbeat_ms: builtins.int = ...,
         ping: builtins.bool = ...,
         query: builtins.bool = ...,
+        prepare: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["bind", b"bind"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["addresses", b"addresses", "bind", b"bind", "channel", b"channel", "connect_timeout_ms", b"connect_timeout_ms", "heartbeat_ms", b"heartbeat_ms", "ping", b"ping", "query", b"query", "silence_ms", b"silence_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addresses", b"addresses", "bind", b"bind", "channel", b"channel", "connect_timeout_ms", b"connect_timeout_ms", "heartbeat_ms", b"heartbeat_ms", "ping", b"ping", "prepare", b"prepare", "query", b"query", "silence_ms", b"silence_ms"]) -> None: ...
 
 global___Open = Open
 

@@ -153,21 +153,25 @@ class Request(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     START_FIELD_NUMBER: builtins.int
     CUT_OFF_FIELD_NUMBER: builtins.int
+    PREPARE_FIELD_NUMBER: builtins.int
     id: builtins.int
     @property
     def start(self) -> global___StartChannel: ...
     @property
     def cut_off(self) -> global___CutOff: ...
+    @property
+    def prepare(self) -> global___PrepareStart: ...
     def __init__(
         self,
         *,
         id: builtins.int = ...,
         start: global___StartChannel | None = ...,
         cut_off: global___CutOff | None = ...,
+        prepare: global___PrepareStart | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cut_off", b"cut_off", "kind", b"kind", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cut_off", b"cut_off", "id", b"id", "kind", b"kind", "start", b"start"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["start", "cut_off"] | None: ...
+    def HasField(self, field_name: typing.Literal["cut_off", b"cut_off", "kind", b"kind", "prepare", b"prepare", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cut_off", b"cut_off", "id", b"id", "kind", b"kind", "prepare", b"prepare", "start", b"start"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["start", "cut_off", "prepare"] | None: ...
 
 global___Request = Request
 
@@ -195,6 +199,21 @@ class StartChannel(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["cause", b"cause", "channel", b"channel", "detect_ms", b"detect_ms", "from", b"from", "since_ms", b"since_ms"]) -> None: ...
 
 global___StartChannel = StartChannel
+
+@typing.final
+class PrepareStart(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: builtins.int
+    channel: builtins.str
+    def __init__(
+        self,
+        *,
+        channel: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["channel", b"channel"]) -> None: ...
+
+global___PrepareStart = PrepareStart
 
 @typing.final
 class CutOff(google.protobuf.message.Message):

@@ -1,0 +1,66 @@
+"""A planned move, made ready while the channel still runs: the member that is to have it connects to the partner ahead.
+
+Owns both ends of that: asking the best member, and what an asked one does. Invariant: nothing is taken, locked or told to the partner; the
+old instance goes on until the next one is ready, so that what lies between them is no more than letting the lock go, taking it, and a bind.
+Does not guarantee that whoever was made ready gets the channel: without it the move only takes longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from qsg.manager.asking import candidates
+from qsg.manager.care import Care
+from qsg.manager.link import InitiatorLink, SessionFailed
+from qsg.manager.peers import PeerUnreachable
+from qsg.pb import initiator_pb2, peer_pb2
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import Place
+
+log = structlog.get_logger()
+
+PREPARE_S = 1.0
+"""A move does not wait longer for the next member to be ready."""
+
+
+async def make_ready(care: Care) -> None:
+    """Asks other members, best first, until one is ready; `care.ready` is that one."""
+    office = care.office
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for target in candidates(care):
+        if target == office.driver.member or office.peers is None:
+            continue
+        request = peer_pb2.Request(prepare=peer_pb2.PrepareStart(channel=care.name))
+        try:
+            await office.peers.request(target, request, PREPARE_S)
+        except (Refusal, PeerUnreachable) as error:
+            log.info("not ready to take it", channel=care.name, member=target, error=str(error))
+        else:
+            care.ready = target
+            log.info("next member is ready", channel=care.name, member=target, ms=round(1000 * (loop.time() - began), 1))
+            return
+
+
+async def get_ready(link: InitiatorLink, find: Callable[[str], Place | None], request: peer_pb2.Request) -> str:
+    """What an asked member does. Raises `Refusal`."""
+    place = find(request.prepare.channel)
+    if place is None:
+        raise Refusal(Reason.CHANNEL_NOT_FOUND, f"no sender channel {request.prepare.channel} here")
+    channel = place.channel
+    order = initiator_pb2.Open(
+        channel=channel.name,
+        addresses=channel.connection_names,
+        connect_timeout_ms=channel.connect_timeout_ms,
+        silence_ms=channel.silence_ms,
+        heartbeat_ms=channel.heartbeat_ms,
+        prepare=True,
+    )
+    try:
+        await link.prepare(order)
+    except SessionFailed as failed:
+        raise Refusal(failed.reason, failed.detail) from failed
+    return ""
