@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from qsg.initiator import mca
 from qsg.initiator.resolving import resolve_host
 from qsg.manager.link import InboundSession, Session, SessionFailed
 from qsg.pb import channel_pb2 as pb
@@ -106,6 +107,38 @@ async def test_addresses_are_tried_in_turn_and_aliases_resolved(two: Two) -> Non
     assert (await two.accepted.get()).portal == "local"
     assert (await two.open("R:1415")).address == "R:1415"
     assert (await two.accepted.get()).portal == "group"
+
+
+async def test_a_stream_connected_ahead_is_used_by_the_next_session(two: Two) -> None:
+    await two.x.link.prepare(initiator_pb2.Open(channel="CH", addresses=("gone:1", "R:1414"), connect_timeout_ms=200, prepare=True))
+    streams = two.network._streams.copy()
+    assert await two.open("R:1414")
+    assert (await two.accepted.get()).portal == "local"
+    assert two.network._streams == streams, "no other was connected"
+    assert await two.open("R:1414")
+    assert len(two.network._streams) == len(streams) + 2
+
+
+async def test_a_stream_connected_ahead_that_broke_costs_a_new_connection(two: Two) -> None:
+    order = initiator_pb2.Open(channel="CH", addresses=("R:1414",), connect_timeout_ms=200, prepare=True)
+    await two.x.link.prepare(order)
+    two.network.reset("X", "R")
+    assert (await two.open("R:1414")).bound.receiver == "R"
+    await two.accepted.get()
+
+
+async def test_streams_connected_ahead_are_not_held_for_long(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mca, "READY_S", 0.05)
+    before = two.network._streams.copy()
+    order = initiator_pb2.Open(channel="CH", addresses=("R:1414",), connect_timeout_ms=200, prepare=True)
+    for _ in range(3):
+        await two.x.link.prepare(order)
+    assert len(two.network._streams) > len(before)
+    await asyncio.sleep(0.1)
+    assert two.network._streams == before
+    with pytest.raises(SessionFailed) as failed:
+        await two.x.link.prepare(initiator_pb2.Open(channel="CH", addresses=("gone:1",), connect_timeout_ms=200, prepare=True))
+    assert failed.value.reason is Reason.HOST_UNREACHABLE
 
 
 async def test_nobody_there(two: Two) -> None:

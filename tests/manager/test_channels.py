@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from qsg.manager.link import SessionFailed
 from qsg.manager.queue_store import QueueStore
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
@@ -90,6 +91,37 @@ async def test_drain_hands_over_with_a_short_gap(apart: bool) -> None:
         await t.put(texts(4, 6), other)
         await t.until_arrived(texts(0, 6))
         assert (await t.until(pb.RUNNING)).epoch == entry.epoch, "no second takeover"
+
+
+@APART
+@simulated
+async def test_drain_under_load_leaves_nothing_behind(apart: bool) -> None:
+    """The last delete goes with the lock, whatever is under way; who is not ready in time gets the channel all the same."""
+    async with town("X", "Y", "Z", apart=apart) as t:
+        await t.put(texts(0, 2), t.stations["X"])
+        sent = 2
+        for _ in range(2):
+            draining = t.stations[(await t.until(pb.RUNNING)).owner]
+            others = [s for s in t.stations.values() if s.alive and s.name not in (draining.name, "R")]
+            if sent > 2:
+                for other in others:
+                    other.supervisor.link.prepare = never_ready  # type: ignore[method-assign]
+            ending = asyncio.create_task(draining.supervisor.drain())
+            for _ in range(20):
+                await t.put(texts(sent, sent + 2), others[0])
+                sent += 2
+                await asyncio.sleep(0.002)
+            await ending
+            await draining.close()
+            await t.until_arrived(texts(0, sent))
+            assert (await t.until(pb.RUNNING)).takeover.cause == "drain"
+        async with asyncio.timeout(2):
+            while t.prefix(t.home, keys.headers(XMITQ)) or t.prefix(t.home, keys.consumptions(XMITQ)):
+                await asyncio.sleep(0.01)
+
+
+async def never_ready(order: object) -> None:
+    raise SessionFailed(Reason.HOST_UNREACHABLE, "not in this test")
 
 
 @simulated

@@ -125,6 +125,23 @@ def test_messages_are_sent_once_and_an_idle_channel_leaves_nothing(apart: bool) 
 
 
 @APART
+def test_the_last_delete_and_the_unlock_are_one_transaction(apart: bool) -> None:
+    """N1: a fence that is closed never shows what the partner has, also when the entry was changed meanwhile."""
+    for stopped in (False, True):
+        model = Model("X", "Y", apart=apart)
+        model.put(2)
+        held = taken(model, "X")
+        last = model.run(model.me["X"], model.sender(held, leave_last=True))
+        assert model.left() == 1 and len(model.partner.committed) == 2
+        if stopped:
+            model.run(model.me["Y"], ask_stop(model.me["Y"], model.place, StopOrder(pb.STOPPED, False, model.now), model.draw))
+        steps = release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True, last=last)
+
+        assert model.run(model.me["X"], steps) is not stopped
+        assert model.left() == 0 and model.lock() is None and not model.fence().open
+
+
+@APART
 def test_idle_release_is_refused_by_a_message_that_comes_between(apart: bool) -> None:
     """H6: a message commits between the last empty read and the unlock."""
     model = Model("X", apart=apart)
@@ -453,6 +470,7 @@ def test_resolve_needs_force_while_the_partner_is_not_fenced() -> None:
 
     assert "delivered twice" in refused(Reason.IN_DOUBT, model, "X", backout(False))
     assert model.fence().open
+    model.risked = True
     resolved = model.run(model.me["X"], backout(True))
     assert resolved.deleted == 0 and "R is not fenced" in resolved.risk and not model.fence().open and model.left() == 2
 
@@ -530,8 +548,8 @@ def start_and_send(model: Model, me: Me) -> Generator[Any, Any, None]:
 def hand_over(model: Model, me: Me) -> Generator[Any, Any, None]:
     held = yield from take(me, model.place, TRIGGER, model.draw)
     note(model, me, held)
-    yield from model.sender(held)
-    yield from release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True)
+    last = yield from model.sender(held, leave_last=True)
+    yield from release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True, last=last)
 
 
 def start_and_end(model: Model, me: Me) -> Generator[Any, Any, None]:

@@ -18,7 +18,7 @@ from qsg.rules.ownership import Held
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Commit, FenceAtPartner, Me, PartnerNotReached, Place, Read, Step, Steps, look, record, swap
 from qsg.rules.unit import Cell, Committed, CompareFailed, Fenced, NewMessage, NewSegment, Taken, Unit
-from qsg.store.contract import Delete, Get, Op, Put, Target, TxnResult, created_at, get_prefix, unchanged
+from qsg.store.contract import Delete, Get, KeyValue, Op, Put, Target, TxnResult, created_at, get_prefix, unchanged
 from qsg.store.mvcc import Mvcc
 
 CHANNEL = Channel(name="TO.R", type="sender", transmission_queue="XQ", connection_names=("r:1414",), partner="R")
@@ -80,6 +80,8 @@ class Model:
         self.helds: list[tuple[str, Held, pb.Lock]] = []
         self.messages = 0
         self.epoch_seen = 0
+        self.risked = False
+        """A resolve by force has accepted duplicates."""
         for member in members:
             self.join(member)
 
@@ -128,7 +130,10 @@ class Model:
             self.apply(self.place.structure, puts)
 
     def left(self) -> int:
-        return len(self.stores[self.place.structure].read(get_prefix(keys.headers("XQ"))).kvs)
+        return len(self._headers())
+
+    def _headers(self) -> Sequence[KeyValue]:
+        return self.stores[self.place.structure].read(get_prefix(keys.headers("XQ"))).kvs
 
     def entry(self) -> pb.ChannelStatus | None:
         kv = self.stores["admin"].read(Get(keys.status_out("TO.R"))).first
@@ -208,7 +213,8 @@ class Model:
 
     # --- a sender, in short: bind, delete what the record covers, announce, then a message at a time
 
-    def sender(self, held: Held) -> Generator[Step | Deliver, Any, None]:
+    def sender(self, held: Held, *, leave_last: bool = False) -> Generator[Step | Deliver, Any, Unit | None]:
+        """`leave_last`: answers the last delete, for whoever releases the lock."""
         fence = pb.SenderFence.FromString(held.fence.value or b"")
         bind = channel_pb2.Bind(stream=held.stream, epoch=held.epoch, instance=1, bound_before=fence.bound_before)
         bound: channel_pb2.Bound = yield FenceAtPartner(CHANNEL, bind)
@@ -222,15 +228,21 @@ class Model:
         while True:
             sight = yield from look(held.place.structure, get_prefix(keys.headers("XQ"), limit=1))
             if not sight.kvs:
-                return
+                return None
             (kv,) = sight.kvs.values()
             _, suffix = keys.split_segment_key("XQ", kv.key)
             position = pb.Position(create_revision=kv.create_revision, suffix=suffix, index=0)
             yield Deliver(held.stream, held.epoch, 1, position, 0)
             confirmed = pb.Progress(confirmed={0: position})
+            if leave_last and self.left() == 1:
+                return (yield from self._confirmed(held, confirmed))
             yield from self._confirm(held, confirmed)
 
     def _confirm(self, held: Held, known: pb.Progress) -> Steps[None]:
+        unit = yield from self._confirmed(held, known)
+        yield Commit(held.place.structure, unit)
+
+    def _confirmed(self, held: Held, known: pb.Progress) -> Steps[Unit]:
         """Deletes what `known` covers and rewrites the progress, comparing lock and fence."""
         sight = yield from look(held.place.structure, get_prefix(keys.headers("XQ")))
         unit = Unit("confirm", changes=[swap(held.progress, record(known))])
@@ -240,7 +252,7 @@ class Model:
             if (kv.create_revision, keys.split_segment_key("XQ", kv.key)[1]) <= (position.create_revision, position.suffix):
                 unit.ops.append(Delete(kv.key))
         unit.taken.append(Taken("XQ", len(unit.ops), len(unit.ops)))
-        yield Commit(held.place.structure, unit)
+        return unit
 
     # --- invariants
 
@@ -251,6 +263,10 @@ class Model:
         lock = self.lock()
         if lock is not None and self.lives(self.place.structure, lock.member, lock.incarnation):
             assert lock.epoch == self.fence().epoch
+        if not self.fence().open and not self.risked:
+            delivered = set(self.partner.committed)
+            shown = [keys.split_segment_key("XQ", kv.key)[1] for kv in self._headers()]
+            assert not delivered.intersection(shown), "an application can get what the partner has"
         assert len(set(self.partner.committed)) == len(self.partner.committed), "delivered twice"
         epoch = self.fence().epoch
         assert epoch >= self.epoch_seen, "the epoch went back"

@@ -10,7 +10,7 @@ from qsg.pb import channel_pb2, initiator_pb2, records_pb2
 from qsg.rules import negotiate
 from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason
-from qsg.rules.unit import Cell
+from qsg.rules.unit import Cell, Unit
 
 
 @dataclass
@@ -37,7 +37,9 @@ class Outcome:
     reason: Reason = Reason.NONE
     detail: str = ""
     clean: bool = False
-    """Bound at this epoch, and everything sent is confirmed and deleted."""
+    """Bound at this epoch, and everything sent is confirmed and deleted, once `last` is committed."""
+    last: Unit | None = None
+    """What is left to delete: it belongs into the transaction that gives the lock up."""
     epoch_seen: int = 0
     instance_seen: int = 0
 

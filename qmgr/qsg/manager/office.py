@@ -52,6 +52,8 @@ class Outcome(Protocol):
     @property
     def clean(self) -> bool: ...
     @property
+    def last(self) -> Unit | None: ...
+    @property
     def epoch_seen(self) -> int: ...
 
 
@@ -63,7 +65,7 @@ class RunningSender(Protocol):
     @property
     def counters(self) -> SenderCounters: ...
     async def run(self) -> Outcome: ...
-    def stop(self, *, force: bool) -> None: ...
+    def stop(self, *, force: bool, leave_last: bool = False) -> None: ...
 
 
 MakeSender = Callable[[Held, int], RunningSender]
@@ -78,6 +80,7 @@ class Ended:
     reason: Reason = Reason.NONE
     detail: str = ""
     clean: bool = False
+    last: Unit | None = None
     epoch_seen: int = 0
 
 

@@ -55,7 +55,10 @@ class _Ended(Exception):
 
 
 class Sender:
-    """One instance. `run` once; `stop` ends it, finishing what is in flight (quiesce) or at once (force)."""
+    """One instance. `run` once; `stop` ends it, finishing what is in flight (quiesce) or at once (force).
+
+    `leave_last`: the last deletes are left to whoever releases the lock, so that both are one transaction.
+    """
 
     def __init__(self, grant: Grant, link: InitiatorLink, observer: SenderObserver | None = None) -> None:
         self.grant = grant
@@ -72,16 +75,19 @@ class Sender:
         self._progress_at = 0.0
         self._idle_since = 0.0
         self._stopping = False
+        self._leave_last = False
         self._forced = False
         self._force = asyncio.Event()
         self._parameters = channel_pb2.Parameters()
         self._number = 0
         self._sent_sequence = 0
 
-    def stop(self, *, force: bool) -> None:
+    def stop(self, *, force: bool, leave_last: bool = False) -> None:
         self._stopping = True
+        self._leave_last = leave_last
         self._changed.set()
         self._hurry.set()
+        self._to_settle.set()
         if force:
             self._force.set()
 
@@ -240,8 +246,8 @@ class Sender:
         while True:
             self._changed.clear()
             if self._stopping:
-                await self._finish(reading)
-                raise _Ended(Outcome("stopped", Reason.STOPPED_BY_COMMAND, clean=True))
+                last = await self._finish(reading)
+                raise _Ended(Outcome("stopped", Reason.STOPPED_BY_COMMAND, clean=True, last=last))
             fresh = not builder.pieces
             self._fill(builder, reading)
             if fresh and builder.pieces:
@@ -290,13 +296,24 @@ class Sender:
             raise _Ended(Outcome("idle", detail=f"nothing to send for {interval_s:g} s", clean=True))
         return left
 
-    async def _finish(self, reading: Prefetch) -> None:
-        """Waits until everything sent is confirmed, and all that the partner has is deleted: only then may applications get the rest."""
+    async def _finish(self, reading: Prefetch) -> Unit | None:
+        """Waits until everything sent is confirmed, and all that the partner has is deleted: only then may applications get the rest.
+
+        Answers what is left to delete together with the lock.
+        """
+        flight = self._flight
         reading.only_settle()
         await reading.passed.wait()
         while self._busy():
+            if self._leave_last and not (flight.sent or flight.settling or flight.announcing):
+                pieces, marks = flight.next_to_settle()
+                if not flight.settle:
+                    return self._settlement(pieces, marks)
+                await self._structure.commit(self._settlement(pieces, marks), slot=0)
+                continue
             await self._changed.wait()
             self._changed.clear()
+        return None
 
     async def _send_batch(self, session: Session, builder: BatchBuilder) -> None:
         self._number += 1
@@ -376,7 +393,7 @@ class Sender:
         """Deletes what is confirmed; what comes together shares a unit."""
         flight = self._flight
         while True:
-            while not flight.settle:
+            while not flight.settle or self._leave_last:
                 self._to_settle.clear()
                 await self._to_settle.wait()
             pieces, marks = flight.next_to_settle()
@@ -392,6 +409,9 @@ class Sender:
                 await _wait(self._hurry, SETTLE_EVERY_S)
 
     async def _commit_settled(self, pieces: list[Piece], marks: list[Mark]) -> Committed:
+        return await self._structure.commit(self._settlement(pieces, marks), slot=0)
+
+    def _settlement(self, pieces: list[Piece], marks: list[Mark]) -> Unit:
         settlement = batches.settle(self._queue, pieces)
         unit = Unit("confirmed", compares=self._ours(), ops=settlement.ops)
         if settlement.messages:
@@ -399,7 +419,7 @@ class Sender:
         if marks:
             value = progress_after(self.grant.progress.value, marks).SerializeToString(deterministic=True)
             unit.changes.append(Change(self.grant.progress, lambda _: value))
-        return await self._structure.commit(unit, slot=0)
+        return unit
 
     # Watching
 

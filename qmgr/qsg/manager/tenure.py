@@ -48,7 +48,7 @@ class Tenure:
     def stop(self, *, force: bool) -> None:
         self.care.order_stop(force=force)
         if self.sender is not None:
-            self.sender.stop(force=bool(self.care.stop))
+            self.sender.stop(force=bool(self.care.stop), leave_last=self.care.handing_over)
 
     def cut_off(self) -> None:
         """The sender may hang in a commit."""
@@ -62,7 +62,7 @@ class Tenure:
         sender = self.care.office.make_sender(held, self._instance)
         self.sender = sender
         if self.care.stop is not None:
-            sender.stop(force=self.care.stop)
+            sender.stop(force=self.care.stop, leave_last=self.care.handing_over)
         loop = asyncio.get_running_loop()
         running = self._sender_task = loop.create_task(sender.run(), name=f"sender {self.care.name}")
         reporting = loop.create_task(self._report(held, sender), name=f"status of {self.care.name}")
@@ -90,11 +90,11 @@ class Tenure:
             await self.care.pause(0.0)
         elif self.care.handing_over and outcome.kind in ("stopped", "handed-over", "idle"):
             takeover = self.care.takeover("drain")
-            await self._release(held, lambda e: status.altered(e, pb.RECOVERING, self.care.now(), takeover=takeover), outcome.clean)
+            await self._release(held, lambda e: status.altered(e, pb.RECOVERING, self.care.now(), takeover=takeover), outcome)
             self.care.passage = Passage(asyncio.get_running_loop().time())
         elif outcome.kind in ("stopped", "handed-over", "idle"):
             # The entry is STOPPING, by whoever ordered it; the rest of the stop follows from it.
-            await self._release(held, lambda e: status.altered(e, e.state, self.care.now()), outcome.clean)
+            await self._release(held, lambda e: status.altered(e, e.state, self.care.now()), outcome)
             self.care.stop = None
         else:
             await self._failed(held, counters, outcome)
@@ -105,7 +105,7 @@ class Tenure:
             return
         entry = await self.care.table.read(self.care.name)
         if entry is None or entry.request != held.request:
-            await self._release(held, lambda e: None, clean=True)
+            await self._release(held, lambda e: None, Ended("idle", clean=True))
         self._instance += 1  # a message came meanwhile: on with the same lock
 
     async def _failed(self, held: Held, counters: SenderCounters, outcome: Outcome) -> None:
@@ -141,7 +141,7 @@ class Tenure:
                 entry, pb.RECOVERING, self.care.now(), takeover=takeover, takeovers=entry.takeovers + 1, owner_initiator=initiator
             )
 
-        await self._release(held, alter, outcome.clean, extra)
+        await self._release(held, alter, outcome, extra)
 
     async def _retry(self, held: Held, got_through: bool, outcome: Outcome) -> None:
         """Scenario 2: unlock, then start requests, first to others at once, then by the retry timers."""
@@ -175,7 +175,7 @@ class Tenure:
         self.care.elsewhere = True
         others = [m for m in candidates(self.care) if m != self.care.office.driver.member]
         self.care.not_before = asyncio.get_running_loop().time() + (0.0 if first and others else delay_ms / 1000)
-        await self._release(held, alter, outcome.clean)
+        await self._release(held, alter, outcome)
 
     async def _stop_for(self, reason: Reason, detail: str, held: Held) -> None:
         """An error that needs a command: the stop list, begun by ourselves."""
@@ -186,19 +186,20 @@ class Tenure:
             )
         except Refusal as refusal:
             log.info("entry changed before the stop", channel=self.care.name, detail=refusal.detail)
-        await self._release(held, lambda e: None, clean=False)
+        await self._release(held, lambda e: None, Ended("failed", reason))
 
-    async def _release(self, held: Held, alter: Alter, clean: bool, extra: tuple[Compare, ...] = ()) -> None:
+    async def _release(self, held: Held, alter: Alter, outcome: Outcome, extra: tuple[Compare, ...] = ()) -> None:
         self.held = None
         self.care.wake.clear()
-        if await self._released(held, alter, clean, extra):
+        if await self._released(held, alter, outcome, extra):
             self.care.written, self.care.written_at = status.parse(held.entry.value), held.entry.mod_revision
 
-    async def _released(self, held: Held, alter: Alter, clean: bool, extra: tuple[Compare, ...]) -> bool:
+    async def _released(self, held: Held, alter: Alter, outcome: Outcome, extra: tuple[Compare, ...]) -> bool:
         structures = self.care.office.driver.structures
         if structures[self.care.place.structure].reachable or self.care.place.together:
             try:
-                return await self.care.run(release(held, alter, clean=clean, extra=extra), f"release {self.care.name}")
+                steps = release(held, alter, clean=outcome.clean, extra=extra, last=outcome.last)
+                return await self.care.run(steps, f"release {self.care.name}")
             except (TimeoutError, StoreError):
                 log.warning("release does not come through", channel=self.care.name, structure=self.care.place.structure)
                 if self.care.place.together or not structures[self.care.place.admin].reachable:

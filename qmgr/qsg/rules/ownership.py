@@ -323,10 +323,16 @@ def raise_epoch(me: Me, held: Held, seen: int) -> Steps[bool]:
 # --- release --------------------------------------------------------------------------------------------------------------------------
 
 
-def unlock(held: Held, *, clean: bool) -> Unit:
+def unlock(held: Held, *, clean: bool, last: Unit | None = None) -> Unit:
     """Gives the lock up, comparing lock and fence. `clean`: all is confirmed behind a bind at the current epoch, so the fence is closed
-    and applications may use the queue; otherwise it stays open, and what is beyond confirmed is in doubt (N1)."""
+    and applications may use the queue; otherwise it stays open, and what is beyond confirmed is in doubt (N1).
+
+    `last` deletes what is confirmed and not yet deleted: in the same transaction, so that a closed fence never shows it (N1)."""
     unit = Unit("unlock", changes=[swap(held.lock, None)])
+    if last is not None:
+        unit.changes += last.changes
+        unit.taken += last.taken
+        unit.ops += last.ops
     if clean:
         fence = pb.SenderFence.FromString(held.fence.value or b"")
         fence.open = False
@@ -340,14 +346,15 @@ Alter = Callable[[pb.ChannelStatus], pb.ChannelStatus | None]
 """Before-image of an entry that we own -> after-image."""
 
 
-def release(held: Held, alter: Alter, *, clean: bool, extra: tuple[Compare, ...] = ()) -> Steps[bool]:
-    """Lock first, entry behind it; with one store in one transaction. `extra` compares belong to the entry's change.
+def release(held: Held, alter: Alter, *, clean: bool, extra: tuple[Compare, ...] = (), last: Unit | None = None) -> Steps[bool]:
+    """Lock first, entry behind it; with one store in one transaction. `extra` compares belong to the entry's change, `last` is what the
+    sender has left to delete.
 
     Answers whether the entry became what `alter` says. False: it was changed by somebody else (a stop, a recovery), who goes on.
     Cut off between the two, the entry still names us and is recovered, or found again by ourselves.
     """
     if held.place.together and held.intact and held.entry.value is not None and held.status.request == held.request:
-        unit = unlock(held, clean=clean)
+        unit = unlock(held, clean=clean, last=last)
         unit.changes.append(swap_entry(held.entry, alter(held.status)))
         unit.compares += extra
         try:
@@ -357,7 +364,7 @@ def release(held: Held, alter: Alter, *, clean: bool, extra: tuple[Compare, ...]
             pass  # The entry or the lock has changed: what is still ours is given up alone.
     if held.intact:
         try:
-            yield Commit(held.place.structure, unlock(held, clean=clean))
+            yield Commit(held.place.structure, unlock(held, clean=clean, last=last))
         except (CompareFailed, Refusal):
             pass  # Fenced off by another instance or a stop: there is nothing to give up.
     return (yield from alter_entry(held, alter, extra))
