@@ -116,7 +116,7 @@ async def test_drain_under_load_leaves_nothing_behind(apart: bool) -> None:
             await t.until_arrived(texts(0, sent))
             assert (await t.until(pb.RUNNING)).takeover.cause == "drain"
         async with asyncio.timeout(2):
-            while t.prefix(t.home, keys.headers(XMITQ)) or t.prefix(t.home, keys.consumptions(XMITQ)):
+            while t.prefix(t.home, keys.headers(XMITQ)) or t.prefix(t.home, keys.consumptions(XMITQ)):  # noqa: ASYNC110  (as above)
                 await asyncio.sleep(0.01)
 
 

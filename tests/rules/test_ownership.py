@@ -125,20 +125,20 @@ def test_messages_are_sent_once_and_an_idle_channel_leaves_nothing(apart: bool) 
 
 
 @APART
-def test_the_last_delete_and_the_unlock_are_one_transaction(apart: bool) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_last_delete_and_the_unlock_are_one_transaction(stopped: bool, apart: bool) -> None:
     """N1: a fence that is closed never shows what the partner has, also when the entry was changed meanwhile."""
-    for stopped in (False, True):
-        model = Model("X", "Y", apart=apart)
-        model.put(2)
-        held = taken(model, "X")
-        last = model.run(model.me["X"], model.sender(held, leave_last=True))
-        assert model.left() == 1 and len(model.partner.committed) == 2
-        if stopped:
-            model.run(model.me["Y"], ask_stop(model.me["Y"], model.place, StopOrder(pb.STOPPED, False, model.now), model.draw))
-        steps = release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True, last=last)
+    model = Model("X", "Y", apart=apart)
+    model.put(2)
+    held = taken(model, "X")
+    last = model.run(model.me["X"], model.sender(held, leave_last=True))
+    assert model.left() == 1 and len(model.partner.committed) == 2
+    if stopped:
+        model.run(model.me["Y"], ask_stop(model.me["Y"], model.place, StopOrder(pb.STOPPED, False, model.now), model.draw))
+    steps = release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True, last=last)
 
-        assert model.run(model.me["X"], steps) is not stopped
-        assert model.left() == 0 and model.lock() is None and not model.fence().open
+    assert model.run(model.me["X"], steps) is not stopped
+    assert model.left() == 0 and model.lock() is None and not model.fence().open
 
 
 @APART
