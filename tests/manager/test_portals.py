@@ -146,6 +146,9 @@ async def flow_with_deaths(made: Universe, members: str, ends: int = 5) -> None:
     fences, _ = records(made, "G admin")
     assert len(fences) == 1, "one record for the stream, whoever served it"
     assert len(made.found("G admin", keys.STATUS_IN)) == 1
+    entry = await inbound(made)
+    assert (entry.takeovers, entry.takeover.to, entry.takeover.cause) == (fences[0].takeovers, entry.owner, "adopted")
+    assert entry.takeovers >= len(served) - 1 and getattr(entry.takeover, "from") in served
 
 
 async def bound(made: Universe) -> pb.ReceiverFence:

@@ -49,7 +49,8 @@ async def test_a_small_demo(kill: str, kills: int, direction: str, tmp_path: Pat
         assert list(takeover) == TAKEOVER.split()
         assert (takeover["cause"], takeover["channel"]) == (kill, "QSG.TO.R")
         assert {takeover["from"], takeover["to"]} <= set("XYZ")
-        assert 0 <= takeover["detect_ms"] <= takeover["claim_ms"] <= takeover["resume_ms"]
+        assert 0 < takeover["detect_ms"] < 5000
+        assert 0 <= takeover["claim_ms"] <= takeover["resume_ms"]
         assert takeover["resume_ms"] > 0
         assert takeover["worst_wait_ms"] > 0
     assert "EXACTLY ONCE" in told.decode()
@@ -170,7 +171,7 @@ def test_a_clean_ledger_passes_and_leaves_nothing(outcome: list[Result], tmp_pat
 
 
 def test_the_table_of_takeovers_fits() -> None:
-    takeover = Takeover("queue-manager", "R.TO.QSG", "X", "Y", 0.0, 1.0, 12.3, 45.6, 1234.5, 12345.6, 12345.6)
+    takeover = Takeover("queue-manager", "R.TO.QSG", "X", "Y", 0.0, 0.0, 1.0, 12.3, 45.6, 1234.5, 12345.6, 12345.6)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(command.takeover_table(Result(Counts(), [takeover])))
     text = console.export_text()

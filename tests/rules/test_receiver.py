@@ -45,6 +45,18 @@ def test_a_newer_bind_takes_the_place(epoch: int, instance: int) -> None:
     assert bind(request(epoch, instance), seen(3, 2), None, HOLDER, WRAP).fence.epoch == epoch
 
 
+def test_an_adoption_by_another_member_is_counted() -> None:
+    first = bind(request(1), None, None, Holder("X", 5, 6, b"a", 100), WRAP).fence
+    again = bind(request(2), first, None, Holder("X", 7, 8, b"b", 200), WRAP).fence
+    assert again.takeovers == 0 and not again.HasField("takeover")
+    moved = bind(request(3), again, None, Holder("Y", 9, 9, b"c", 300), WRAP).fence
+    stays = bind(request(4), moved, None, Holder("Y", 9, 9, b"d", 400), WRAP).fence
+    for fence in (moved, stays):
+        told = fence.takeover
+        assert fence.takeovers == 1
+        assert (getattr(told, "from"), told.to, told.cause, told.at_ms) == ("X", "Y", "adopted", 300)
+
+
 def test_a_stream_that_was_bound_before_needs_its_record() -> None:
     with pytest.raises(BindRefused) as refused:
         bind(request(bound_before=True), None, None, HOLDER, WRAP)

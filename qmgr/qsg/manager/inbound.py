@@ -51,6 +51,8 @@ class Inbound:
     sequence: int = 0
     luwid: str = ""
     last_message_at_ms: int = 0
+    takeovers: int = 0
+    takeover: pb.Takeover | None = None
     ended: bool = False
 
     @property
@@ -86,6 +88,7 @@ class InboundTable:
             session.epoch, session.instance = counters.epoch, counters.instance
             session.messages, session.bytes, session.batches = counters.messages, counters.bytes, counters.batches
             session.sequence, session.luwid, session.last_message_at_ms = counters.sequence, counters.luwid, counters.last_message_at_ms
+            session.takeovers, session.takeover = counters.takeovers, counters.takeover
 
     def inbound_ended(self, channel: str, partner: str, stream: bytes, reason: Reason, detail: str) -> None:
         sessions = self._sessions.get((channel, partner, stream), [])
@@ -148,6 +151,7 @@ class InboundTable:
 
     def _entry(self, session: Inbound, before: pb.ChannelStatus | None) -> pb.ChannelStatus:
         me = self._driver.me
+        takeover = {} if session.takeover is None else {"takeover": session.takeover}
         return status.altered(
             before,
             session.state if before is not None else pb.RUNNING,
@@ -171,6 +175,8 @@ class InboundTable:
             current_sequence=session.sequence,
             last_luwid=session.luwid,
             last_message_at_ms=session.last_message_at_ms,
+            takeovers=session.takeovers,
+            **takeover,
         )
 
     async def _remove(self, table: str, channel: str, partner: str, request: bytes) -> None:

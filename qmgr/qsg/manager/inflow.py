@@ -52,6 +52,9 @@ class ReceiverCounters:
     last_message_at_ms: int = 0
     paused: bool = False
     """Waiting for a message-retry interval."""
+    takeovers: int = 0
+    takeover: records_pb2.Takeover | None = None
+    """The last adoption by another member."""
 
 
 @dataclass(frozen=True)

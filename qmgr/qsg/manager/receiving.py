@@ -254,7 +254,8 @@ class Receiver:
         """Raises the fence in one transaction; answers its revision, and the progress behind it (M1: nothing old comes later)."""
         services = self._services
         fence, progress = Cell(keys.receiver_fence(request.stream)), Cell(keys.receiver_progress(request.stream))
-        holder = Holder(services.member, structure.incarnation, self._session.initiator, services.world.id(SESSION_ID_BYTES))
+        session = services.world.id(SESSION_ID_BYTES)
+        holder = Holder(services.member, structure.incarnation, self._session.initiator, session, services.world.wall_ms())
         for _ in range(BIND_ATTEMPTS):
             await structure.refresh(fence, progress)
             seen = None if fence.value is None else records_pb2.ReceiverFence.FromString(fence.value)
@@ -268,6 +269,8 @@ class Receiver:
             except CompareFailed:
                 continue
             await structure.refresh(progress)
+            self.counters.takeovers = accepted.fence.takeovers
+            self.counters.takeover = accepted.fence.takeover if accepted.fence.HasField("takeover") else None
             return committed.revision, progress
         raise Refusal(Reason.CHANGED_MEANWHILE, "other binds of this stream came between, again and again")
 

@@ -155,7 +155,8 @@ class Tenure:
             return
         delay_ms, after = planned
         first = left.within(rules) == full
-        self.care.passage = Passage(asyncio.get_running_loop().time())
+        silent_ms = self.care.place.channel.silence_ms if outcome.reason is Reason.PARTNER_SILENT else 0
+        self.care.passage = Passage(asyncio.get_running_loop().time(), detect_ms=silent_ms)
         takeover = self.care.takeover("communications failed")
         alive = status.altered
 

@@ -647,6 +647,8 @@ class ReceiverFence(google.protobuf.message.Message):
     INCARNATION_FIELD_NUMBER: builtins.int
     INITIATOR_FIELD_NUMBER: builtins.int
     SESSION_FIELD_NUMBER: builtins.int
+    TAKEOVER_FIELD_NUMBER: builtins.int
+    TAKEOVERS_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     instance: builtins.int
     channel: builtins.str
@@ -657,6 +659,11 @@ class ReceiverFence(google.protobuf.message.Message):
     initiator: builtins.int
     session: builtins.bytes
     """random id of the session: distinguishes holders in one member"""
+    takeovers: builtins.int
+    @property
+    def takeover(self) -> global___Takeover:
+        """the last adoption by another member"""
+
     def __init__(
         self,
         *,
@@ -668,8 +675,11 @@ class ReceiverFence(google.protobuf.message.Message):
         incarnation: builtins.int = ...,
         initiator: builtins.int = ...,
         session: builtins.bytes = ...,
+        takeover: global___Takeover | None = ...,
+        takeovers: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["channel", b"channel", "epoch", b"epoch", "incarnation", b"incarnation", "initiator", b"initiator", "instance", b"instance", "member", b"member", "partner", b"partner", "session", b"session"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["takeover", b"takeover"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["channel", b"channel", "epoch", b"epoch", "incarnation", b"incarnation", "initiator", b"initiator", "instance", b"instance", "member", b"member", "partner", b"partner", "session", b"session", "takeover", b"takeover", "takeovers", b"takeovers"]) -> None: ...
 
 global___ReceiverFence = ReceiverFence
 

@@ -61,6 +61,7 @@ class Takeover:
     from_: str
     to: str
     at: float
+    wall_ms: float = 0.0
     until: float = 0.0
     detect_ms: float = 0.0
     claim_ms: float = 0.0
@@ -70,7 +71,7 @@ class Takeover:
 
     def public(self) -> dict[str, Any]:
         fields = asdict(self)
-        for internal in ("at", "until"):
+        for internal in ("at", "wall_ms", "until"):
             del fields[internal]
         return {name.rstrip("_"): round(v, 1) if isinstance(v, float) else v for name, v in fields.items()}
 
@@ -188,7 +189,7 @@ class Demo:
     async def _kill_owner(self, observer: qsg.QueueManager, channel: str) -> Takeover:
         before = await self._channel(observer, channel)
         owner, kill = str(before.get("owner", "")), self.plan.kill
-        at = time.monotonic()
+        at, wall_ms = time.monotonic(), 1000 * time.time()
         if kill == "store":
             owner = await self.group.kill_store()
         elif kill == "network":
@@ -197,7 +198,7 @@ class Demo:
             self.group.isolate(owner)
         else:
             self.group.kill(owner, kill)
-        takeover = Takeover(kill, channel, owner, "", at)
+        takeover = Takeover(kill, channel, owner, "", at, wall_ms)
         self.watch(self, _DEEDS[kill].format(owner))
         seen = {d.name: len(d.ledger.arrivals) for d in self.directions}
 
@@ -245,7 +246,10 @@ class Demo:
         if told.get("from") != takeover.from_ or told.get("to") != takeover.to or not told.get("resume_ms"):
             # A retry may have gone back to the owner (the network was cut only for a moment): then there is nothing to be told.
             return takeover.to == takeover.from_
-        takeover.detect_ms, takeover.claim_ms, takeover.resume_ms = (float(told[n]) for n in ("detect_ms", "claim_ms", "resume_ms"))
+        takeover.claim_ms, takeover.resume_ms = float(told["claim_ms"]), float(told["resume_ms"])
+        if takeover.cause != "drain":
+            # From the fault, which only we know the time of, until a member has noticed.
+            takeover.detect_ms = max(0.0, told["at_ms"] - takeover.wall_ms)
         return True
 
     # --- looking

@@ -26,6 +26,7 @@ RETRYABLE = frozenset({Reason.Q_FULL, Reason.PUT_INHIBITED, Reason.STORAGE_NOT_A
 STREAM_BYTES_MAX = 64
 LUWID_CHARS_MAX = 256
 ID_BYTES_MAX = 24
+ADOPTED = "adopted"
 EPOCH_MAX = 2**62
 """Far beyond what is ever counted; above it a partner could leave no epoch to follow."""
 
@@ -52,6 +53,7 @@ class Holder:
     incarnation: int
     initiator: int
     session: bytes
+    now_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,21 @@ def bind(
         initiator=holder.initiator,
         session=holder.session,
     )
+    _count_adoption(raised, fence, holder)
     return Accepted(raised, record, bool(request.reset_to))
+
+
+def _count_adoption(raised: records_pb2.ReceiverFence, before: records_pb2.ReceiverFence | None, holder: Holder) -> None:
+    """The partner has come to another member than before: a takeover, counted where it outlives the entries of the status table."""
+    if before is None:
+        return
+    raised.takeovers = before.takeovers
+    if before.HasField("takeover"):
+        raised.takeover.CopyFrom(before.takeover)
+    if before.member not in ("", holder.member):
+        raised.takeovers += 1
+        raised.takeover.CopyFrom(records_pb2.Takeover(to=holder.member, cause=ADOPTED, at_ms=holder.now_ms))
+        setattr(raised.takeover, "from", before.member)  # "from" is a word of Python
 
 
 @dataclass(frozen=True, slots=True)
