@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-
+from process.test_proxy import Client, Echo
 from qsg.process.aliases import AliasedTransport
 from qsg.process.roads import APPLICATIONS, STORE, Roads
 from qsg.transport.contract import Stream
 from qsg.transport.memory import MemoryNetwork
-from process.test_proxy import Client, Echo
+from support.group import eventually
 
 
 async def roads() -> tuple[Roads, list[Echo], dict[str, Client]]:
@@ -82,7 +82,5 @@ async def test_names_of_others() -> None:
         stream = await transport.connect(name, "s")
         await stream.send(name.encode())
         await stream.close()
-    async with asyncio.timeout(5):
-        while len(seen) < 2:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110
+    await eventually(lambda: len(seen) == 2, 5)
     assert seen == [b"y:1416", b"b:2"]

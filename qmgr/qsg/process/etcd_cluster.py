@@ -26,6 +26,7 @@ _START_S = 20.0
 _STOP_S = 10.0
 """etcd itself waits some 6 s for streams to end before it hands over."""
 _ASK_S = 0.5
+_WORK_S = 10.0
 _POLL_S = 0.02
 _STARTS = 3
 
@@ -229,16 +230,35 @@ class EtcdCluster:
                 best = max(best or (0, 0), (int(answer["raftTerm"]), index))
         return best[1] if best else None
 
-    def _ask(self, index: int, method: str, path: str) -> dict[str, Any] | None:
+    # What an operator does, or forgets
+
+    async def compact(self, index: int = 0) -> None:
+        """Forgets all history, at once: every watch that lags behind is cut off."""
+        status = await asyncio.to_thread(self._ask, index, "POST", "/v3/maintenance/status")
+        if status is not None:
+            body = {"revision": status["header"]["revision"], "physical": True}
+            await asyncio.to_thread(self._ask, index, "POST", "/v3/kv/compaction", body, _WORK_S)
+
+    async def defragment(self, index: int) -> None:
+        """The member answers nobody meanwhile."""
+        await asyncio.to_thread(self._ask, index, "POST", "/v3/maintenance/defragment", {}, _WORK_S)
+
+    async def disarm(self, index: int = 0) -> None:
+        """Ends the alarm that a full quota has raised; it would stay, also when there is room again."""
+        await asyncio.to_thread(self._ask, index, "POST", "/v3/maintenance/alarm", {"action": "DEACTIVATE", "alarm": "NOSPACE"}, _WORK_S)
+
+    def _ask(
+        self, index: int, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = _ASK_S
+    ) -> dict[str, Any] | None:
         port = self.members[index].client_port
         connection = (
-            http.client.HTTPSConnection("127.0.0.1", port, timeout=_ASK_S, context=self.options.tls.context())
+            http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout_s, context=self.options.tls.context())
             if self.options.tls
-            else http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_S)
+            else http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
         )
         with contextlib.closing(connection):
             try:
-                connection.request(method, path, body="{}" if method == "POST" else None)
+                connection.request(method, path, body=json.dumps(body or {}) if method == "POST" else None)
                 answer = json.loads(connection.getresponse().read())
             except (OSError, http.client.HTTPException, json.JSONDecodeError):
                 return None

@@ -32,6 +32,7 @@ class Producer:
     """number -> times committed"""
     last_number: int = 0
     out_of_order: int = 0
+    returned: int = 0
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class Ledger:
         """Times of first arrivals, ascending."""
         self.sent_times: list[float] = []
         """When those messages were sent."""
+        self.interrupted_at = 0.0
         self.waits: list[tuple[float, float]] = []
         """(time sent, seconds from put to first arrival)"""
 
@@ -75,6 +77,13 @@ class Ledger:
 
     def acknowledged(self, producer: int, number: int) -> None:
         self.producers[producer].acknowledged = max(self.producers[producer].acknowledged, number)
+
+    def interrupted(self, at: float) -> None:
+        """A getter lost its unit of work: what it had got comes back to the queue, and may be got behind what was put after it.
+
+        Of messages put before that, order says nothing about the way they came.
+        """
+        self.interrupted_at = max(self.interrupted_at, at)
 
     def arrived(self, body: bytes, at: float) -> None:
         """A message whose get was committed, seen first at `at`."""
@@ -90,7 +99,10 @@ class Ledger:
         if times:
             return
         if number < record.last_number:
-            record.out_of_order += 1
+            if sent_at < self.interrupted_at:
+                record.returned += 1
+            else:
+                record.out_of_order += 1
         record.last_number = max(record.last_number, number)
         self.arrivals.append(at)
         self.sent_times.append(sent_at)
@@ -110,6 +122,16 @@ class Ledger:
     def outstanding(self) -> int:
         """Acknowledged and not yet arrived."""
         return sum(p.acknowledged - sum(1 for n in p.arrived if n <= p.acknowledged) for p in self.producers)
+
+    @property
+    def returned(self) -> int:
+        """Got behind later ones of the same producer, because a unit of work that had got them was lost."""
+        return sum(p.returned for p in self.producers)
+
+    @property
+    def recovered(self) -> int:
+        """Arrived though their put was never acknowledged."""
+        return sum(1 for p in self.producers for n in p.arrived if n > p.acknowledged)
 
     @property
     def sent_total(self) -> int:

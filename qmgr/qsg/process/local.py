@@ -174,7 +174,10 @@ class LocalGroup:
         if what == "drain":
             self.supervisor.signal(member, signal.SIGTERM)
             return
-        number = {"pause": signal.SIGSTOP, "resume": signal.SIGCONT}.get(what, signal.SIGKILL)
+        self.signal(member, what, {"pause": signal.SIGSTOP, "resume": signal.SIGCONT}.get(what, signal.SIGKILL))
+
+    def signal(self, member: str, what: str, number: signal.Signals) -> None:
+        """To its "initiator", its "queue-manager", or, with any other word, both."""
         if what != "initiator":
             self.supervisor.signal(member, number)
         if what != "queue-manager":

@@ -123,6 +123,7 @@ async def consume(direction: Direction, index: int) -> None:
                 continue
             except qsg.QsgError as error:
                 log.info("unit backed out, again", direction=direction.name, reason=error.reason.name, detail=str(error))
+                direction.ledger.interrupted(time.monotonic())
                 await asyncio.sleep(0.01)
                 continue
             for message in messages:

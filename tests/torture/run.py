@@ -1,0 +1,268 @@
+"""A run: traffic both ways, phases of faults and quiet, then a drain without faults, then the count.
+
+A phase is one fault that stands alone (its gap is measured), or a storm: several at once, some of them at marked places of the code. After
+each the group must be whole again: every member there, and messages that are put from now on arrive, both ways. First every kind has its
+turn, in an order drawn from the seed; then kinds are drawn. Bounded: faults end with the minutes asked for, or with the first turn of the
+last kind, at most `OVERTIME_S` later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import qsg
+from qsg.process.ledger import Counts, Ledger
+from qsg.process.local import DEAD_LETTER_QUEUE, REMOTE
+from qsg.process.workload import Direction, Pace, consume, produce
+from qsg.rules import keys
+from qsg.store.contract import StoreError
+from qsg.store.etcd import EtcdStore
+from torture import leftovers
+from torture.faults import KINDS, POINT_KINDS, Act, NotReached, Provoke, provocation
+from torture.group import TortureGroup
+from torture.history import History
+from torture.report import Measured, Report
+
+PRODUCERS = 2
+CONSUMERS = 1  # of two that compete no order could be checked
+SIZE = 600
+FOREVER = 1_000_000_000
+READY_S = 60.0
+WHOLE_S = 40.0
+DRAIN_S = 30.0
+OVERTIME_S = 25.0
+WARM_S = 2.0
+QUIET_S = (0.2, 0.8)
+STORM = 5
+"""Places of the code armed at once."""
+ASK_S = 3.0
+LANES = 2 * 3
+"""Slots of all members: so many lanes may a queue have."""
+
+
+class Broken(Exception):
+    """An invariant does not hold."""
+
+
+class Torture:
+    """One run; `say` is told what happens."""
+
+    def __init__(
+        self, directory: Path, *, minutes: float, seed: int, rate: float = 100.0, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.directory = directory
+        self.minutes, self.seed = minutes, seed
+        self.group = TortureGroup(directory)
+        self.random = random.Random(seed)
+        self.report = Report(seed, minutes)
+        self.history: History
+        self._tell = say
+        self._began = time.monotonic()
+        self._rate = rate
+        self._faults: Counter[str] = Counter()
+        self._phase = 0
+        self._now = "start"
+        self._alone = deque(self.random.sample(sorted(KINDS), len(KINDS)))
+        self._points = deque(self.random.sample(sorted(POINT_KINDS), len(POINT_KINDS)))
+        self._ways: list[Direction] = []
+
+    def say(self, text: str) -> None:
+        self._tell(f"{time.monotonic() - self._began:6.1f} s  phase {self._phase}  {text}")
+
+    # The whole
+
+    async def run(self) -> Report:
+        try:
+            await self._run()
+        except (Broken, TimeoutError, OSError, qsg.QsgError, StoreError) as error:
+            self._problem(str(error) or repr(error))
+        finally:
+            await self.group.stop()
+        for name, number in leftovers.of_sqlite(self.group.remote_store).items() if not self.report.problems else ():
+            if name.startswith("q/") and name.rsplit("/", 1)[1] not in (*leftovers.LASTING, "n"):
+                self._problem(f"left over at R: {number} of {name}")
+        self.report.faults = dict(self._faults)
+        self.report.missing = sorted((KINDS.keys() | POINT_KINDS.keys()) - self._faults.keys())
+        self.report.seconds = time.monotonic() - self._began
+        return self.report
+
+    def _problem(self, text: str) -> None:
+        told = f"seed {self.seed}, phase {self._phase}, {self._now}: {text}"
+        self.say(f"BROKEN {text}")
+        self.report.problems.append(told)
+
+    async def _run(self) -> None:
+        await self.group.start()
+        assert self.group.etcd is not None
+        endpoints = self.group.etcd.endpoints
+        self._ways = [self._way("out"), self._way("in")]
+        self.history = History(endpoints, [keys.STATUS_OUT, keys.STATUS_IN, keys.FENCES, keys.lock(REMOTE)])
+        self.history.start()
+        store = EtcdStore(endpoints)
+        tasks = [asyncio.create_task(consume(way, i), name=f"consumer {way.name}") for way in self._ways for i in range(CONSUMERS)]
+        names = [(way, i, f"torture-{self.seed}-{way.name}-{i}") for way in self._ways for i in range(PRODUCERS)]
+        producers = [asyncio.create_task(produce(way, i, name), name=f"producer {name}") for way, i, name in names]
+        try:
+            async with qsg.connect(self.group.group_addresses, application="torture", connect_s=READY_S) as observer:
+                await self._until(lambda: self._whole(observer), READY_S, "the group is ready")
+                await asyncio.sleep(WARM_S)
+                before = await leftovers.of_etcd(store)
+                await self._phases(observer, [*tasks, *producers])
+                await self._drain(observer, producers)
+                await self._verdict(observer, store, before)
+        finally:
+            for task in [*tasks, *producers]:
+                task.cancel()
+            await asyncio.gather(*tasks, *producers, return_exceptions=True)
+            await self._count()
+            await store.close()
+
+    def _way(self, name: str) -> Direction:
+        inside, outside = self.group.group_addresses, self.group.remote_address
+        roads = {"out": (inside, "TO.R", outside, "FROM.QSG"), "in": (outside, "TO.QSG", inside, "FROM.R")}
+        return Direction(name, *roads[name], size=SIZE, pace=Pace(self._rate, FOREVER, FOREVER), ledger=Ledger(PRODUCERS))
+
+    # Phases
+
+    async def _phases(self, observer: qsg.QueueManager, tasks: list[asyncio.Task[None]]) -> None:
+        end = self._began + 60 * self.minutes
+        while time.monotonic() < (end + OVERTIME_S if self._alone or self._points else end):
+            if time.monotonic() > end and self.minutes < 3:
+                return
+            self._phase += 1
+            storm = self._phase % 3 == 0 if self._alone and self._points else bool(self._points) or self.random.random() < 0.5
+            if storm:
+                await self._storm(observer)
+            else:
+                await self._one(observer)
+            for task in tasks:
+                if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                    raise Broken(f"{task.get_name()} ended: {error!r}")
+            self._check()
+            self._now = "quiet"
+            await asyncio.sleep(self.random.uniform(*QUIET_S))
+
+    async def _one(self, observer: qsg.QueueManager) -> None:
+        kind = self._alone.popleft() if self._alone else self.random.choice(sorted(KINDS))
+        self._now = kind
+        at, seen = time.monotonic(), len(self.history.takeovers)
+        await self._inflict(kind, KINDS[kind])
+        await self._until_whole(observer)
+        until = time.monotonic()
+        gap_s = max(way.ledger.gap_s(at, until) for way in self._ways)
+        self.report.measured.append(Measured(kind, 1000 * gap_s, tuple(self.history.takeovers[seen:])))
+        self.say(f"{kind}: whole again after {until - at:.1f} s, gap {1000 * gap_s:.0f} ms")
+
+    async def _storm(self, observer: qsg.QueueManager) -> None:
+        """Places of the code, what brings the code there, and once every kind has had its turn, faults of other kinds too."""
+        chosen = [self._points.popleft() for _ in range(min(STORM, len(self._points)))]
+        more = [] if chosen else self.random.sample(sorted(KINDS), 2)
+        chosen = chosen or self.random.sample(sorted(POINT_KINDS), 3)
+        self._now = "storm of " + ", ".join([*more, *chosen])
+        provocations: dict[Provoke, None] = {}
+        for kind in chosen:
+            if (provoke := provocation(POINT_KINDS[kind][0])) is not None:
+                provocations[provoke] = None
+        results = await asyncio.gather(
+            *(self._inflict(kind, POINT_KINDS[kind][1]) for kind in chosen),
+            *(self._inflict(kind, KINDS[kind]) for kind in more),
+            *(self._provoke(provoke, 0.3 + 1.5 * n) for n, provoke in enumerate(provocations)),
+            return_exceptions=True,
+        )
+        for kind, result in zip(chosen, results, strict=False):
+            if isinstance(result, NotReached):
+                self.say(f"{kind}: not reached")
+                self._points.append(kind)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, NotReached):
+                raise result
+        await self._until_whole(observer)
+
+    async def _inflict(self, kind: str, act: Act) -> None:
+        await act(self)
+        self._faults[kind] += 1
+
+    async def _provoke(self, provoke: Provoke, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        await provoke(self)
+
+    # Whole
+
+    async def _until_whole(self, observer: qsg.QueueManager) -> None:
+        mark = time.monotonic()
+        await self._until(lambda: self._flows(mark), WHOLE_S, "messages flow both ways")
+        await self._until(lambda: self._whole(observer), WHOLE_S, "every member is there with its initiator")
+
+    async def _flows(self, mark: float) -> bool:
+        """Messages put after `mark` have arrived."""
+        return all(way.ledger.sent_times and max(way.ledger.sent_times[-PRODUCERS * 8 :]) > mark for way in self._ways)
+
+    async def _whole(self, observer: qsg.QueueManager) -> bool:
+        try:
+            async with asyncio.timeout(ASK_S):
+                answer = await observer.inquire("group")
+        except (qsg.QsgError, TimeoutError):
+            return False
+        there = {m["member"] for m in answer["members"] if m["linked"] and m["initiator"]}
+        return there >= set(self.group.members)
+
+    async def _until(self, condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
+        end = time.monotonic() + timeout_s
+        while not await condition():
+            if time.monotonic() > end:
+                raise Broken(f"not within {timeout_s:.0f} s: {what}")
+            await asyncio.sleep(0.02)
+
+    # The end
+
+    async def _drain(self, observer: qsg.QueueManager, producers: list[asyncio.Task[None]]) -> None:
+        self._phase += 1
+        self._now = "drain"
+        self.say("no more faults: what is on its way arrives")
+        for way in self._ways:
+            way.pace.total = 0
+        async with asyncio.timeout(DRAIN_S):
+            await asyncio.gather(*producers)
+
+        async def arrived() -> bool:
+            return not any(way.ledger.outstanding for way in self._ways)
+
+        await self._until(arrived, DRAIN_S, "everything acknowledged has arrived")
+        await asyncio.sleep(0.5)  # what is sent twice comes a little later
+
+    async def _count(self) -> None:
+        counts = Counts()
+        for way in self._ways:
+            counts = counts.plus(way.ledger.counts())
+            self.report.recovered += way.ledger.recovered
+            self.report.returned += way.ledger.returned
+        self.report.counts = counts
+        await self.history.close()
+        self.report.changes, self.report.breaks = len(self.history.changes), self.history.breaks
+        for problem in self.history.problems():
+            self._problem(f"history: {problem}")
+
+    def _check(self) -> None:
+        """No count that is final already is wrong."""
+        for way in self._ways:
+            counts = way.ledger.counts()
+            if counts.duplicated or counts.unexpected or counts.out_of_order:
+                raise Broken(f"{way.name}: {counts}")
+
+    async def _verdict(self, observer: qsg.QueueManager, store: EtcdStore, before: Counter[str]) -> None:
+        async with qsg.connect(self.group.remote_address, application="torture", connect_s=READY_S) as remote:
+            for at, name in ((observer, "the group"), (remote, REMOTE)):
+                letters = int((await at.inquire_queue(DEAD_LETTER_QUEUE))["depth"])
+                if letters:
+                    self._problem(f"{letters} dead letters at {name}")
+        for _ in range(20):
+            if not (found := leftovers.leftovers(before, await leftovers.of_etcd(store), LANES)):
+                break
+            await asyncio.sleep(0.5)
+        for text in found:
+            self._problem(f"left over: {text}")
