@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from torture.faults import ALL_KINDS
 from torture.report import Report
 from torture.run import Torture
 
@@ -27,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=100.0, help="messages a second in each direction (default 100)")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     parser.add_argument("--keep", type=Path, help="folder for data and logs (default: a temporary one, removed when clean)")
+    parser.add_argument("--only", action="append", default=[], metavar="KIND", help="only this kind of fault (may be said again)")
     options = parser.parse_args(arguments)
+    if unknown := set(options.only) - ALL_KINDS:
+        parser.error(f"no such kind of fault: {', '.join(sorted(unknown))}; there are: {', '.join(sorted(ALL_KINDS))}")
     seed = options.seed if options.seed is not None else time.time_ns() % 1_000_000
     directory = options.keep.absolute() if options.keep else Path(tempfile.mkdtemp(prefix="qsg-torture-"))
     out = sys.stderr if options.json else sys.stdout
@@ -37,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         out.flush()
 
     _quiet(directory)
-    run = Torture(directory, minutes=options.minutes, seed=seed, rate=options.rate, say=say)
+    run = Torture(directory, minutes=options.minutes, seed=seed, rate=options.rate, only=options.only, say=say)
     report = asyncio.run(run.run())
     if report.missing and options.minutes >= EVERY_KIND_MINUTES:
         report.problems.append(f"seed {seed}: these kinds of fault never came: {', '.join(report.missing)}")

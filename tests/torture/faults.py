@@ -337,3 +337,5 @@ def at_point(point: str, action: str) -> Act:
 POINT_KINDS: dict[str, tuple[str, Act]] = {
     f"{action} at {point}": (point, at_point(point, action)) for point in POINTS for action in ("kill", "pause")
 }
+
+ALL_KINDS = KINDS.keys() | POINT_KINDS.keys()

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import qsg
@@ -23,7 +23,7 @@ from qsg.rules import keys
 from qsg.store.contract import StoreError
 from qsg.store.etcd import EtcdStore
 from torture import leftovers
-from torture.faults import KINDS, POINT_KINDS, Act, NotReached, Provoke, provocation
+from torture.faults import ALL_KINDS, KINDS, POINT_KINDS, Act, NotReached, Provoke, provocation
 from torture.group import TortureGroup
 from torture.history import History
 from torture.report import Measured, Report
@@ -50,10 +50,17 @@ class Broken(Exception):
 
 
 class Torture:
-    """One run; `say` is told what happens."""
+    """One run; `say` is told what happens. `only`: these kinds of fault, all when none is named."""
 
     def __init__(
-        self, directory: Path, *, minutes: float, seed: int, rate: float = 100.0, say: Callable[[str], None] = lambda text: None
+        self,
+        directory: Path,
+        *,
+        minutes: float,
+        seed: int,
+        rate: float = 100.0,
+        only: Collection[str] = (),
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.directory = directory
         self.minutes, self.seed = minutes, seed
@@ -67,8 +74,11 @@ class Torture:
         self._faults: Counter[str] = Counter()
         self._phase = 0
         self._now = "start"
-        self._alone = deque(self.random.sample(sorted(KINDS), len(KINDS)))
-        self._points = deque(self.random.sample(sorted(POINT_KINDS), len(POINT_KINDS)))
+        chosen = set(only) or ALL_KINDS
+        self._kinds = sorted(KINDS.keys() & chosen)
+        self._point_kinds = sorted(POINT_KINDS.keys() & chosen)
+        self._alone = deque(self.random.sample(self._kinds, len(self._kinds)))
+        self._points = deque(self.random.sample(self._point_kinds, len(self._point_kinds)))
         self._ways: list[Direction] = []
 
     def say(self, text: str) -> None:
@@ -87,7 +97,7 @@ class Torture:
             if name.startswith("q/") and name.rsplit("/", 1)[1] not in (*leftovers.LASTING, "n"):
                 self._problem(f"left over at R: {number} of {name}")
         self.report.faults = dict(self._faults)
-        self.report.missing = sorted((KINDS.keys() | POINT_KINDS.keys()) - self._faults.keys())
+        self.report.missing = sorted({*self._kinds, *self._point_kinds} - self._faults.keys())
         self.report.seconds = time.monotonic() - self._began
         return self.report
 
@@ -135,8 +145,7 @@ class Torture:
             if time.monotonic() > end and self.minutes < 3:
                 return
             self._phase += 1
-            storm = self._phase % 3 == 0 if self._alone and self._points else bool(self._points) or self.random.random() < 0.5
-            if storm:
+            if self._storms():
                 await self._storm(observer)
             else:
                 await self._one(observer)
@@ -147,8 +156,16 @@ class Torture:
             self._now = "quiet"
             await asyncio.sleep(self.random.uniform(*QUIET_S))
 
+    def _storms(self) -> bool:
+        """Whether this phase is one."""
+        if not self._kinds or not self._point_kinds:
+            return not self._kinds
+        if self._alone and self._points:
+            return self._phase % 3 == 0
+        return bool(self._points) or (not self._alone and self.random.random() < 0.5)
+
     async def _one(self, observer: qsg.QueueManager) -> None:
-        kind = self._alone.popleft() if self._alone else self.random.choice(sorted(KINDS))
+        kind = self._alone.popleft() if self._alone else self.random.choice(self._kinds)
         self._now = kind
         at, seen = time.monotonic(), len(self.history.takeovers)
         await self._inflict(kind, KINDS[kind])
@@ -161,8 +178,8 @@ class Torture:
     async def _storm(self, observer: qsg.QueueManager) -> None:
         """Places of the code, what brings the code there, and once every kind has had its turn, faults of other kinds too."""
         chosen = [self._points.popleft() for _ in range(min(STORM, len(self._points)))]
-        more = [] if chosen else self.random.sample(sorted(KINDS), 2)
-        chosen = chosen or self.random.sample(sorted(POINT_KINDS), 3)
+        more = [] if chosen else self.random.sample(self._kinds, min(2, len(self._kinds)))
+        chosen = chosen or self.random.sample(self._point_kinds, min(3, len(self._point_kinds)))
         self._now = "storm of " + ", ".join([*more, *chosen])
         provocations: dict[Provoke, None] = {}
         for kind in chosen:

@@ -1,0 +1,151 @@
+"""Torture as a command, for a moment; and what it judges by: histories, leftovers, its report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from qsg.pb import records_pb2 as pb
+from qsg.process.children import bound_to_parent
+from qsg.process.ledger import Counts, Ledger, payload
+from qsg.rules import keys, status
+from torture import __main__ as command
+from torture.faults import KINDS, POINT_KINDS
+from torture.history import Change, History, Takeover
+from torture.leftovers import count, leftovers
+from torture.report import Measured, Report
+
+
+@pytest.mark.processes
+@pytest.mark.etcd
+@pytest.mark.timeout(180)
+async def test_a_moment_of_torture(tmp_path: Path) -> None:
+    kinds = [
+        "kill queue manager",
+        "cut from everything",
+        "kill at receiver.after_commit_before_confirm",
+        "pause at put.after_commit_before_answer",
+    ]
+    only = [word for kind in kinds for word in ("--only", kind)]
+    argv = [sys.executable, "-m", "torture", "--minutes", "0.25", "--seed", "5", "--json", "--keep", str(tmp_path / "kept"), *only]
+    tests = Path(__file__).parents[1]
+    process = await asyncio.create_subprocess_exec(
+        *bound_to_parent(argv), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=tests
+    )
+    out, told = await process.communicate()
+    assert process.returncode == 0, told.decode()
+    found = json.loads(out.decode().splitlines()[-1])
+    assert found["clean"] is True
+    assert found["attempt"] == found["acknowledged"] == found["ok"] + found["lost"] > 500
+    assert not any(found[n] for n in ("lost", "duplicated", "unexpected", "out_of_order", "missing", "problems"))
+    assert set(found["faults"]) == set(kinds)
+    assert {row["kind"] for row in found["gaps"]} == {*kinds[:2], "all"}
+    assert found["changes"] > 10
+    assert "CLEAN seed 5" in told.decode().splitlines()[-1]
+
+
+def test_a_kind_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--only", "kill everybody"])
+    assert "kill everybody" in capsys.readouterr().err
+
+
+def test_every_place_is_killed_and_paused() -> None:
+    assert len(POINT_KINDS) == 2 * len({point for point, _ in POINT_KINDS.values()})
+    assert not KINDS.keys() & POINT_KINDS.keys()
+
+
+# Histories
+
+
+def entry(state: status.State, *, epoch: int = 1, resume_ms: float = 0.0) -> bytes:
+    made = pb.ChannelStatus(channel="C", owner="X", state=state, epoch=epoch)
+    if resume_ms:
+        made.takeover.CopyFrom(pb.Takeover(to="X", cause="test", detect_ms=1, claim_ms=2, resume_ms=resume_ms))
+    return made.SerializeToString()
+
+
+def history(*values: bytes | None, key: bytes = b"", broken: tuple[int, ...] = ()) -> History:
+    made = History([], [])
+    for revision, value in enumerate(values, start=1):
+        made._add(Change(revision, key or keys.status_out("C"), value, 0.0, broken=revision in broken))
+    return made
+
+
+def test_a_legal_history_has_no_problems() -> None:
+    made = history(
+        entry(pb.STARTING), entry(pb.RUNNING), entry(pb.RECOVERING), entry(pb.STARTING, epoch=2), entry(pb.RUNNING, epoch=2), None
+    )
+    assert made.problems() == []
+
+
+def test_an_illegal_transition_is_found() -> None:
+    (problem,) = history(entry(pb.STARTING), entry(pb.STOPPED)).problems()
+    assert "revision 2" in problem and "STARTING -> STOPPED" in problem
+
+
+def test_of_what_a_compaction_took_away_nothing_is_said() -> None:
+    assert history(entry(pb.STARTING), entry(pb.STOPPED), broken=(2,)).problems() == []
+
+
+def test_an_epoch_that_goes_back_is_found() -> None:
+    assert len(history(entry(pb.RUNNING, epoch=3), entry(pb.RUNNING, epoch=2)).problems()) == 1
+    fence = [pb.SenderFence(stream=b"s", epoch=epoch).SerializeToString() for epoch in (2, 1)]
+    assert len(history(*fence, key=keys.sender_fence("R")).problems()) == 1
+    locks = [pb.Lock(member=member, epoch=2).SerializeToString() for member in "XY"]
+    assert len(history(*locks, key=keys.lock("R")).problems()) == 1
+
+
+def test_each_takeover_is_noted_once() -> None:
+    made = history(entry(pb.STARTING), entry(pb.RUNNING, resume_ms=5), entry(pb.RUNNING, resume_ms=5), entry(pb.RUNNING, resume_ms=6))
+    assert [t.resume_ms for t in made.takeovers] == [5, 6]
+
+
+# Leftovers
+
+
+def test_what_is_left_over() -> None:
+    before = Counter({"m": 3, "p": 4})
+    present = [b"m/X", b"m/Y", b"m/Z", b"p/a", b"q/R/d", b"q/R/l", b"q/R/n/X.0", b"q/R/n/Y.0"]
+    assert leftovers(before, count(present), lanes=6) == []
+    assert leftovers(before, count([*present, b"q/R/h/0/x"]), lanes=6) == ["1 of q/R/h, 0 expected"]
+    assert leftovers(before, count([*present, *(b"p/%d" % n for n in range(5))]), lanes=6) == ["6 of p, 4 expected"]
+    assert leftovers(before, count(present), lanes=1) == ["2 of q/R/n, 1 expected"]
+
+
+# The count, and the report
+
+
+def test_what_comes_back_from_a_lost_unit_is_not_out_of_order() -> None:
+    ledger = Ledger(1)
+    ledger.sent(0, 4)
+    for number, sent_at in ((2, 1.0), (1, 1.0)):
+        ledger.interrupted(2.0)
+        ledger.arrived(payload(0, number, sent_at, 100), 3.0)
+    assert (ledger.counts().out_of_order, ledger.returned) == (0, 1)
+    for number, sent_at in ((4, 5.0), (3, 5.0)):
+        ledger.arrived(payload(0, number, sent_at, 100), 6.0)
+    assert (ledger.counts().out_of_order, ledger.returned) == (1, 1), "what was put after the loss must come in order"
+    assert ledger.recovered == 4
+
+
+def test_a_report() -> None:
+    takeover = Takeover(0.0, "C", "X", "Y", "test", 1.0, 20.0, 300.0)
+    measured = [Measured("kill member", gap, (takeover,)) for gap in (100.0, 200.0, 400.0)]
+    report = Report(7, 3.0, Counts(sent=5, acknowledged=5, received=5, ok=5), faults={"kill member": 3}, measured=measured)
+    assert report.clean
+    assert report.line().startswith("CLEAN seed 7: attempt 5, acknowledged 5, ok 5, lost 0")
+    found = json.loads(report.json())
+    assert found["gaps"][0]["gap_p50_ms"] == 200.0 and found["gaps"][0]["gap_max_ms"] == 400.0
+    assert found["gaps"][0]["claim_max_ms"] == 20.0
+    assert "20/20" in report.table()
+    report.counts.lost = 1
+    assert not report.clean and report.line().startswith("BROKEN")
+    report.counts.lost = 0
+    report.problems.append("seed 7, phase 2, kill member: not within 40 s")
+    assert not report.clean
