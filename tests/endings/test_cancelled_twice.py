@@ -31,7 +31,7 @@ MOMENTS = range(0, 12)
 
 async def until(condition: object, timeout_s: float = 3.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # type: ignore[operator]
+        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
 
@@ -145,7 +145,7 @@ async def test_a_unit_whose_commit_could_not_be_sent_is_backed_out(clients: Clie
         unit = queue_manager.unit()
         await unit.get("Q")
         clients.durable.missing.add("Q")
-        with pytest.raises(Exception, match="backed out|not sent"):
+        with pytest.raises(Exception, match=r"backed out|not sent"):
             await unit.commit()
         await until(lambda: clients.payloads("Q") == [b"kept"])
 
@@ -207,7 +207,7 @@ async def test_what_a_session_has_staged_and_reserved_goes_with_it(two: Rig, bet
         return len(markers.kvs) + len(chunks.kvs)
 
     async with asyncio.timeout(3):
-        while await left() < 5:
+        while await left() < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
     (receiver,) = two.receivers.active
     assert receiver._task is not None and isinstance(receiver._inflow, Inflow)
@@ -260,7 +260,7 @@ async def test_a_relay_that_is_cancelled_twice_closes_its_stream(two: Rig, betwe
             await cancelled_twice(task, between)
     assert not [s for s in two.network._streams if {s.host, s.other_host} == {"X", "R"}]
     for link in (two.xp.link, two.rp.link):
-        await until(lambda link=link: not link._current.mux.sessions)  # type: ignore[misc]
+        await until(lambda link=link: not link._current.mux.sessions)
 
 
 # The queue manager's side of its initiator
