@@ -62,6 +62,7 @@ class GetterLoop:
         self._reads = 0
         self._read_at = float("-inf")
         self._rung = True
+        self._told = 0
         self._follower: Follower | None = None
         self._sums: dict[bytes, tuple[int, int]] = {}
         self._waited_at = 0.0
@@ -100,6 +101,17 @@ class GetterLoop:
         self._rung = True
         self._bell.set()
 
+    def told(self, revision: int) -> None:
+        """Something was put at `revision`: both doorbells tell of our own, and one read answers both."""
+        self._told = max(self._told, revision)
+        if self._stale:
+            self._bell.set()
+
+    @property
+    def _stale(self) -> bool:
+        """The last read did not show what was told of."""
+        return self._rung or self._told > self.window.reader.revision
+
     def member_gone(self) -> None:
         """A member's incarnation ended: what it had claimed is free."""
         self._look_again()
@@ -126,7 +138,7 @@ class GetterLoop:
                 if not self._sift():
                     if not self._bell.is_set() and not await self._linger():
                         return
-                elif not self._bell.is_set() and not self._rung and not any(r.again for r in self.requests):
+                elif not self._bell.is_set() and not self._stale and not any(r.again for r in self.requests):
                     await self._wait()
         except (StoreError, Fenced) as error:
             self._fail_all(error if isinstance(error, Fenced) else Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)))
@@ -187,7 +199,7 @@ class GetterLoop:
 
     def _must_read(self, waiting: list[Request], *, first: bool) -> bool:
         """Whether something must be read before this round's assignment is good; `first`: nothing was read in this round."""
-        stale = self._rung or asyncio.get_running_loop().time() - self._read_at > STALE_S
+        stale = self._stale or asyncio.get_running_loop().time() - self._read_at > STALE_S
         if self._reads == 0 or (first and stale):
             return True
         hungry = [r for r in waiting if not r.messages]
@@ -195,7 +207,14 @@ class GetterLoop:
             return False
         if self.window.full and not any(s.free(self.window.live) for s in self.window if s.checked):
             self.window.drop_claimed()
-        return any(r.arrived >= self._reads for r in hungry) or (self.window.unread and not self._blocked())
+        return any(self._unread_for(r) for r in hungry) or (self.window.unread and not self._blocked())
+
+    def _unread_for(self, request: Request) -> bool:
+        """Nothing was read since it came. Who waits need not have that, while a watch tells of every put; it is read when its time is up."""
+        if request.arrived < self._reads:
+            return False
+        waits = request.deadline > asyncio.get_running_loop().time() and not request.cancelled
+        return not (waits and self._follower is not None) or request.by_id
 
     def _blocked(self) -> bool:
         """Nothing more can be read: the window is full, and everything in it was checked."""
@@ -378,6 +397,9 @@ class GetterLoop:
         if self._bell.is_set():
             return
         self._waited_at = loop.time()
+        if any(r.deadline <= loop.time() and self._unread_for(r) for r in self.requests):
+            self._rung = True
+            return
         deadlines = [r.deadline for r in self.requests if r.deadline > loop.time()]
         until = min([loop.time() + POLL_S, *deadlines, *self.window.disputed(loop.time())])
         try:
@@ -425,7 +447,7 @@ class GetterLoop:
             before = self._sums.get(event.kv.key, (-1, -1))
             self._sums[event.kv.key] = totals.put, totals.got
             if totals.put != before[0]:
-                self.ring()
+                self.told(event.kv.mod_revision)
             elif totals.got == before[1]:
                 self._look_again()
                 self.ring()

@@ -77,11 +77,11 @@ class QueueService:
         self._cleaner = asyncio.get_running_loop().create_task(StageCleaner(self.catalog).run(), name="cleaner of staged bodies")
 
     def _listen(self, structure: Structure) -> None:
-        def bell(_: int, queues: frozenset[str]) -> None:
+        def bell(revision: int, queues: frozenset[str]) -> None:
             for queue in queues:
                 loop = self._loops.get((structure.name, queue))
                 if loop is not None:
-                    loop.ring()
+                    loop.told(revision)
 
         structure.on_commit.append(bell)
         self._bells.append((structure, bell))

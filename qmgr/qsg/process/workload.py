@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 BURST_MAX = 256
 CONNECT_S = 60.0
+LOOK_S = 0.002
+"""The shortest pause of a producer that has nothing to put."""
 
 
 @dataclass(slots=True)
@@ -39,6 +41,12 @@ class Pace:
             self._started_at = now - (self._issued + 1) / self.rate_per_s
         due = int((now - self._started_at) * self.rate_per_s + 1e-6) - self._issued
         return max(0, min(due, min(self.allowed, self.total) - self._issued))
+
+    def wait_s(self, now: float) -> float:
+        """How long nothing is due, or until it is worth to look again."""
+        if not self._started_at:
+            return LOOK_S
+        return max(LOOK_S, self._started_at + (self._issued + 1) / self.rate_per_s - now)
 
     def take(self, count: int) -> None:
         self._issued += count
@@ -71,7 +79,7 @@ async def produce(direction: Direction, index: int, producer: str) -> None:
         while not direction.pace.exhausted:
             count = min(direction.pace.due(time.monotonic()), BURST_MAX)
             if not count:
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(min(0.1, direction.pace.wait_s(time.monotonic())))
                 continue
             direction.pace.take(count)
             first = direction.ledger.sent(index, count)
