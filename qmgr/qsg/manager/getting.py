@@ -210,7 +210,7 @@ class GetterLoop:
         return any(self._unread_for(r) for r in hungry) or (self.window.unread and not self._blocked())
 
     def _unread_for(self, request: Request) -> bool:
-        """Nothing was read since it came. Who waits need not have that, while a watch tells of every put; it is read when its time is up."""
+        """Nothing was read since it came. Who waits does without, while a watch tells of every put; it is read when its time is up."""
         if request.arrived < self._reads:
             return False
         waits = request.deadline > asyncio.get_running_loop().time() and not request.cancelled
