@@ -1,0 +1,149 @@
+"""The searches find what they are for: each with a rule broken, and the way that they print goes there again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import __main__ as command
+from model import canonical, lists
+from model.catalogue import MODELS, find
+from model.ownership import Bounds, Ownership
+from model.quiet import quiet
+from model.search import Violation, replay, search
+from qsg.manager import consuming
+from qsg.pb import records_pb2 as pb
+from qsg.rules import batches, keys, ownership, stopping
+from qsg.rules.lanes import Position
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    canonical.forget()
+    with quiet():
+        yield
+
+
+# --- bugs: each breaks one rule
+
+
+def stopped_lost_at_takeover(patch: Patch) -> None:
+    honest = ownership.leftovers
+
+    def leftovers(me: Any, admin: Any, **rest: Any) -> Iterator[ownership.Leftover]:
+        yield from honest(me, admin, **rest)
+        for kv in admin.under(keys.STATUS_OUT):
+            entry = pb.ChannelStatus.FromString(kv.value)
+            if entry.state == pb.STOPPED and not admin.lives(entry.owner, entry.owner_incarnation):
+                yield ownership.Leftover(admin.cell(kv.key), entry, "dead", ownership.void(entry.owner, entry.owner_incarnation))
+
+    patch.setattr(lists, "leftovers", leftovers)
+
+
+def getters_compare_no_fence(patch: Patch) -> None:
+    patch.setattr(consuming.Guarded, "compares", lambda self: [self.opened.same()])
+
+
+def stop_settles_without_the_partner(patch: Patch) -> None:
+    def fence_and_settle(place: Any, queue: Any, draw: Any, name: str) -> Generator[Any, Any, int]:
+        yield from stopping._raise(place, queue, draw, close=True)
+        return 0
+
+    patch.setattr(stopping, "_fence_and_settle", fence_and_settle)
+
+
+def resynchronisation_off_by_one(patch: Patch) -> None:
+    honest = batches.covered
+
+    def covered(loaded: batches.Loaded, position: Position | None) -> Any:
+        if position is None or not position.index:
+            return None, loaded
+        return honest(loaded, Position(position.create_revision, position.suffix, position.index - 1))
+
+    patch.setattr(batches, "covered", covered)
+
+
+def take_without_a_new_epoch(patch: Patch) -> None:
+    honest = ownership.next_fence
+
+    def next_fence(place: Any, value: bytes | None, draw: Any) -> pb.SenderFence:
+        after = honest(place, value, draw)
+        after.epoch = max(1, after.epoch - 1)
+        return after
+
+    patch.setattr(ownership, "next_fence", next_fence)
+
+
+Bug = Callable[[Patch], None]
+FOUND_BY: list[tuple[Bug, str, str]] = [
+    (stopped_lost_at_takeover, "stop", "STOPPED -> RECOVERING"),
+    (getters_compare_no_fence, "getters", "delivered twice"),
+    (stop_settles_without_the_partner, "stop, losses", "stopped channel still moves"),
+    (resynchronisation_off_by_one, "takeover, one structure", "cannot bring the channel to its end"),
+    (take_without_a_new_epoch, "cut off", "two instances can write"),
+]
+
+
+@pytest.mark.parametrize(("bug", "name", "what"), FOUND_BY, ids=[bug.__name__ for bug, _, _ in FOUND_BY])
+def test_a_broken_rule_is_found(bug: Bug, name: str, what: str, monkeypatch: Patch) -> None:
+    bug(monkeypatch)
+    with pytest.raises(Violation, match=what) as found:
+        search(find(name).make())
+
+    steps = found.value.steps
+    with pytest.raises(Violation, match=what) as again:
+        replay(find(name).make(), steps)
+    assert again.value.steps == steps
+    monkeypatch.undo()
+    try:
+        replay(find(name).make(), steps)
+    except LookupError:
+        pass  # with the rule whole, the way is barred
+
+
+def test_small_searches_are_exhausted() -> None:
+    counts = search(Ownership(Bounds("small", (("run", 1), ("own", 1)), walks=2, verdicts=1, members=2, apart=False)))
+    assert counts.exhausted and counts.states > 500 and counts.depth > 15
+
+
+def test_the_same_search_sees_the_same_states() -> None:
+    bounds = Bounds("small", (("run", 1), ("stop", 1)), walks=2, members=2, apart=False)
+    first, second = search(Ownership(bounds)), search(Ownership(bounds))
+    assert (first.states, first.transitions, first.depth) == (second.states, second.transitions, second.depth)
+
+
+def test_names_of_models_are_their_own() -> None:
+    names = [entry.name for entry in MODELS]
+    assert len(names) == len(set(names))
+
+
+# --- the command
+
+
+def test_the_command_ends_with_a_line_of_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--only", "idle"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("models 1 states ") and last.endswith("violations 0")
+
+
+def test_the_command_says_when_a_search_is_not_exhausted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--only", "idle", "--at-most", "50"]) == 1
+    assert "NOT EXHAUSTED" in capsys.readouterr().out
+
+
+def test_a_violation_is_printed_and_can_be_replayed(monkeypatch: Patch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    getters_compare_no_fence(monkeypatch)
+    assert command.main(["--only", "getters"]) == 1
+    out = capsys.readouterr().out
+    assert "delivered twice (invariant 1)" in out and "violations 1" in out
+    case = next(line for line in out.splitlines() if line.startswith("{"))
+    assert json.loads(case)["model"] == "getters"
+    (tmp_path / "case.json").write_text(case)
+    assert command.main(["--replay", str(tmp_path / "case.json")]) == 1
+    assert "delivered twice" in capsys.readouterr().out
