@@ -230,7 +230,7 @@ async def test_a_sender_that_is_cancelled_while_it_opens_leaves_no_session(two: 
     await until(lambda: not current.mux.sessions and not two.receivers.active)
 
 
-async def test_a_session_that_opens_as_its_sender_is_cancelled_is_ended(two: Rig) -> None:
+async def test_a_session_that_opens_as_its_sender_is_cancelled_is_ended(two: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     sender = await two.sender()
     opened: list[Session] = []
     link_open, held = two.xp.link.open, asyncio.Event()
@@ -241,7 +241,7 @@ async def test_a_session_that_opens_as_its_sender_is_cancelled_is_ended(two: Rig
         held.set()
         return opened[0]
 
-    sender._link.open = open_  # type: ignore[method-assign]
+    monkeypatch.setattr(two.xp.link, "open", open_)
     running = two.start(sender)
     await held.wait()
     await asyncio.wait([running])

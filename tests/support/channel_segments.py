@@ -9,8 +9,12 @@ from qsg.rules.lanes import SegmentAt
 NOW = 1_000_000
 
 
+def message_id(text: str) -> bytes:
+    return text.encode().ljust(24, b".")
+
+
 def message(text: str, size: int = 0) -> bytes:
-    return pb.Message(message_id=text.encode().ljust(24, b"."), payload=text.encode().ljust(size, b" ")).SerializeToString()
+    return pb.Message(message_id=message_id(text), payload=text.encode().ljust(size, b" ")).SerializeToString()
 
 
 def segment(
@@ -32,7 +36,7 @@ def segment(
         body = message(text, size)
         expiry = NOW - 1 if index in expired else 0
         header.entries.add(
-            message_id=text.encode(), size=len(body), offset=len(bodies), payload_size=max(size, len(text)), expires_at_ms=expiry
+            message_id=message_id(text), size=len(body), offset=len(bodies), payload_size=max(size, len(text)), expires_at_ms=expiry
         )
         header.earliest_expiry_ms = header.earliest_expiry_ms or expiry
         bodies += body

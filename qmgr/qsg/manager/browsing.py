@@ -18,6 +18,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import consume, keys, segments
 from qsg.rules.lanes import LaneReader, Position, SegmentAt
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import stored_message
 from qsg.store.contract import Get, get_prefix
 
 BYTES_MAX = 4 << 20
@@ -168,8 +169,8 @@ class Browser:
                 raise
         else:
             raw = segments.body_at(segment.at.header, index, bodies)
+            message = stored_message(entry, raw)
             if self.spec.headers_only:
-                message = pb.Message.FromString(raw)
                 message.ClearField("payload")
                 raw = message.SerializeToString()
         position = segment.at.position(index)

@@ -34,8 +34,9 @@ from qsg.rules.balance import Load
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.ownership import Held, Leftover, Occasion, recover
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.steps import Place
-from qsg.rules.unit import CompareFailed, Fenced
+from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.rules.world import World
 from qsg.store.contract import StoreError, get_prefix
 
@@ -346,7 +347,7 @@ class ChannelSupervisor:
                 for name, table in self.tables.items():
                     await self.inbound.sweep(name, table.inbound())
                     await self._remove_undefined(table)
-            except (StoreError, Fenced) as error:
+            except (StoreError, Fenced, OutcomeUnknown, Refusal) as error:
                 log.info("level not looked at", error=repr(error))
             await asyncio.sleep(LEVEL_S)
             self.recovery.sweep()
@@ -371,7 +372,11 @@ class ChannelSupervisor:
                 continue
             _, results = await self.structures[structure].read(*(get_prefix(keys.totals(place.queue)) for place in places))
             for place, result in zip(places, results, strict=True):
-                totals = [pb.Totals.FromString(kv.value) for kv in result.kvs]
+                try:
+                    totals = [read_record(pb.Totals, kv.value, kv.key) for kv in result.kvs]
+                except Damaged as damaged:
+                    log.error("a queue's totals cannot be read", queue=place.queue, detail=damaged.detail)
+                    continue
                 if sum(t.put - t.got for t in totals) > 0:
                     self._trigger(place.channel.name)
 

@@ -22,6 +22,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.definitions import PRIVATE, Channel
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import read_record
 from qsg.rules.steps import Place
 from qsg.rules.stopping import Resolution, Resolved, StopOrder, ask_stop, command_start, reset_receiver, reset_sender, resolve
 from qsg.store.contract import Get, StoreError, get_prefix
@@ -237,7 +238,7 @@ class ChannelCommands:
                     Get(keys.sender_fence(place.queue)), Get(keys.sender_progress(place.queue)), get_prefix(keys.totals(place.queue))
                 )
                 line["saved"] = _saved(fence.first.value if fence.first else b"", progress.first.value if progress.first else b"")
-                counted = [pb.Totals.FromString(kv.value) for kv in totals.kvs]
+                counted = [read_record(pb.Totals, kv.value, kv.key) for kv in totals.kvs]
                 line["depth"] = sum(t.put - t.got for t in counted)
         elif line["stream"]:
             line["record"] = await self._receiver_record(line["channel"], bytes.fromhex(line["stream"]))
@@ -250,7 +251,7 @@ class ChannelCommands:
                 continue
             _, (result,) = await self._supervisor.structures[structure].read(Get(keys.receiver_progress(stream)))
             if result.first is not None:
-                return token(stream, pb.Progress.FromString(result.first.value))
+                return token(stream, read_record(pb.Progress, result.first.value, result.first.key))
         return ""
 
     async def group(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -346,7 +347,7 @@ def describe(entry: pb.ChannelStatus) -> dict[str, Any]:
 
 
 def _saved(fence: bytes, progress: bytes) -> dict[str, Any]:
-    f, p = pb.SenderFence.FromString(fence), pb.Progress.FromString(progress)
+    f, p = read_record(pb.SenderFence, fence), read_record(pb.Progress, progress)
     return {
         "epoch": f.epoch,
         "open": f.open,

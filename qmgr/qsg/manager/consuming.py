@@ -19,6 +19,7 @@ from qsg.rules import consume, keys
 from qsg.rules.consume import Claimer, Holder
 from qsg.rules.lanes import SegmentAt
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import read_record
 from qsg.rules.unit import Cell, Change, Taken, Unit
 from qsg.store.contract import Compare, Get, GetResult, KeyValue, unchanged
 
@@ -97,7 +98,7 @@ class Guarded:
     def read(self, result: GetResult) -> None:
         """Takes in the fence of a transmission queue. Raises `Refusal` while a channel may have sent what is on the queue."""
         kv = result.first
-        if kv is not None and pb.SenderFence.FromString(kv.value).open:
+        if kv is not None and read_record(pb.SenderFence, kv.value, kv.key).open:
             raise Refusal(Reason.OBJECT_IN_USE, f"{self.opened.name}: a channel sends from it")
         self.fence_revision = kv.mod_revision if kv is not None else 0
 

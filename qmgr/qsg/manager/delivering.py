@@ -308,8 +308,9 @@ def _segment(queue: str, priority: int, header: records_pb2.SegmentHeader, bodie
     kept, kept_bodies = segments.cut(header, bodies, indexes)
     for _, entry, body in segments.iterate(kept, kept_bodies):
         # What does not parse would fail at whoever gets it: it is told to the partner instead.
-        if len(_message(bytes(body)).payload) != entry.payload_size:
-            raise Refusal(Reason.PROTOCOL_ERROR, "a message's size differs from its index entry")
+        message = _message(bytes(body))
+        if len(message.payload) != entry.payload_size or message.message_id != entry.message_id:
+            raise Refusal(Reason.PROTOCOL_ERROR, "a message's size or id differs from its index entry")
     bare = segments.set_destination(kept, None)
     return NewSegment(queue, priority, bare, kept_bodies, len(indexes), segments.payload_bytes(bare))
 

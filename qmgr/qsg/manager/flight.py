@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from qsg.pb import records_pb2
 from qsg.rules.batches import Built, Piece
+from qsg.rules.records import read_record
 
 SETTLE_COST = 60
 """Operations of one deleting unit, about."""
@@ -61,7 +62,7 @@ class Flight:
 
 def progress_after(before: bytes | None, marks: Sequence[Mark]) -> records_pb2.Progress:
     """The progress record `before`, with these batches confirmed and deleted."""
-    after = records_pb2.Progress.FromString(before or b"")
+    after = read_record(records_pb2.Progress, before or b"")
     for mark in marks:
         built = mark.built
         for priority, position in built.positions.items():

@@ -27,6 +27,7 @@ from qsg.rules import consume, keys, segments
 from qsg.rules.consume import Claimer
 from qsg.rules.lanes import LaneReader
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import Damaged, read_record, stored_message
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.store.contract import Event, StoreError
 from qsg.store.follow import Follower
@@ -44,6 +45,8 @@ LOSSES = 2
 QUIET_S = (0.005, 0.05)
 INCOMPLETE_MAX = 10
 """After that a large message that is not whole, but not taken either, is told as what it is: damage."""
+_PERHAPS_TAKEN = frozenset({Reason.LARGE_MESSAGE_INCOMPLETE, Reason.RECORD_DAMAGED})
+"""What is missing may have been taken meanwhile: looked at again, before it is told."""
 AHEAD = 6, 192
 """Segments that a loser leaves to the winner, at most: after the first losses, and after many (four times as far with each)."""
 
@@ -292,7 +295,7 @@ class GetterLoop:
             try:
                 found[request] = await self._messages(request)
             except Refusal as refusal:
-                if refusal.reason is not Reason.LARGE_MESSAGE_INCOMPLETE or request.incomplete >= INCOMPLETE_MAX:
+                if refusal.reason not in _PERHAPS_TAKEN or request.incomplete >= INCOMPLETE_MAX:
                     request.fail(refusal)
                     continue
                 request.incomplete += 1
@@ -312,6 +315,7 @@ class GetterLoop:
                     raw = await large.read(self.window.structure, self.window.queue, entry)
                 else:
                     raw = segments.body_at(segment.at.header, index, segment.body or b"")
+                stored_message(entry, raw)
                 found.append(GotMessage(raw, backouts.get(index, 0), segment.at.position(index)))
         return found
 
@@ -443,7 +447,11 @@ class GetterLoop:
     def _heard(self, events: list[Event]) -> None:
         """The totals moved: rings when something was put, or given back (rewritten without a change)."""
         for event in events:
-            totals = pb.Totals.FromString(event.kv.value)
+            try:
+                totals = read_record(pb.Totals, event.kv.value, event.kv.key)
+            except Damaged:
+                self.ring()  # who reads it tells
+                continue
             before = self._sums.get(event.kv.key, (-1, -1))
             self._sums[event.kv.key] = totals.put, totals.got
             if totals.put != before[0]:

@@ -10,6 +10,7 @@ from qsg.pb import channel_pb2, initiator_pb2, records_pb2
 from qsg.rules import negotiate
 from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason
+from qsg.rules.records import read_record
 from qsg.rules.unit import Cell, Unit
 
 
@@ -65,8 +66,8 @@ class SenderCounters:
 def open_order(grant: Grant, *, fence_only: bool = False, query: bool = False, ping: bool = False) -> initiator_pb2.Open:
     """What the initiator needs to open a session for this grant."""
     channel = grant.channel
-    fence = records_pb2.SenderFence.FromString(grant.fence.value or b"")
-    progress = records_pb2.Progress.FromString(grant.progress.value or b"")
+    fence = read_record(records_pb2.SenderFence, grant.fence.value or b"", grant.fence.key)
+    progress = read_record(records_pb2.Progress, grant.progress.value or b"", grant.progress.key)
     bind = channel_pb2.Bind(
         channel=channel.name,
         sender=grant.sender_name,

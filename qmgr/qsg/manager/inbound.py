@@ -20,6 +20,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import Damaged
 from qsg.rules.steps import swap
 from qsg.rules.unit import Cell, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
@@ -128,7 +129,7 @@ class InboundTable:
                     await asyncio.sleep(REPORT_S / 10)
                     pause += REPORT_S / 10
             await self._remove(session.table, session.channel, session.partner, session.request)
-        except (Fenced, OutcomeUnknown, StoreError) as error:
+        except (Fenced, OutcomeUnknown, StoreError, Refusal) as error:
             log.info("inbound status not written", channel=session.channel, partner=session.partner, error=repr(error))
 
     async def _write(self, session: Inbound, cell: Cell | None) -> Cell | None:
@@ -136,7 +137,11 @@ class InboundTable:
         for _ in range(ATTEMPTS):
             fresh = cell is None
             cell = cell or await structure.cell(keys.status_in(session.channel, session.partner))
-            before = status.parse(cell.value)
+            try:
+                before = status.parse(cell.value)
+            except Damaged as damaged:
+                log.error("an entry of the status table cannot be read, replaced", channel=session.channel, detail=damaged.detail)
+                before = None
             if before is not None and before.request != session.request:
                 if not fresh and before.started_at_ms >= session.started_at_ms:
                     return cell  # replaced by a later session, here or in another member (adoption)

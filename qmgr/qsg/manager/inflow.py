@@ -26,6 +26,7 @@ from qsg.rules import receiver as rules
 from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.receiver import Arrival, BindRefused, Course
+from qsg.rules.records import read_record
 from qsg.rules.unit import Cell, Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.store.contract import Compare, StoreError, unchanged
 from qsg.transport.codec import ProtocolError, parse
@@ -109,7 +110,7 @@ class Inflow:
         self._affinity = bond.affinity
         self._ours = bond.ours
         self._progress = progress
-        self._record = records_pb2.Progress.FromString(progress.value or b"")
+        self._record = read_record(records_pb2.Progress, progress.value or b"", progress.key)
         """Behind everything handed to the store."""
         self._course = Course.after(self._record, bond.parameters)
         self._deliverer = Deliverer(
@@ -217,7 +218,7 @@ class Inflow:
         before = pending.before
 
         def apply(present: bytes | None) -> bytes:
-            record = None if present is None else records_pb2.Progress.FromString(present)
+            record = None if present is None else read_record(records_pb2.Progress, present)
             if not rules.is_base(record, before):
                 raise Refusal(Reason.CHANGED_MEANWHILE, "the record is not the one that this batch follows")
             return value
@@ -240,7 +241,7 @@ class Inflow:
     async def _check_fence(self) -> None:
         fence = await self._structure.cell(self._fence)
         if fence.mod_revision != self._fence_revision:
-            seen = records_pb2.ReceiverFence.FromString(fence.value or b"")
+            seen = read_record(records_pb2.ReceiverFence, fence.value or b"", fence.key)
             raise BindRefused(Reason.EPOCH_TOO_LOW, f"a newer bind came in at {seen.member}", seen.epoch, seen.instance)
 
     # Confirming

@@ -20,6 +20,7 @@ from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.segments import BODIES_MAX
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
@@ -137,7 +138,11 @@ async def clean_queue(structure: Structure, queue: str) -> int:
     live = {(kv.key, kv.create_revision) for kv in members.kvs}
     removed = 0
     for kv in stages.kvs:
-        owner = pb.Lock.FromString(kv.value)
+        try:
+            owner = read_record(pb.Lock, kv.value, kv.key)
+        except Damaged as damaged:
+            log.error("a stage's owner cannot be read", detail=damaged.detail)
+            continue
         key = keys.member(owner.member)
         if (key, owner.incarnation) in live:
             continue

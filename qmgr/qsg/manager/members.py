@@ -18,6 +18,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.ownership import execution
 from qsg.rules.reasons import Refusal
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.store.contract import Event
 from qsg.store.follow import Follower
@@ -72,7 +73,11 @@ class Members:
 
     def record(self, member: str) -> pb.MemberRecord | None:
         kv = self._followers[self._admin].items.get(keys.member(member))
-        return None if kv is None else pb.MemberRecord.FromString(kv.value)
+        try:
+            return None if kv is None else read_record(pb.MemberRecord, kv.value, kv.key)
+        except Damaged as damaged:
+            log.error("a member's record cannot be read", member=member, detail=damaged.detail)
+            return None
 
     def in_structure(self, structure: str) -> set[str]:
         follower = self._followers.get(structure)

@@ -21,6 +21,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.packed import read_guard
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.slots import Guard
 from qsg.rules.world import World
 from qsg.store.contract import (
@@ -128,9 +129,9 @@ async def _register(
     old, guards, revision = await _look(store, key, guard_keys, timeout_s)
     check_restored(highest, revision)
     if old is not None:
-        if again and _process(old) != record.process:
-            raise Displaced(f"process {_process(old)} has taken the name {member}")
-        log.info("displacing an earlier incarnation", member=member, incarnation=old.create_revision, process=_process(old))
+        if again and process_of(old) not in ("", record.process):
+            raise Displaced(f"process {process_of(old)} has taken the name {member}")
+        log.info("displacing an earlier incarnation", member=member, incarnation=old.create_revision, process=process_of(old))
         await store.txn([created_at(key, old.create_revision)], [Delete(key)], timeout_s=timeout_s)
         old, guards, revision = await _look(store, key, guard_keys, timeout_s)
         if old is not None:
@@ -167,8 +168,13 @@ async def _look(store: Store, key: bytes, guard_keys: list[bytes], timeout_s: fl
     return result.got(0).first, [read_guard(result.got(i + 1).first) for i in range(len(guard_keys))], result.revision
 
 
-def _process(kv: KeyValue) -> str:
-    return pb.MemberRecord.FromString(kv.value).process
+def process_of(kv: KeyValue) -> str:
+    """The process that a member key names, blank when it cannot be read: that is nobody to give way to."""
+    try:
+        return read_record(pb.MemberRecord, kv.value, kv.key).process
+    except Damaged as damaged:
+        log.error("a member key cannot be read", detail=damaged.detail)
+        return ""
 
 
 class Membership:

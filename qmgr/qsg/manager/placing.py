@@ -20,6 +20,7 @@ from qsg.rules import internal, keys, names
 from qsg.rules.definitions import MESSAGE_BYTES_MAX, PRIVATE, Queue
 from qsg.rules.names import Resolved
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import read_record
 from qsg.rules.unit import NewMessage
 from qsg.store.contract import Compare, get_prefix
 
@@ -199,7 +200,7 @@ class _DepthEstimate:
 async def depth_of(opened: Opened) -> Depth:
     """The exact depth at the revision of the read."""
     _, (found,) = await opened.structure.read(get_prefix(keys.totals(opened.name)))
-    totals = [pb.Totals.FromString(kv.value) for kv in found.kvs]
+    totals = [read_record(pb.Totals, kv.value, kv.key) for kv in found.kvs]
     return Depth(sum(t.put - t.got for t in totals), sum(t.put_bytes - t.got_bytes for t in totals))
 
 

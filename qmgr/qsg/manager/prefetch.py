@@ -17,6 +17,7 @@ from qsg.pb import records_pb2
 from qsg.rules import batches, keys
 from qsg.rules.batches import Loaded, Piece
 from qsg.rules.lanes import LaneReader, Position, SegmentAt
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.segments import needs_bodies
 from qsg.rules.unit import CompareFailed
 from qsg.store.contract import Event, Get, prefix_end
@@ -136,7 +137,11 @@ class Prefetch:
         for event in events:
             if event.deleted:
                 continue
-            put = records_pb2.Totals.FromString(event.kv.value).put
+            try:
+                put = read_record(records_pb2.Totals, event.kv.value, event.kv.key).put
+            except Damaged:
+                self._bell.set()  # who reads it tells
+                continue
             known, self._puts[event.kv.key] = self._puts.get(event.kv.key), put
             if put != known:
                 self._ring(event.kv.mod_revision)
@@ -150,7 +155,7 @@ class Prefetch:
         while more:
             _, (page,) = await self._structure.read(Get(start, prefix_end(prefix), limit=PAGE))
             for kv in page.kvs:
-                record = records_pb2.Consumption.FromString(kv.value)
+                record = read_record(records_pb2.Consumption, kv.value, kv.key)
                 self._consumed[keys.split_segment_key(self._queue, kv.key, b"c")] = batches.bits(record.gone)
             more = page.more and bool(page.kvs)
             if more:
@@ -186,7 +191,7 @@ class Prefetch:
     async def _load(self, group: list[SegmentAt]) -> None:
         wanted: list[Loaded] = []
         for segment in group:
-            gone = self._consumed.pop((segment.priority, segment.suffix), 0)
+            gone = self._consumed.pop((segment.priority, segment.suffix), 0) & batches.below(len(segment.header.entries))
             piece, rest = batches.covered(Loaded(segment, b"", 0, gone), self._floor.get(segment.priority))
             if piece is not None:
                 self._on_settled(piece)
@@ -217,10 +222,21 @@ class Prefetch:
         gets = [Get(keys.body(self._queue, one.segment.priority, one.segment.suffix)) for one in apart]
         _, results = await self._structure.read_near(self._reader.revision, *gets)
         for one, result in zip(apart, results, strict=True):
+            key = keys.body(self._queue, one.segment.priority, one.segment.suffix)
             if result.first is None:
+                await self._check_header(one.segment)
                 # Only who holds the lock deletes: it is no longer us.
-                raise CompareFailed((keys.body(self._queue, one.segment.priority, one.segment.suffix),))
+                raise CompareFailed((key,))
+            if len(result.first.value) != one.segment.header.bodies_size:
+                raise Damaged(f"{len(result.first.value)} of {one.segment.header.bodies_size} bytes are there", key)
             one.bodies = result.first.value
+
+    async def _check_header(self, segment: SegmentAt) -> None:
+        """Raises `Damaged` when the segment is there, without its bodies."""
+        header = keys.header(self._queue, segment.priority, segment.suffix)
+        _, (result,) = await self._structure.read(Get(header, keys_only=True))
+        if result.first is not None and result.first.create_revision == segment.create_revision:
+            raise Damaged("its bodies are missing", header)
 
 
 def _size(loaded: Loaded) -> int:

@@ -16,6 +16,7 @@ from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import read_record
 from qsg.rules.unit import Cell, Change
 from qsg.rules.world import World
 
@@ -66,7 +67,7 @@ class Producers:
         opened = pb.ProducerRecord()
 
         def apply(value: bytes | None) -> bytes:
-            present = pb.ProducerRecord.FromString(value) if value is not None else pb.ProducerRecord()
+            present = read_record(pb.ProducerRecord, value) if value is not None else pb.ProducerRecord()
             known = value is not None and present.expires_at_ms > now_ms
             opened.epoch = max(present.epoch + 1, 0 if known else now_ms)
             opened.last = present.last if known else 0
@@ -80,7 +81,7 @@ class Producers:
     async def state(self, structure: Structure, producer: str) -> ProducerState:
         """As committed now."""
         cell = await self._cell(structure, producer, anew=True)
-        record = pb.ProducerRecord.FromString(cell.value or b"")
+        record = read_record(pb.ProducerRecord, cell.value or b"", cell.key)
         return ProducerState(structure.name, record.epoch, record.last)
 
     async def change(self, structure: Structure, number: ProducerNumber) -> Change:
@@ -113,7 +114,7 @@ class Producers:
 
 def advance(value: bytes | None, number: ProducerNumber, expires_at_ms: int) -> bytes:
     """The record after a commit of `number`."""
-    record = pb.ProducerRecord.FromString(value or b"")
+    record = read_record(pb.ProducerRecord, value or b"")
     if record.epoch != number.epoch:
         raise Refusal(Reason.PRODUCER_FENCED, f"{number.producer}: epoch {record.epoch} has replaced {number.epoch}")
     if number.first <= record.last:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import structlog
+from pydantic import ValidationError
 
 from qsg.manager.catalog import ATTEMPTS, Catalog, swap
 from qsg.manager.structure import Structure
@@ -19,6 +20,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import PRIVATE, Queue
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.unit import Cell, Change, CompareFailed, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Compare, Delete, Get, GetResult, Op, Relation, Target, get_prefix, nothing_changed_after, unchanged
@@ -84,8 +86,12 @@ class QueueStore:
             cell = await structure.cell(keys.queue_state(queue.name))
         if cell.value is None:
             raise Refusal(Reason.Q_DELETED, queue.name)
-        state = pb.QueueState.FromString(cell.value)
-        opened = Opened(queue.name, structure, cell, Queue.model_validate_json(state.definition), state.id)
+        state = read_record(pb.QueueState, cell.value, cell.key)
+        try:
+            definition = Queue.model_validate_json(state.definition)
+        except ValidationError as error:
+            raise Damaged(f"its definition is not understood: {error.errors()[0]['msg']}", cell.key) from error
+        opened = Opened(queue.name, structure, cell, definition, state.id)
         self._opened[queue.structure, queue.name] = opened
         return opened
 
@@ -113,7 +119,7 @@ class QueueStore:
         def apply(present: bytes | None) -> bytes:
             if present is None:
                 return pb.QueueState(id=fresh, definition=text).SerializeToString()
-            return pb.QueueState(id=pb.QueueState.FromString(present).id, definition=text).SerializeToString() if replace else present
+            return pb.QueueState(id=read_record(pb.QueueState, present).id, definition=text).SerializeToString() if replace else present
 
         await swap(structure, key, apply)
         self._opened.pop((queue.structure, queue.name), None)
@@ -184,7 +190,7 @@ def _require_unused(name: str, results: list[GetResult], unit: Unit, purge: bool
     ops: list[Op] = []
     unit.compares.append(unchanged(keys.lock(name), lock.first.mod_revision if lock.first else 0))
     if lock.first is not None:
-        holder = pb.Lock.FromString(lock.first.value)
+        holder = read_record(pb.Lock, lock.first.value, lock.first.key)
         key = keys.member(holder.member)
         if any(kv.key == key and kv.create_revision == holder.incarnation for kv in members.kvs):
             raise Refusal(Reason.OBJECT_IN_USE, f"{name}: channel {holder.channel} on {holder.member}")
@@ -192,7 +198,7 @@ def _require_unused(name: str, results: list[GetResult], unit: Unit, purge: bool
         ops.append(Delete(keys.lock(name)))
     unit.compares.append(unchanged(keys.sender_fence(name), fence.first.mod_revision if fence.first else 0))
     if fence.first is not None:
-        if pb.SenderFence.FromString(fence.first.value).open:
+        if read_record(pb.SenderFence, fence.first.value, fence.first.key).open:
             raise Refusal(Reason.OBJECT_IN_USE, f"{name}: messages sent from it are in doubt")
         ops += [Delete(keys.sender_fence(name)), Delete(keys.sender_progress(name))]
     unit.ops.extend(ops)

@@ -26,6 +26,7 @@ from qsg.rules import receiver as rules
 from qsg.rules.definitions import PRIVATE, Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.receiver import BindRefused, Holder
+from qsg.rules.records import read_record
 from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
 from qsg.store.contract import StoreError
@@ -214,8 +215,8 @@ class Receiver:
     async def _answer_query(self, structure: Structure, request: channel_pb2.Bind, parameters: channel_pb2.Parameters) -> None:
         fence, progress = Cell(keys.receiver_fence(request.stream)), Cell(keys.receiver_progress(request.stream))
         await structure.refresh(fence, progress)
-        bound = self._bound(records_pb2.Progress.FromString(progress.value or b""), parameters)
-        bound.epoch = records_pb2.ReceiverFence.FromString(fence.value or b"").epoch
+        bound = self._bound(read_record(records_pb2.Progress, progress.value or b"", progress.key), parameters)
+        bound.epoch = read_record(records_pb2.ReceiverFence, fence.value or b"", fence.key).epoch
         await self._session.send(channel_pb2.FRAME_BOUND, bound)
         await self._session.close()
 
@@ -232,7 +233,7 @@ class Receiver:
                 revision, progress = await self._bind(structure, request, parameters.sequence_wrap)
         except TimeoutError:
             raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"structure {structure.name} does not answer") from None
-        record = records_pb2.Progress.FromString(progress.value or b"")
+        record = read_record(records_pb2.Progress, progress.value or b"", progress.key)
         self.counters.epoch, self.counters.instance = request.epoch, request.instance
         self.counters.sequence, self.counters.luwid = record.sequence, record.luwid
         bound = self._bound(record, parameters)
@@ -258,8 +259,8 @@ class Receiver:
         holder = Holder(services.member, structure.incarnation, self._session.initiator, session, services.world.wall_ms())
         for _ in range(BIND_ATTEMPTS):
             await structure.refresh(fence, progress)
-            seen = None if fence.value is None else records_pb2.ReceiverFence.FromString(fence.value)
-            known = None if progress.value is None else records_pb2.Progress.FromString(progress.value)
+            seen = None if fence.value is None else read_record(records_pb2.ReceiverFence, fence.value, fence.key)
+            known = None if progress.value is None else read_record(records_pb2.Progress, progress.value, progress.key)
             accepted = rules.bind(request, seen, known, holder, wrap)
             unit = Unit("bind", changes=[_write(fence, accepted.fence)])
             if accepted.record_changed:

@@ -24,6 +24,7 @@ from qsg.rules import batches, keys, negotiate
 from qsg.rules.batches import BatchBuilder, Piece
 from qsg.rules.lanes import Position
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import read_record
 from qsg.rules.unit import Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Taken, Unit
 from qsg.store.contract import Compare, Event, Get, StoreError, unchanged
 from qsg.transport.codec import ProtocolError, parse
@@ -194,7 +195,7 @@ class Sender:
         bound = session.bound
         self._parameters = negotiate.negotiate(negotiate.offer(self.grant.channel), bound.parameters)
         self.counters.address, self.counters.partner, self.counters.partner_member = session.address, bound.receiver, bound.member
-        before = records_pb2.Progress.FromString(self.grant.progress.value or b"")
+        before = read_record(records_pb2.Progress, self.grant.progress.value or b"", self.grant.progress.key)
         self._check_record(before, bound.record)
         after = records_pb2.Progress()
         after.CopyFrom(before)
@@ -206,7 +207,7 @@ class Sender:
         if after != before:
             value = after.SerializeToString(deterministic=True)
             unit.changes.append(Change(self.grant.progress, lambda _: value))
-        fence = records_pb2.SenderFence.FromString(self.grant.fence.value or b"")
+        fence = read_record(records_pb2.SenderFence, self.grant.fence.value or b"", self.grant.fence.key)
         if not fence.bound_before:
             fence.bound_before = True
             raised = fence.SerializeToString(deterministic=True)
@@ -456,7 +457,7 @@ class Sender:
         raise CompareFailed((grant.fence.key,))
 
     def _is_ours(self, fence: bytes) -> bool:
-        record = records_pb2.SenderFence.FromString(fence)
+        record = read_record(records_pb2.SenderFence, fence)
         return record.epoch == self.grant.epoch and record.stream == self.grant.stream
 
     async def _obey_force(self) -> None:

@@ -7,14 +7,19 @@ shows may be old: it serves to notice and to find before-images; every change is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import structlog
 
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.steps import Sight
-from qsg.store.contract import Event, Get
+from qsg.store.contract import Event, Get, KeyValue
 from qsg.store.follow import Follower
+
+log = structlog.get_logger()
 
 Listener = Callable[[str, pb.ChannelStatus | None, int], None]
 """(channel, its entry now; None = inactive, revision of the change), outbound entries only."""
@@ -47,20 +52,20 @@ class StatusTable:
 
     def entry(self, channel: str) -> pb.ChannelStatus | None:
         kv = self._out.items.get(keys.status_out(channel))
-        return None if kv is None else pb.ChannelStatus.FromString(kv.value)
+        return None if kv is None else _readable(kv)
 
     def has(self, channel: str) -> bool:
         return keys.status_out(channel) in self._out.items
 
     def outbound(self) -> list[pb.ChannelStatus]:
-        return [pb.ChannelStatus.FromString(kv.value) for kv in self._out.items.values()]
+        return _all_readable(self._out.items.values())
 
     def inbound(self) -> list[pb.ChannelStatus]:
-        return [pb.ChannelStatus.FromString(kv.value) for kv in self._in.items.values()]
+        return _all_readable(self._in.items.values())
 
     def entries(self) -> list[pb.ChannelStatus]:
         """All, outbound first."""
-        return [pb.ChannelStatus.FromString(kv.value) for f in (self._out, self._in) for _, kv in sorted(f.items.items())]
+        return _all_readable(kv for f in (self._out, self._in) for _, kv in sorted(f.items.items()))
 
     def sight(self, gone: dict[str, int], initiator: tuple[bytes, int]) -> Sight:
         """What recovery looks at, without asking the store. `gone`: member -> newest incarnation that is known to be dead, whether or not
@@ -77,7 +82,7 @@ class StatusTable:
     async def read(self, channel: str) -> pb.ChannelStatus | None:
         """The entry as it is in the store now."""
         _, (result,) = await self.structure.read(Get(keys.status_out(channel)))
-        return None if result.first is None else pb.ChannelStatus.FromString(result.first.value)
+        return None if result.first is None else read_record(pb.ChannelStatus, result.first.value, result.first.key)
 
     async def later_than(self, revision: int, timeout_s: float) -> bool:
         """Waits until an entry has changed after `revision`; False when none has in time."""
@@ -107,6 +112,21 @@ class StatusTable:
     def _changed(self, events: list[Event]) -> None:
         for event in events:
             channel = keys.unname(event.kv.key[len(keys.STATUS_OUT) :])
-            entry = None if event.deleted else pb.ChannelStatus.FromString(event.kv.value)
+            entry = None if event.deleted else _readable(event.kv)
+            if entry is None and not event.deleted:
+                continue  # whoever changes it next is told; a running channel goes on
             for listener in list(self.on_change):
                 listener(channel, entry, event.kv.mod_revision)
+
+
+def _readable(kv: KeyValue) -> pb.ChannelStatus | None:
+    """None for an entry that cannot be read: the others must not wait for it."""
+    try:
+        return read_record(pb.ChannelStatus, kv.value, kv.key)
+    except Damaged as damaged:
+        log.error("an entry of the status table cannot be read", detail=damaged.detail)
+        return None
+
+
+def _all_readable(kvs: Iterable[KeyValue]) -> list[pb.ChannelStatus]:
+    return [entry for kv in kvs if (entry := _readable(kv)) is not None]

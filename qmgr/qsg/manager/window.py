@@ -100,9 +100,9 @@ class Window:
         revision, results = await self.structure.read(*gets, *bodies, *(g for s in wanted for g in self._check(s)))
         self._take_in(results[:fixed])
         for segment, result in zip(wanted, results[fixed : fixed + len(wanted)], strict=True):
-            if result.first is not None:
-                segment.body = result.first.value
-                self._bodies[segment] = len(segment.body)
+            # Missing although the header is there (else it is gone, see below): damage, found when a message is made of it.
+            segment.body = result.first.value if result.first is not None else b""
+            self._bodies[segment] = len(segment.body)
         self._checked(wanted, revision, results[fixed + len(wanted) :])
         self._forget_bodies(keep=segments)
 

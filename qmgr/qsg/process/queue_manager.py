@@ -15,8 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from qsg.manager.manager import Options, QueueManager
-from qsg.manager.membership import Displaced
-from qsg.pb import records_pb2
+from qsg.manager.membership import Displaced, process_of
 from qsg.process.aliases import AliasedTransport
 from qsg.process.config import ADMIN, ConfigError, MemberConfig
 from qsg.process.revisions import Revisions
@@ -223,7 +222,7 @@ async def _displaced(admin: Store, options: Options) -> bool:
         found = (await admin.get(Get(keys.member(options.member)))).first
     except StoreError:
         return False
-    return found is not None and records_pb2.MemberRecord.FromString(found.value).process != options.process
+    return found is not None and process_of(found) not in ("", options.process)
 
 
 def _end_process(pid: int) -> None:

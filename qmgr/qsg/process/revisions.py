@@ -8,10 +8,11 @@ process may run, or be started again and again, meanwhile. Not guaranteed: that 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from qsg.manager.membership import RESTORED_JUMP, check_restored, confirm_restored
 from qsg.process.config import MemberConfig
@@ -21,6 +22,8 @@ from qsg.rules.definitions import PRIVATE
 from qsg.rules.reasons import Refusal
 from qsg.store.contract import Get, Store, StoreError, Unavailable, prefix_end
 from qsg.store.sqlite import SqliteStore
+
+log = structlog.get_logger()
 
 REVISION_STEP = 1_000
 """How far the highest revision seen may run ahead of the one on disk."""
@@ -32,9 +35,13 @@ IN_USE_S = 3.0
 
 
 def _read(path: Path) -> dict[str, int]:
-    with contextlib.suppress(OSError, ValueError):
-        return {str(k): int(v) for k, v in json.loads(path.read_text()).items()}
-    return {}
+    try:
+        return {str(k): int(v) for k, v in dict(json.loads(path.read_text())).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        log.error("revisions cannot be read: a restore before now would not be noticed", path=str(path), error=str(error))
+        return {}
 
 
 def _write(path: Path, revisions: dict[str, int]) -> None:

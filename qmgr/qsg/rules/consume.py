@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import Damaged, read_record
 from qsg.store.contract import Compare, Delete, Relation, Target, created_at
 
 Apply = Callable[[bytes | None], bytes | None]
@@ -43,16 +44,22 @@ class Claimer:
 
 
 def parse(value: bytes | None) -> pb.Consumption:
-    return pb.Consumption.FromString(value) if value else pb.Consumption()
+    return read_record(pb.Consumption, value) if value else pb.Consumption()
 
 
 Entries = Collection[int] | int
 """Indexes, or a bitmap of them."""
 
 
+ENTRIES_MAX = 1 << 16
+"""More than any segment has: a bitmap is not made for what damage makes of an index."""
+
+
 def bits(indexes: Iterable[int]) -> int:
     mask = 0
     for index in indexes:
+        if index >= ENTRIES_MAX:
+            raise Damaged(f"entry {index} of a segment")
         mask |= 1 << index
     return mask
 

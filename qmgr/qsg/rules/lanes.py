@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.keys import Suffix
+from qsg.rules.records import read_record
 from qsg.store.contract import Get, GetResult, get_prefix, prefix_end
 
 Place = tuple[int, bytes]
@@ -125,7 +126,7 @@ class LaneReader:
         return [get_prefix(keys.totals(self.queue)), *(self._page(*planned) for planned in self._planned)]
 
     def feed(self, revision: int, results: Sequence[GetResult]) -> None:
-        """Takes in what `plan()` asked for, all read at `revision`."""
+        """Takes in what `plan()` asked for, all read at `revision`. Raises `Damaged`; then what can be read is read again."""
         assert len(results) == len(self._planned) + 1, "results are not those of the last plan"
         assert revision >= self.revision, "the store went backwards"
         self._round += 1
@@ -215,7 +216,7 @@ class LaneReader:
             known = self._totals.get(lane_name)
             if known is not None and known[0] == kv.mod_revision:
                 continue
-            totals = pb.Totals.FromString(kv.value)
+            totals = read_record(pb.Totals, kv.value, kv.key)
             self._totals[lane_name] = kv.mod_revision, totals
             start = keys.name(lane_name) + b"/"
             for priority, last in totals.last.items():
@@ -242,11 +243,12 @@ class LaneReader:
         for kv in result.kvs:
             _, suffix = keys.split_segment_key(self.queue, kv.key)
             assert suffix > lane.cursor, "a page in order, behind the cursor"
+            # One that cannot be read holds up what is behind it: the cursor stays before it.
+            header = read_record(pb.SegmentHeader, kv.value, kv.key)
             lane.cursor = suffix
             self._typical_size = max(512, len(kv.value), self._typical_size * 7 // 8)
             if settled is not None and (kv.create_revision, suffix) < (settled.create_revision, settled.suffix):
                 continue
-            header = pb.SegmentHeader.FromString(kv.value)
             lane.waiting.append(SegmentAt(priority, suffix, kv.create_revision, header, len(kv.value)))
         if result.kvs:
             lane.used_at = self._round

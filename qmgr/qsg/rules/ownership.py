@@ -15,6 +15,7 @@ from typing import Literal
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, retry, status
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.steps import Commit, Draw, Me, Place, Sight, Steps, look, record, swap, swap_entry
 from qsg.rules.unit import Cell, CompareFailed, Unit
 from qsg.store.contract import Compare, Delete, Get, Relation, Target, created_at, get_prefix, nothing_changed_after, unchanged
@@ -41,7 +42,10 @@ class Held:
     @property
     def intact(self) -> bool:
         """Do lock and fence show what we took, as far as this process has seen? (A failed compare brings the cells up to date.)"""
-        lock, fence = pb.Lock.FromString(self.lock.value or b""), pb.SenderFence.FromString(self.fence.value or b"")
+        lock, fence = (
+            read_record(pb.Lock, self.lock.value or b"", self.lock.key),
+            read_record(pb.SenderFence, self.fence.value or b"", self.fence.key),
+        )
         return lock.epoch == self.epoch and fence.epoch == self.epoch
 
     @property
@@ -86,7 +90,7 @@ def take(me: Me, place: Place, occasion: Occasion, draw: Draw) -> Steps[Held]:
     before = status.parse(admin_side.value(keys.status_out(place.channel.name)))
     check_entry(me, before, occasion, admin_side)
     lock = queue_side.cell(keys.lock(place.queue))
-    holder = None if lock.value is None else pb.Lock.FromString(lock.value)
+    holder = None if lock.value is None else read_record(pb.Lock, lock.value, lock.key)
     yield from check_holder(me, place, holder, before, occasion, queue_side, admin_side)
     check_claims(place, queue_side)
     fence, progress = queue_side.cell(keys.sender_fence(place.queue)), queue_side.cell(keys.sender_progress(place.queue))
@@ -213,7 +217,7 @@ def execution(member: str, incarnation: int) -> Unit:
 def check_claims(place: Place, queue_side: Sight) -> None:
     """Nothing of the queue may be claimed by a live unit of work: the channel would send past it (H8)."""
     for kv in queue_side.under(keys.consumptions(place.queue)):
-        for claim in pb.Consumption.FromString(kv.value).claims:
+        for claim in read_record(pb.Consumption, kv.value, kv.key).claims:
             if queue_side.lives(claim.member, claim.incarnation):
                 raise Refusal(Reason.OBJECT_IN_USE, f"an application on {claim.member} has messages of {place.queue} in a unit of work")
 
@@ -221,7 +225,7 @@ def check_claims(place: Place, queue_side: Sight) -> None:
 def next_fence(place: Place, value: bytes | None, draw: Draw) -> pb.SenderFence:
     """The fence behind a take: epoch + 1, open. A new partner draws a new stream; while open, no other channel or partner may (H2)."""
     channel = place.channel
-    before = pb.SenderFence.FromString(value or b"")
+    before = read_record(pb.SenderFence, value or b"")
     if before.open and before.channel != channel.name:
         raise Refusal(Reason.CHANNEL_IN_USE, f"{place.queue} is in doubt under channel {before.channel}: start or resolve that one")
     other = bool(before.partner and channel.partner and before.partner != channel.partner)
@@ -246,7 +250,7 @@ def _locking(me: Me, place: Place, held: Held, holder: pb.Lock | None, after: pb
         unit.compares.append(void(holder.member, holder.incarnation))
     # A claim made since the read (H8). Gets in flight fail on the fence, which changes here (P5).
     unit.compares.append(nothing_changed_after(keys.consumptions(place.queue), seen.revision))
-    before = pb.SenderFence.FromString(held.fence.value or b"")
+    before = read_record(pb.SenderFence, held.fence.value or b"", held.fence.key)
     if before.stream != after.stream:
         unit.changes.append(swap(held.progress, record(pb.Progress())))
     else:
@@ -309,7 +313,7 @@ def raise_epoch(me: Me, held: Held, seen: int) -> Steps[bool]:
     """The partner has seen a higher epoch (C7b): the holder of the lock raises its own above it, and binds again. False: fenced off."""
     if not held.intact:
         return False
-    fence = pb.SenderFence.FromString(held.fence.value or b"")
+    fence = read_record(pb.SenderFence, held.fence.value or b"", held.fence.key)
     fence.epoch = max(fence.epoch, seen) + 1
     changes = [swap(held.fence, record(fence)), swap(held.lock, own_lock(me, held.place, fence.epoch))]
     try:
@@ -334,7 +338,7 @@ def unlock(held: Held, *, clean: bool, last: Unit | None = None) -> Unit:
         unit.taken += last.taken
         unit.ops += last.ops
     if clean:
-        fence = pb.SenderFence.FromString(held.fence.value or b"")
+        fence = read_record(pb.SenderFence, held.fence.value or b"", held.fence.key)
         fence.open = False
         unit.changes.append(swap(held.fence, record(fence)))
     else:
@@ -389,7 +393,7 @@ def release_idle(held: Held) -> Steps[bool]:
     """
     doorbells = keys.totals(held.place.queue)
     sight = yield from look(held.place.structure, get_prefix(doorbells))
-    totals = [pb.Totals.FromString(kv.value) for kv in sight.under(doorbells)]
+    totals = [read_record(pb.Totals, kv.value, kv.key) for kv in sight.under(doorbells)]
     if sum(t.put - t.got for t in totals) > 0 or not held.intact or held.entry.value is None or held.status.request != held.request:
         return False
     unit = unlock(held, clean=True)
@@ -431,7 +435,10 @@ def leftovers(me: Me, admin: Sight, *, running: Iterable[str] = (), pinned: Call
     """
     mine = set(running)
     for kv in sorted((*admin.under(keys.STATUS_OUT), *admin.under(keys.STATUS_IN)), key=lambda kv: kv.key):
-        entry = pb.ChannelStatus.FromString(kv.value)
+        try:
+            entry = read_record(pb.ChannelStatus, kv.value, kv.key)
+        except Damaged:
+            continue  # told where it is read for itself; the others must not wait for it
         if entry.state == pb.STOPPED:
             continue  # stays as it is: only a command starts it
         if not admin.lives(entry.owner, entry.owner_incarnation):
@@ -488,7 +495,7 @@ def release_own_lock(me: Me, structure: str, queue: str) -> Steps[bool]:
     lock_key, fence_key = keys.lock(queue), keys.sender_fence(queue)
     sight = yield from look(structure, Get(lock_key), Get(fence_key))
     cell = sight.cell(lock_key)
-    holder = pb.Lock.FromString(cell.value or b"")
+    holder = read_record(pb.Lock, cell.value or b"", cell.key)
     if holder.member != me.member or holder.incarnation != me.incarnations[structure]:
         return False
     unit = Unit("unlock what nobody uses", changes=[swap(cell, None)], compares=[unchanged(fence_key, sight.mod_revision(fence_key))])

@@ -16,6 +16,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, segments
 from qsg.rules.packed import Denied, Lane, Packed, Write, guard_put, own, range_get, wider
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import read_record
 from qsg.rules.slots import Guard
 from qsg.rules.unit import Change, NewMessage, NewSegment, Taken, Unit
 from qsg.store.contract import Compare, Delete, Get, Limits, Op, Put, Target, unchanged
@@ -257,6 +258,7 @@ class _Builder:
         cell = self.lane.totals_of(queue)
         if self._written(cell.key):
             raise _Stop
+        read_record(pb.Totals, cell.value or b"", cell.key)  # what cannot be counted on is told to its units, before anything is built
         trial.queues[queue] = None
         self._try_compare(unchanged(cell.key, cell.mod_revision), trial)
         trial.cost.ops += 1
@@ -345,7 +347,7 @@ class _Builder:
     def _totals_writes(self) -> None:
         for queue, sums in self.sums.items():
             cell = self.lane.totals_of(queue)
-            totals = pb.Totals.FromString(cell.value or b"")
+            totals = read_record(pb.Totals, cell.value or b"", cell.key)
             totals.put += sums.put
             totals.put_bytes += sums.put_bytes
             totals.got += sums.got

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
+from qsg.rules.records import Damaged, read_record
 from qsg.rules.slots import Guard
 from qsg.rules.unit import Cell
 from qsg.store.contract import Compare, Get, KeyValue, Op, Put, Relation, Target, TxnResult, created_at, unchanged
@@ -178,10 +179,17 @@ def guard_of(result: TxnResult, lane: Lane) -> tuple[Guard, bool]:
     return read_guard(guard), ours
 
 
+DAMAGED = b"damaged"
+"""Attempt of a guard that cannot be read: nobody's. It is replaced by its revision, as any other."""
+
+
 def read_guard(kv: KeyValue | None) -> Guard:
     if kv is None:
         return Guard()
-    record = pb.Guard.FromString(kv.value)
+    try:
+        record = read_record(pb.Guard, kv.value, kv.key)
+    except Damaged:
+        return Guard(0, DAMAGED, kv.mod_revision)
     return Guard(record.number, record.attempt, kv.mod_revision)
 
 

@@ -90,6 +90,7 @@ class Reason(enum.IntEnum):
     BATCH_OUT_OF_ORDER = 9022
     CHANGED_MEANWHILE = 9023  # a compare failed: read again and decide anew
     LARGE_MESSAGE_INCOMPLETE = 9024
+    RECORD_DAMAGED = 9025  # a value in a store cannot be read
 
 
 def reason_of(number: int) -> Reason:

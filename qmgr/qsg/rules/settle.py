@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
+from qsg.rules.records import read_record
 from qsg.rules.steps import Commit, Read, Sight, Steps, look, record, swap
 from qsg.rules.unit import Cell, Taken, Unit
 from qsg.store.contract import Delete, Get, KeyValue, created_at, get_prefix, prefix_end, unchanged
@@ -45,7 +46,7 @@ def settle(structure: str, queue: str, fence: Cell, progress: Cell, known: pb.Pr
     deleted = 0
     for priority in sorted(known.confirmed):
         deleted += yield from _delete_covered(structure, queue, fence, priority, known.confirmed[priority])
-    closed = pb.SenderFence.FromString(fence.value or b"")
+    closed = read_record(pb.SenderFence, fence.value or b"", fence.key)
     closed.open = False
     unit = Unit("settle", changes=[swap(fence, record(closed)), swap(progress, record(merged(progress.value, known)))])
     yield Commit(structure, unit)
@@ -54,7 +55,7 @@ def settle(structure: str, queue: str, fence: Cell, progress: Cell, known: pb.Pr
 
 def merged(before: bytes | None, known: pb.Progress) -> pb.Progress:
     """Our progress behind the partner's record: its positions and numbers; our own totals, and a reset that is still to be sent."""
-    after = pb.Progress.FromString(before or b"")
+    after = read_record(pb.Progress, before or b"")
     after.luwid = known.luwid
     after.sequence = known.sequence
     for priority, position in known.confirmed.items():
@@ -93,7 +94,7 @@ def _covered(queue: str, priority: int, kv: KeyValue, position: pb.Position) -> 
     here, there = (kv.create_revision, bytes(suffix)), (position.create_revision, position.suffix)
     if here > there:
         return None
-    header = pb.SegmentHeader.FromString(kv.value)
+    header = read_record(pb.SegmentHeader, kv.value, kv.key)
     return Segment(priority, suffix, kv.create_revision, header, position.index + 1 if here == there else len(header.entries))
 
 
@@ -116,8 +117,8 @@ def _delete(structure: str, queue: str, fence: Cell, segments: list[Segment]) ->
 def _take(queue: str, segment: Segment, sight: Sight, unit: Unit) -> Iterator[pb.Entry]:
     """Adds to `unit` what deletes the covered part of `segment`; yields the entries that were still there."""
     consumption = sight.cell(keys.consumption(queue, segment.priority, segment.suffix))
-    consumed = pb.Consumption.FromString(consumption.value or b"")
-    gone = int.from_bytes(consumed.gone, "little")
+    consumed = read_record(pb.Consumption, consumption.value or b"", consumption.key)
+    gone = int.from_bytes(consumed.gone, "little") & ((1 << len(segment.header.entries)) - 1)
     entries = [(i, e) for i, e in enumerate(segment.header.entries[: segment.covered]) if not gone >> i & 1]
     header = keys.header(queue, segment.priority, segment.suffix)
     if segment.whole:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from qsg.pb import records_pb2 as pb
+from qsg.rules.records import read_record
 
 State: TypeAlias = "pb.ChannelState.ValueType"
 
@@ -103,7 +104,8 @@ def state_of(entry: pb.ChannelStatus | None) -> State:
 
 
 def parse(value: bytes | None) -> pb.ChannelStatus | None:
-    return None if value is None else pb.ChannelStatus.FromString(value)
+    """Raises `Damaged`."""
+    return None if value is None else read_record(pb.ChannelStatus, value)
 
 
 def image(entry: pb.ChannelStatus) -> bytes:

@@ -16,6 +16,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, negotiate, retry, status
 from qsg.rules.ownership import owner_lives
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.records import read_record
 from qsg.rules.settle import settle
 from qsg.rules.steps import (
     Commit,
@@ -109,11 +110,11 @@ class _Queue:
 
     @property
     def record(self) -> pb.SenderFence:
-        return pb.SenderFence.FromString(self.fence.value or b"")
+        return read_record(pb.SenderFence, self.fence.value or b"", self.fence.key)
 
     @property
     def holder(self) -> pb.Lock | None:
-        return None if self.lock.value is None else pb.Lock.FromString(self.lock.value)
+        return None if self.lock.value is None else read_record(pb.Lock, self.lock.value, self.lock.key)
 
     def held_by_other(self, channel: str) -> bool:
         """Another channel runs on this queue, or left it in doubt: nothing there is ours to touch."""
@@ -210,7 +211,7 @@ def _fence_and_settle(place: Place, queue: _Queue, draw: Draw, sender_name: str)
 
 
 def _bind(place: Place, queue: _Queue, sender_name: str) -> channel_pb2.Bind:
-    fence, progress = queue.record, pb.Progress.FromString(queue.progress.value or b"")
+    fence, progress = queue.record, read_record(pb.Progress, queue.progress.value or b"", queue.progress.key)
     return channel_pb2.Bind(
         channel=place.channel.name,
         sender=sender_name,
@@ -354,7 +355,7 @@ def reset_sender(me: Me, place: Place, number: int) -> Steps[None]:
     queue = yield from _queue_side(place)
     if queue.holder is not None and queue.seen.lives(queue.holder.member, queue.holder.incarnation):
         raise Refusal(Reason.CHANNEL_IN_USE, f"{place.channel.name} is running on {queue.holder.member}: stop it first")
-    progress = pb.Progress.FromString(queue.progress.value or b"")
+    progress = read_record(pb.Progress, queue.progress.value or b"", queue.progress.key)
     progress.sequence, progress.reset_to = number - 1, number
     compares = [unchanged(queue.lock.key, queue.lock.mod_revision), unchanged(queue.fence.key, queue.fence.mod_revision)]
     try:
@@ -369,11 +370,11 @@ def reset_receiver(structure: str, channel: str, number: int) -> Steps[int]:
     sight = yield from look(structure, get_prefix(keys.RECEIVER_FENCES))
     count = 0
     for kv in sight.under(keys.RECEIVER_FENCES):
-        if pb.ReceiverFence.FromString(kv.value).channel != channel:
+        if read_record(pb.ReceiverFence, kv.value, kv.key).channel != channel:
             continue
         key = keys.RECEIVER_PROGRESS + kv.key[len(keys.RECEIVER_FENCES) :]
         cell = (yield from look(structure, Get(key))).cell(key)
-        progress = pb.Progress.FromString(cell.value or b"")
+        progress = read_record(pb.Progress, cell.value or b"", cell.key)
         progress.sequence = number - 1
         unit = Unit("reset", changes=[swap(cell, record(progress))], compares=[unchanged(kv.key, kv.mod_revision)])
         try:
