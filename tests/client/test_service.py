@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+import qsg
 from qsg.manager.clients import SERVICE, ClientLimits
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
@@ -14,6 +15,7 @@ from qsg.rules.reasons import Reason
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream
+from qsg.transport.memory import MemoryNetwork
 from support.client_group import ClientGroup
 
 
@@ -239,3 +241,33 @@ async def test_nothing_is_left_behind(group: ClientGroup) -> None:
 
     assert not group.services["X"].connections
     assert len(asyncio.all_tasks()) == before
+
+
+async def test_numbers_that_no_date_has_reach_an_application(group: ClientGroup) -> None:
+    """A raw client may say any number: the message must not be lost with the application that gets it."""
+    stream = await connected(group)
+    odd = records.Message(payload=b"x", expires_at_ms=2**64 - 1)
+    assert (await answer_to(stream, pb.ClientRequest(id=1, put=pb.Put(queue="Q", messages=[odd])))).reason == 0
+    async with group.connect() as queue_manager:
+        message = await queue_manager.get("Q")
+    assert message.payload == b"x" and message.expires_at is not None and message.expires_at.year == 9999
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [pb.ClientResponse(id=1), pb.ClientResponse(id=1, message_ids=[b"1", b"2"]), pb.ClientResponse(id=1, result="{")],
+)
+async def test_an_answer_that_does_not_fit_is_an_error_of_the_library(answer: pb.ClientResponse) -> None:
+    async def odd(stream: Stream) -> None:
+        await stream.receive()
+        await stream.send(encode(pb.CLIENT_CONNECTED, pb.Connected(member="X")))
+        await stream.receive()
+        await stream.send(encode(pb.CLIENT_RESPONSE, answer))
+        await asyncio.sleep(0.2)
+
+    network = MemoryNetwork()
+    listener = await network.transport("X").listen("X:1416", {SERVICE: odd})
+    async with qsg.connect(["X:1416"], transport=network.transport("app"), reconnect_s=0.1) as queue_manager:
+        with pytest.raises(qsg.QsgError):
+            await (queue_manager.command("status") if answer.result else queue_manager.put("Q", b"x"))
+    await listener.close()

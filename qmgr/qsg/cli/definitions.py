@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from qsg.cli.common import USAGE, err
 from qsg.rules.definitions import Definitions
+from qsg.rules.texts import NotYaml, read_yaml
 
 
 def from_options(given: dict[str, Any], settings: Iterable[str] | None) -> dict[str, Any]:
@@ -25,9 +26,11 @@ def from_options(given: dict[str, Any], settings: Iterable[str] | None) -> dict[
         *path, last = key.strip().split(".")
         for part in path:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise typer.BadParameter(f"{key}: {part} is a value already")
         try:
-            place[last] = yaml.safe_load(value)
-        except yaml.YAMLError as problem:
+            place[last] = read_yaml(value)[0]
+        except NotYaml as problem:
             raise typer.BadParameter(f"{key}: {problem}") from problem
     return definition
 
@@ -53,13 +56,9 @@ class Fault:
 def read(text: str) -> Definitions | list[Fault]:
     """The definitions in a YAML text, or everything that is wrong with it."""
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        return [Fault(mark.line + 1 if mark else 0, "", f"not YAML: {error.problem}")]
-    except yaml.YAMLError as error:
-        return [Fault(0, "", f"not YAML: {error}")]
+        data, tree = read_yaml(text)
+    except NotYaml as error:
+        return [Fault(error.line, "", error.problem)]
     if tree is None:
         return Definitions()
     if not isinstance(data, dict):

@@ -78,11 +78,19 @@ def from_record(got: pb.GotMessage) -> Message:
 
 def _dead_letter(d: records.DeadLetter) -> DeadLetter:
     reason = Reason(d.reason) if d.reason in Reason._value2member_map_ else d.reason
-    return DeadLetter(reason, d.reason_name, d.queue, d.queue_manager, d.channel, datetime.fromtimestamp(d.at_ms / 1000, UTC))
+    return DeadLetter(reason, d.reason_name, d.queue, d.queue_manager, d.channel, _moment(d.at_ms))
 
 
 def _time(ms: int) -> datetime | None:
-    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
+    return _moment(ms) if ms else None
+
+
+def _moment(ms: int) -> datetime:
+    """A message may bear any number; one beyond the last year that a `datetime` has is that year's end."""
+    return datetime.fromtimestamp(min(ms, LAST_MS) / 1000, UTC)
+
+
+LAST_MS = 253_402_300_799_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from qsg.client import network
-from qsg.client.errors import ConnectionBroken, OptionsError, OutcomeUnknown, QsgError, error_for
+from qsg.client.errors import ConnectionBroken, OptionsError, OutcomeUnknown, ProtocolError, QsgError, error_for
 from qsg.client.link import Link, LinkOptions
 from qsg.client.message import Message, Options, from_record, pad_id, to_record
 from qsg.client.producer import ProducerPuts
@@ -297,12 +297,13 @@ class QueueManager:
     async def inquire(self, kind: str, name: str = "") -> Any:
         """`kind`: "queue", "queues", "channel", "channels", "status", "group"."""
         response = await self._ask(pb.ClientRequest(inquire=pb.Inquire(object=kind, name=name)), again=True)
-        return json.loads(response.result or "null")
+        return _result(response)
 
     async def inquire_queue(self, queue: str) -> dict[str, Any]:
         """Definition and depth of a queue. Raises UnknownObjectName (2085)."""
         found = await self.inquire("queue", queue)
-        assert isinstance(found, dict)
+        if not isinstance(found, dict):
+            raise ProtocolError(f"the answer to an inquiry is {found!r:.100}")
         return found
 
     async def command(self, name: str, /, **arguments: Any) -> Any:
@@ -315,7 +316,7 @@ class QueueManager:
             response = await self._ask(request, again=False)
         except SessionLost as lost:
             raise OutcomeUnknown(str(lost)) from lost
-        return json.loads(response.result or "null")
+        return _result(response)
 
     async def _ask(self, request: pb.ClientRequest, *, again: bool) -> pb.ClientResponse:
         """The answer of some member. `again`: also after a loss that leaves open whether it was done; else that raises SessionLost."""
@@ -334,3 +335,10 @@ class QueueManager:
             if response.reason:
                 raise error_for(response.reason, response.detail)
             return response
+
+
+def _result(response: pb.ClientResponse) -> Any:
+    try:
+        return json.loads(response.result or "null")
+    except (ValueError, RecursionError) as problem:
+        raise ProtocolError(f"a result that is not JSON: {problem}") from problem

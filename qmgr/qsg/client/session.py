@@ -101,7 +101,11 @@ class Session:
         self._pending[number] = answer
         try:
             await self._send(pb.CLIENT_REQUEST, request.SerializeToString())
-            return await answer
+            response = await answer
+            if not response.reason and not _fits(request, response):
+                self.end(f"{self.address}: an answer that does not fit its request")
+                raise SessionLost(self.why, sent=True)
+            return response
         except asyncio.CancelledError:
             if request.HasField("get") and request.get.wait_ms and not self._lost:
                 self._post(pb.ClientRequest(id=number, cancel=pb.Cancel(request=number)))
@@ -222,6 +226,13 @@ class Session:
     async def _close(self, tasks: list[asyncio.Task[None]]) -> None:
         await ended(*tasks)
         await self._stream.close()
+
+
+def _fits(request: pb.ClientRequest, response: pb.ClientResponse) -> bool:
+    """A put is answered with an id for each message, a get with at least one message."""
+    if request.HasField("put"):
+        return len(response.message_ids) == len(request.put.messages)
+    return bool(response.messages) if request.HasField("get") else True
 
 
 def connect_frame(application: str, queue_manager: str, producer: str) -> pb.Connect:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from qsg.rules.definitions import PRIVATE, Definition, Name, OptionalName, is_address
+from qsg.rules.texts import NotYaml, read_yaml
 
 ADMIN = "admin"
 
@@ -89,9 +89,9 @@ class MemberConfig(Definition):
 
 def load(path: Path) -> MemberConfig:
     try:
-        data = yaml.safe_load(path.read_text())
+        data, _ = read_yaml(path.read_text())
         return MemberConfig.model_validate(data)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, NotYaml) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-import yaml
 from pydantic import ValidationError
 
 from qsg.manager.manager import Options, QueueManager
@@ -25,6 +24,7 @@ from qsg.process.world import real_world
 from qsg.rules import keys
 from qsg.rules.definitions import PRIVATE, Definitions
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.texts import NotYaml, read_yaml
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import Get, Store, StoreError
 from qsg.store.sqlite import SqliteStore
@@ -48,8 +48,8 @@ def read_definitions(path: Path | None, structures: Collection[str]) -> Definiti
     if path is None:
         return Definitions()
     try:
-        definitions = Definitions.model_validate(yaml.safe_load(path.read_text()) or {})
-    except (OSError, yaml.YAMLError) as error:
+        definitions = Definitions.model_validate(read_yaml(path.read_text())[0] or {})
+    except (OSError, NotYaml) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())

@@ -59,6 +59,6 @@ def stored_message(entry: pb.Entry, body: bytes | memoryview) -> pb.Message:
     if len(body) != entry.size:
         raise Damaged(f"{len(body)} of the {entry.size} bytes of message {entry.message_id.hex()} are there")
     message = read_record(pb.Message, bytes(body))
-    if message.message_id != entry.message_id:
+    if message.message_id != entry.message_id or len(message.payload) != entry.payload_size:
         raise Damaged(f"message {message.message_id.hex()} lies where {entry.message_id.hex()} should be")
     return message
