@@ -102,7 +102,7 @@ class StatusTable:
     def later(self, revision: int) -> list[pb.ChannelStatus]:
         """Entries that were written after `revision`."""
         kvs = [kv for f in (self._out, self._in) for kv in f.items.values() if kv.mod_revision > revision]
-        return [pb.ChannelStatus.FromString(kv.value) for kv in sorted(kvs, key=lambda kv: kv.key)]
+        return _all_readable(sorted(kvs, key=lambda kv: kv.key))
 
     def _note(self, events: list[Event]) -> None:
         self.revision = max(self.revision, *(event.kv.mod_revision for event in events)) if events else self.revision
