@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-
-import structlog
 
 from simulation.plan import Event, Plan, draw
 from simulation.run import COMMANDS, Result, run
+from simulation.seeds import prepare, results
 from simulation.shrink import shrink
 from simulation.tally import Counts
 from simulation.traces import Printer
@@ -40,19 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     return many(options)
 
 
-def prepare(planted: str | None, *, logs: bool = False) -> None:
-    """Of one process: logging as wanted, a planted bug applied, what is loaded out of the collector's way."""
-    logging.disable(logging.CRITICAL)
-    if not logs:
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    if planted:
-        from planted.bugs import apply  # type: ignore[import-not-found,unused-ignore]
-
-        apply(planted)
-    gc.collect()
-    gc.freeze()
-
-
 def one(seed: int, planted: str | None) -> int:
     prepare(planted, logs=True)
     printer = Printer(sys.stdout)
@@ -70,7 +54,7 @@ def many(options: argparse.Namespace) -> int:
     began = time.monotonic()
     total = Total()
     failed: list[Result] = []
-    for result in _results(options):
+    for result in results(range(options.first, options.first + options.seeds), options.jobs, options.planted):
         total.add(result)
         if result.violations:
             failed.append(result)
@@ -82,22 +66,6 @@ def many(options: argparse.Namespace) -> int:
         _explain(result, shrinking=not options.no_shrink)
     say(f"{total} in {time.monotonic() - began:.0f} s; failed {len(failed)}")
     return 1 if failed else 0
-
-
-def _results(options: argparse.Namespace) -> Iterator[Result]:
-    seeds = range(options.first, options.first + options.seeds)
-    if options.jobs == 1:
-        prepare(options.planted)
-        yield from map(_run_seed, seeds)
-        return
-    with multiprocessing.get_context("spawn").Pool(options.jobs, prepare, (options.planted,)) as pool:
-        yield from pool.imap_unordered(_run_seed, seeds, chunksize=5)
-
-
-def _run_seed(seed: int) -> Result:
-    result = run(draw(seed))
-    gc.collect()
-    return result
 
 
 class Total:

@@ -15,6 +15,7 @@ from qsg.rules.definitions import Channel, Definitions, Queue
 from qsg.store.memory import MemoryServer, RandomFaults
 from qsg.transport.memory import MemoryNetwork
 from simulation.loop import KERNEL, SimLoop
+from simulation.observe import Observer
 from simulation.pods import Pod
 from simulation.tally import Tally
 from support.whole import DLQ, definitions, queue, receiver, xmitq
@@ -47,11 +48,14 @@ class Landscape:
         self.violations: list[str] = []
         self.pods: dict[str, Pod] = {}
         self.apps: list[App] = []
+        self.tracing = False
         far = structures[-1]
         for name in MEMBERS:
             self.pods[name] = Pod(self, name, "G", group_definitions(far) if name == "X" else definitions())
         for name in REMOTES:
             self.pods[name] = Pod(self, name, "", remote_definitions(name))
+        tables = {name: "admin" if place == "G" else f"private {place}" for name, place in SENDERS.items()}
+        self.observer = Observer(self, tables)
 
     def _delay(self, source: str, target: str) -> float:
         if source[0] == target[0] and source != target and "app" not in source + target:

@@ -141,7 +141,13 @@ class SimLoop(asyncio.BaseEventLoop):
             context = contextvars.copy_context()
         process = context.get(PROCESS) or self.kernel
         handle = Handle(callback, args, context, process)
-        self._ready_now(handle)
+        ready = process.ready
+        if not ready:
+            if process.gone:
+                return handle
+            if not process.paused:
+                self.runnable.append(process)
+        ready.append(handle)
         return handle
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
@@ -166,14 +172,6 @@ class SimLoop(asyncio.BaseEventLoop):
 
     # Running
 
-    def _ready_now(self, handle: Handle) -> None:
-        process = handle.process
-        if process.gone:
-            return
-        if not process.ready and not process.paused:
-            self.runnable.append(process)
-        process.ready.append(handle)
-
     def unready(self, process: Process) -> None:
         if process in self.runnable:
             self.runnable.remove(process)
@@ -190,29 +188,32 @@ class SimLoop(asyncio.BaseEventLoop):
             handle = process.ready.popleft()
             if not process.ready:
                 runnable.remove(process)
-            if not handle._cancelled:
-                self.steps += 1
-                self._run(handle)
-                if self.steps > until:
-                    raise RuntimeError(f"time stands still at {self._now}: {handle.callback} of {process.name} runs again and again")
+            if handle._cancelled:
+                continue
+            self.steps += 1
+            try:
+                handle.context.run(handle.callback, *handle.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.call_exception_handler({"message": f"exception in {handle.callback}", "exception": error, "process": process})
+            if self.steps > until:
+                raise RuntimeError(f"time stands still at {self._now}: {handle.callback} of {process.name} runs again and again")
 
     def _advance(self) -> None:
         """Moves time to the next timer."""
         while self._timers:
             when, _, handle = heapq.heappop(self._timers)
-            if not handle._cancelled and not handle.process.gone:
-                self._now = max(self._now, when)
-                self._ready_now(handle)
+            process = handle.process
+            if handle._cancelled or process.gone:
+                continue
+            if when > self._now:
+                self._now = when
+            process.ready.append(handle)
+            if not process.paused:
+                self.runnable.append(process)  # it had nothing to do
                 return
         raise RuntimeError("nothing will ever happen: every task waits for another")
-
-    def _run(self, handle: Handle) -> None:
-        try:
-            handle.context.run(handle.callback, *handle.args)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self.call_exception_handler({"message": f"exception in {handle.callback}", "exception": error, "process": handle.process})
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """There is none: threads have no place here."""

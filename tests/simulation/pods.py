@@ -42,6 +42,8 @@ class Pod:
         """Structures that are out of reach."""
         self.clock = (0.0, 1.0)
         """(milliseconds ahead, rate) of the host's wall clock."""
+        self.unsynced = 0
+        """Commits that crashes took."""
         self.down = False
         """Nothing is started until this ends."""
         self._stop = asyncio.Event()
@@ -148,9 +150,8 @@ class Pod:
         if which == "manager":
             for store in self.stores.values():
                 store.abandon()
-            lost = self.disk.crash()
-            if lost:
-                self.land.count("unsynced commits lost", lost)
+            self.unsynced += self.disk.crash()
+            self.land.observer.crashed(f"private {self.name}", self.disk)
         host = f"{self.name}-qm" if which == "manager" else self.name
         if silent:
             self.land.network.lose(host)

@@ -50,6 +50,7 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
 
     land = Landscape(loop, str(plan.seed), plan.structures, tell)
     asyncio.set_event_loop(loop)
+    land.tracing = trace is not None
     result = Result(plan)
     try:
         story = Story(land, plan, plan.events if events is None else events)
@@ -96,6 +97,7 @@ class Story:
         land.trace("FAULTS", "end")
         await self._drain()
         self._count()
+        self.land.observer.check_drained()
         self._check_errors()
         await self._end()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -55,10 +55,27 @@ class Inbound:
     takeovers: int = 0
     takeover: pb.Takeover | None = None
     ended: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def progress(self) -> tuple[object, ...]:
         return self.state, self.messages, self.bytes, self.batches, self.sequence
+
+    def end(self) -> None:
+        self.ended = True
+        self.over.set()
+        self.changed.set()
+
+    async def news(self, written: tuple[object, ...]) -> None:
+        """Returns when the entry is to be written anew, at most once in `REPORT_S`, or when the session has ended."""
+        try:
+            async with asyncio.timeout(REPORT_S):
+                await self.over.wait()
+        except TimeoutError:
+            while not self.ended and self.progress == written:
+                self.changed.clear()
+                await self.changed.wait()
 
 
 class InboundTable:
@@ -90,11 +107,12 @@ class InboundTable:
             session.messages, session.bytes, session.batches = counters.messages, counters.bytes, counters.batches
             session.sequence, session.luwid, session.last_message_at_ms = counters.sequence, counters.luwid, counters.last_message_at_ms
             session.takeovers, session.takeover = counters.takeovers, counters.takeover
+            session.changed.set()
 
     def inbound_ended(self, channel: str, partner: str, stream: bytes, reason: Reason, detail: str) -> None:
         sessions = self._sessions.get((channel, partner, stream), [])
         if sessions:
-            sessions.pop(0).ended = True
+            sessions.pop(0).end()
         if not sessions:
             self._sessions.pop((channel, partner, stream), None)
 
@@ -109,7 +127,7 @@ class InboundTable:
     async def close(self, *, remove: bool = True) -> None:
         """With `remove` the entries of sessions that end now are removed first, for a second at most."""
         for session in self.sessions:
-            session.ended = True
+            session.end()
         self._sessions.clear()
         if remove and self._tasks:
             await asyncio.wait(self._tasks, timeout=REPORT_S)
@@ -122,12 +140,9 @@ class InboundTable:
         cell: Cell | None = None
         try:
             while not session.ended:
-                cell = await self._write(session, cell)
                 written = session.progress
-                pause = 0.0
-                while not session.ended and (session.progress == written or pause < REPORT_S):
-                    await asyncio.sleep(REPORT_S / 10)
-                    pause += REPORT_S / 10
+                cell = await self._write(session, cell)
+                await session.news(written)
             await self._remove(session.table, session.channel, session.partner, session.request)
         except (Fenced, OutcomeUnknown, StoreError, Refusal) as error:
             log.info("inbound status not written", channel=session.channel, partner=session.partner, error=repr(error))

@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import copy
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ from qsg.store.contract import (
     Unavailable,
     WatchBatch,
 )
-from qsg.store.mvcc import Mvcc, check_limits
+from qsg.store.mvcc import Mvcc, check_limits, in_range
 
 T = TypeVar("T")
 
@@ -134,7 +134,8 @@ class MemoryServer:
         self.state = Mvcc(quota=quota)
         self._leases: dict[int, _Lease] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._watchers: dict[_Watcher, None] = {}
+        self._watchers: dict[tuple[bytes, bytes], dict[_Watcher, None]] = {}
+        """By range, so that a commit wakes only those that it concerns."""
 
     def client(self, faults: Faults | None = None) -> MemoryStore:
         return MemoryStore(self, faults)
@@ -159,9 +160,10 @@ class MemoryServer:
         now = asyncio.get_running_loop().time()
         self._leases = {lease: _Lease(ttl_s, now + ttl_s) for lease, ttl_s in snapshot.leases.items()}
         self._arm()
-        for watcher in self._watchers:
-            watcher.broken = True
-            watcher.wake.set()
+        for watchers in self._watchers.values():
+            for watcher in watchers:
+                watcher.broken = True
+                watcher.wake.set()
 
     def close(self) -> None:
         """Stops the clock of leases; the state can still be read."""
@@ -239,22 +241,30 @@ class MemoryServer:
 
     def _changed(self, before: int) -> None:
         if self.state.revision != before:
+            events = self.state.events(b"", b"\0", before + 1)
             if self.on_commit is not None:
-                self.on_commit(self.state.events(b"", b"\0", before + 1))
-            for watcher in self._watchers:
-                watcher.wake.set()
+                self.on_commit(events)
+            changed = [event.kv.key for event in events]
+            for (start, end), watchers in self._watchers.items():
+                if any(in_range(key, start, end) for key in changed):
+                    for watcher in watchers:
+                        watcher.wake.set()
 
     def add_watcher(self, watcher: _Watcher) -> None:
-        self._watchers[watcher] = None
+        self._watchers.setdefault(watcher.range, {})[watcher] = None
 
     def remove_watcher(self, watcher: _Watcher) -> None:
-        self._watchers.pop(watcher, None)
+        watchers = self._watchers.get(watcher.range, {})
+        watchers.pop(watcher, None)
+        if not watchers:
+            self._watchers.pop(watcher.range, None)
 
 
 @dataclass(slots=True, eq=False)
 class _Watcher:
-    wake: asyncio.Event
+    range: tuple[bytes, bytes]
     from_revision: int
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
     delivered: int = 0
     broken: bool = False
     """The stream broke since the last delivery: it is resumed behind what was delivered, and says so with a progress batch."""
@@ -388,7 +398,7 @@ class MemoryStore:
 
     async def watch(self, key: bytes, end: bytes, from_revision: int) -> AsyncIterator[WatchBatch]:
         """As the contract; `from_revision` 0 = from the revision after the one when the first batch is asked for."""
-        watcher = _Watcher(asyncio.Event(), from_revision or self.server.state.revision + 1)
+        watcher = _Watcher((key, end), from_revision or self.server.state.revision + 1)
         self._watchers[watcher] = None
         self.server.add_watcher(watcher)
         try:

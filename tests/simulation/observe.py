@@ -1,0 +1,115 @@
+"""Watches every commit of every store while a seed runs, and counts what is left when it has drained.
+
+Owns invariants 3, 4, 5, 7 and 8. Sees a commit in the instant in which it is made, so that what one store shows can be held against what
+another shows at the same time. Does not see what a disk loses in a crash: after one it begins with what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys, status
+from qsg.store.contract import Event, Get
+from qsg.store.memory import MemoryServer
+from support.histories import StoreHistory
+
+if TYPE_CHECKING:
+    from simulation.landscape import Landscape
+
+
+class Observer:
+    def __init__(self, land: Landscape, senders: dict[str, str]) -> None:
+        """`senders`: channel -> the store that has its status entry."""
+        self.land, self.senders = land, senders
+        self.histories: dict[str, StoreHistory] = {}
+        for name, server in land.stores().items():
+            self._watch(name, server)
+
+    def _watch(self, name: str, server: MemoryServer) -> None:
+        self.histories[name] = StoreHistory()
+
+        def committed(events: Sequence[Event]) -> None:
+            for _, group in groupby(events, key=lambda e: e.kv.mod_revision):
+                self._saw(name, list(group))
+
+        server.on_commit = committed
+
+    def crashed(self, name: str, server: MemoryServer) -> None:
+        """A disk lost what was not synced: what is left is the new beginning."""
+        self.histories[name] = history = StoreHistory()
+        for kv in server.state.read(Get(b"\0", b"\0")).kvs:
+            history.saw([Event(kv)])
+
+    def _saw(self, store: str, events: list[Event]) -> None:
+        history = self.histories[store]
+        for wrong in history.saw(events):
+            self.land.violation(f"{store}: {wrong}")
+        for channel in history.moved:
+            self._moves(channel, "its receiver took messages")
+        for queue in history.confirmed:
+            self._moves(history.queues[queue].fence.channel, f"messages of {queue} were confirmed")
+        if self.land.tracing:
+            self._show(store, events)
+
+    def _moves(self, channel: str, what: str) -> None:
+        store = self.senders.get(channel)
+        if store is not None and self.histories[store].table.state(channel) == pb.STOPPED:
+            self.land.violation(f"{channel} is STOPPED, and {what}")
+
+    def _show(self, store: str, events: list[Event]) -> None:
+        for event in events:
+            kv = event.kv
+            if kv.key.startswith((keys.STATUS_OUT, keys.STATUS_IN)):
+                entry = pb.ChannelStatus.FromString(kv.value)
+                shown = "INACTIVE" if event.deleted else f"{status.name(entry.state)} on {entry.owner}, epoch {entry.epoch} {entry.detail}"
+            elif kv.key.startswith(keys.MEMBERS):
+                shown = "gone" if event.deleted else f"incarnation {kv.create_revision}"
+            elif kv.key.endswith(b"/l"):
+                lock = pb.Lock.FromString(kv.value)
+                shown = "unlocked" if event.deleted else f"locked by {lock.member} {lock.incarnation}, epoch {lock.epoch}"
+            elif kv.key.startswith(keys.RECEIVER_FENCES):
+                fence = pb.ReceiverFence.FromString(kv.value)
+                shown = f"{fence.channel} bound by {fence.member}, epoch {fence.epoch} instance {fence.instance}"
+            else:
+                continue
+            self.land.trace(store, f"{kv.key.decode()[:40]} {shown} @{kv.mod_revision}")
+
+    # At the end
+
+    def check_drained(self) -> None:
+        """Invariants 6 and 7, once everything has arrived."""
+        for channel, store in self.senders.items():
+            state = self.histories[store].table.state(channel)
+            if state not in (pb.RUNNING, pb.INACTIVE):
+                self.land.violation(f"{channel} is {status.name(state)} after everything was mended")
+        for name, server in self.land.stores().items():
+            self._check_keys(name, server)
+
+    def _check_keys(self, name: str, server: MemoryServer) -> None:
+        group = not name.startswith("private")
+        live = self.histories[name].live
+        expected = 3 if group else 1
+        if len(live) != expected:
+            self.land.violation(f"{name}: {len(live)} members, not {expected}: {sorted(live)}")
+        for kv in server.state.read(Get(keys.QUEUES, keys.QUEUES[:-1] + b"0")).kvs:
+            queue, _, kind = kv.key[len(keys.QUEUES) :].partition(b"/")
+            if kind.startswith((b"h/", b"b/", b"c/", b"x/", b"y/")):
+                self.land.violation(f"{name}: left behind: {kv.key.decode()}")
+            elif kind == b"l":
+                lock = pb.Lock.FromString(kv.value)
+                if live.get(lock.member) != lock.incarnation:
+                    self.land.violation(f"{name}: {queue.decode()} is still locked by {lock.member} {lock.incarnation}, which is gone")
+        inbound = [entry for key, entry in self.histories[name].table.entries.items() if key.startswith(keys.STATUS_IN)]
+        for entry in inbound:
+            if entry.owner not in self.land.pods:
+                self.land.violation(f"{name}: inbound entry of {entry.channel} without an owner: {entry.owner}")
+        streams = {bytes(r.stream) for r in self.histories[name].receivers.values()}
+        if len(streams) > STREAMS_MAX:
+            self.land.violation(f"{name}: {len(streams)} streams received")
+
+
+STREAMS_MAX = 8
+"""Two partners and the internal channels between structures and members."""

@@ -1,0 +1,42 @@
+"""Many seeds, in as many processes as there are cores."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+from collections.abc import Iterator, Sequence
+
+import structlog
+
+from simulation.plan import draw
+from simulation.run import Result, run
+
+
+def prepare(planted: str | None, *, logs: bool = False) -> None:
+    """Of one process: logging as wanted, a planted bug applied, what is loaded out of the collector's way."""
+    logging.disable(logging.CRITICAL)
+    if not logs:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    if planted:
+        from planted.bugs import apply  # type: ignore[import-not-found,unused-ignore]
+
+        apply(planted)
+    gc.collect()
+    gc.freeze()
+
+
+def results(seeds: Sequence[int], jobs: int, planted: str | None) -> Iterator[Result]:
+    """In the order in which they end."""
+    if jobs == 1:
+        prepare(planted)
+        yield from map(run_seed, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, prepare, (planted,)) as pool:
+        yield from pool.imap_unordered(run_seed, seeds, chunksize=5)
+
+
+def run_seed(seed: int) -> Result:
+    result = run(draw(seed))
+    gc.collect()
+    return result
