@@ -31,6 +31,8 @@ log = structlog.get_logger()
 
 RUNS_S = 1.0
 """How long a member that has handed a channel over waits until it runs."""
+SETTLES_S = 0.1
+"""And until what has waited meanwhile is through."""
 
 
 class Caretaker:
@@ -214,10 +216,11 @@ class Caretaker:
                     entry = self.care.table.entry(self.name)
                     mine = entry is not None and entry.owner == self.care.office.driver.member
                     if not mine and status.state_of(entry) not in (pb.STARTING, pb.BINDING):
-                        return
+                        break
                     await self.care.wake.wait()
         except TimeoutError:
             log.info("handed over, not seen to run", channel=self.name)
+        await asyncio.sleep(SETTLES_S)
 
     async def _recover(self, entry: pb.ChannelStatus) -> bool:
         """A list of ours was cut off behind the entry: taken back, as if from a dead owner."""
