@@ -10,6 +10,7 @@ import pytest
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
+from qsg.rules.handover import left_behind
 from qsg.rules.ownership import (
     Held,
     Occasion,
@@ -22,7 +23,7 @@ from qsg.rules.ownership import (
     take,
 )
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.steps import Me, PartnerNotReached, Steps, look
+from qsg.rules.steps import Me, PartnerNotReached, Sight, Steps, look
 from qsg.rules.stopping import Resolution, StopOrder, ask_stop, carry_stop, command_start, reset_sender, resolve
 from qsg.rules.unit import CompareFailed, Fenced
 from qsg.store.contract import Delete, Get, Put, get_prefix
@@ -139,6 +140,45 @@ def test_the_last_delete_and_the_unlock_are_one_transaction(stopped: bool, apart
 
     assert model.run(model.me["X"], steps) is not stopped
     assert model.left() == 0 and model.lock() is None and not model.fence().open
+
+
+def handed_over(model: Model) -> Sight | None:
+    """X has released the channel for Y: what it tells Y of the keys."""
+    model.put(2)
+    held = taken(model, "X")
+    last = model.run(model.me["X"], model.sender(held, leave_last=True))
+    steps = release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True, last=last)
+    assert model.run(model.me["X"], steps)
+    return left_behind(held)
+
+
+def test_what_a_release_tells_need_not_be_read() -> None:
+    model = Model("X", "Y", apart=False)
+    known = handed_over(model)
+    request = Occasion("request", model.now, "X")
+    walk = Walk(model, model.me["Y"], take(model.me["Y"], model.place, request, model.draw, known))
+    walk.step()
+
+    assert walk.done and isinstance(walk.result, Held) and walk.result.epoch == 2
+    assert handed_over(Model("X", apart=True)) is None, "two transactions show nothing at one revision"
+
+
+@pytest.mark.parametrize("meanwhile", ["claim", "take", "stop"])
+def test_what_a_release_told_is_refused_once_it_is_out_of_date(meanwhile: str) -> None:
+    model = Model("X", "Y", "Z", apart=False)
+    known = handed_over(model)
+    if meanwhile == "claim":
+        key = keys.consumption("XQ", 0, keys.suffix("X.0", 1, 1))
+        model.apply("admin", [Put(key, pb.Consumption(claims=[pb.Claim(member="Z", incarnation=7)]).SerializeToString())])
+    elif meanwhile == "take":
+        taken(model, "Z", Occasion("request", model.now, "X"))
+    else:
+        model.run(model.me["Z"], ask_stop(model.me["Z"], model.place, StopOrder(pb.STOPPED, False, model.now), model.draw))
+    before, state = model.lock(), model.state()
+
+    request = Occasion("request", model.now, "X")
+    refused(Reason.CHANGED_MEANWHILE, model, "Y", take(model.me["Y"], model.place, request, model.draw, known))
+    assert (model.lock(), model.state()) == (before, state)
 
 
 @APART
@@ -550,6 +590,17 @@ def hand_over(model: Model, me: Me) -> Generator[Any, Any, None]:
     note(model, me, held)
     last = yield from model.sender(held, leave_last=True)
     yield from release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True, last=last)
+    model.told = left_behind(held)
+
+
+def take_as_told(model: Model, me: Me) -> Generator[Any, Any, None]:
+    """A start request with what the last release left behind, however long ago that was."""
+    known = model.told
+    entry = status.parse(known.value(keys.status_out("TO.R"))) if known is not None else None
+    requester = entry.owner if entry is not None else ""
+    held = yield from take(me, model.place, Occasion("request", model.now, requester), model.draw, known)
+    note(model, me, held)
+    yield from model.sender(held)
 
 
 def start_and_end(model: Model, me: Me) -> Generator[Any, Any, None]:
@@ -578,6 +629,7 @@ def force_stop(model: Model, me: Me) -> Generator[Any, Any, None]:
 LISTS: dict[str, Maker] = {
     "send": start_and_send,
     "hand over": hand_over,
+    "take as told": take_as_told,
     "end": start_and_end,
     "start, stop": start_and_stop,
     "stop": force_stop,

@@ -16,7 +16,7 @@ from qsg.rules import keys, status
 from qsg.rules.definitions import Channel
 from qsg.rules.ownership import Held
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.steps import Commit, FenceAtPartner, Me, PartnerNotReached, Place, Read, Step, Steps, look, record, swap
+from qsg.rules.steps import Commit, FenceAtPartner, Me, PartnerNotReached, Place, Read, Sight, Step, Steps, look, record, swap
 from qsg.rules.unit import Cell, Committed, CompareFailed, Fenced, NewMessage, NewSegment, Taken, Unit
 from qsg.store.contract import Delete, Get, KeyValue, Op, Put, Target, TxnResult, created_at, get_prefix, unchanged
 from qsg.store.mvcc import Mvcc
@@ -80,6 +80,8 @@ class Model:
         self.helds: list[tuple[str, Held, pb.Lock]] = []
         self.messages = 0
         self.epoch_seen = 0
+        self.told: Sight | None = None
+        """What the last release left behind."""
         self.risked = False
         """A resolve by force has accepted duplicates."""
         for member in members:

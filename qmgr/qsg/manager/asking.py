@@ -20,6 +20,8 @@ from qsg.rules import balance
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.ownership import Occasion
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import Sight
+from qsg.store.contract import KeyValue
 
 log = structlog.get_logger()
 
@@ -48,6 +50,19 @@ def candidates(care: Care) -> list[str]:
     if care.ready in found:
         found = [care.ready] + [m for m in found if m != care.ready]
     return found
+
+
+def tell_known(request: peer_pb2.StartChannel, left: Sight) -> None:
+    request.revision = left.revision
+    for kv in left.kvs.values():
+        request.known.add(key=kv.key, value=kv.value, mod_revision=kv.mod_revision, create_revision=kv.create_revision)
+
+
+def told_known(request: peer_pb2.StartChannel) -> Sight | None:
+    """What a start request says of the keys that the channel is taken with."""
+    if not request.revision:
+        return None
+    return Sight(request.revision, {k.key: KeyValue(k.key, k.value, k.create_revision, k.mod_revision) for k in request.known})
 
 
 class Asking:
@@ -102,6 +117,9 @@ class Asking:
             if self.care.passage is not None:
                 request.detect_ms = self.care.passage.detect_ms
                 request.since_ms = round(1000 * (asyncio.get_running_loop().time() - self.care.passage.since))
+            left, self.care.left = self.care.left, None
+            if left is not None:
+                tell_known(request, left)
             await office.peers.request(target, peer_pb2.Request(start=request))
             log.info("start request accepted", channel=self.care.name, member=target)
             return True

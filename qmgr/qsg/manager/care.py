@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from qsg.manager.office import Office, Passage
 from qsg.manager.table import StatusTable
 from qsg.pb import records_pb2 as pb
-from qsg.rules.steps import Place, Steps
+from qsg.rules.steps import Place, Sight, Steps
 
 GIVE_UP_S = 1.5
 """A change that a structure does not take for so long counts as one that cannot be made."""
@@ -31,6 +31,8 @@ class Care:
     """The member that has made itself ready for a planned move."""
     written: pb.ChannelStatus | None = None
     """The entry as we have just written it, so that it need not be read."""
+    left: Sight | None = None
+    """What we have just released, for whoever takes it."""
     written_at: int = 0
     """Revision of that: what the watch shows up to it is nothing new."""
     stop: bool | None = None

@@ -22,7 +22,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.ownership import Held, Leftover, Occasion, recover, release_own_lock, take
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.steps import Place
+from qsg.rules.steps import Place, Sight
 from qsg.rules.stopping import carry_stop
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import StoreError
@@ -65,10 +65,11 @@ class Caretaker:
 
     # From outside
 
-    def start(self, occasion: Occasion | None = None) -> asyncio.Future[None]:
-        """Begins. With an occasion the channel is taken first; the future tells when the lock is had, or the `Refusal`."""
+    def start(self, occasion: Occasion | None = None, known: Sight | None = None) -> asyncio.Future[None]:
+        """Begins. With an occasion the channel is taken first (`known`: see `take`); the future tells when the lock is had, or the
+        `Refusal`."""
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.get_running_loop().create_task(self._main(occasion, begun), name=f"channel {self.name}")
+        self._task = asyncio.get_running_loop().create_task(self._main(occasion, begun, known), name=f"channel {self.name}")
         return begun
 
     async def finished(self) -> None:
@@ -124,10 +125,10 @@ class Caretaker:
 
     # The task
 
-    async def _main(self, occasion: Occasion | None, begun: asyncio.Future[None]) -> None:
+    async def _main(self, occasion: Occasion | None, begun: asyncio.Future[None], known: Sight | None) -> None:
         try:
             if occasion is not None:
-                await self._begin(occasion)
+                await self._begin(occasion, known)
             if not begun.done():
                 begun.set_result(None)
             while True:
@@ -155,7 +156,7 @@ class Caretaker:
                 begun.cancel()
             self._on_end(self)
 
-    async def _begin(self, occasion: Occasion) -> None:
+    async def _begin(self, occasion: Occasion, known: Sight | None = None) -> None:
         """Takes the channel. Raises `Refusal`."""
         driver = self.care.office.driver
         me = driver.me
@@ -165,7 +166,7 @@ class Caretaker:
         self.taking = True
         try:
             async with asyncio.timeout(2 * GIVE_UP_S):
-                held = await driver.run(take(me, self.care.place, occasion, self.care.office.world.id), f"take {self.name}")
+                held = await driver.run(take(me, self.care.place, occasion, self.care.office.world.id, known), f"take {self.name}")
         except (TimeoutError, StoreError) as error:
             raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"{self.name} cannot be taken: {error!r}") from error
         finally:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import structlog
 
 from qsg.failpoint import task_failpoint
-from qsg.manager.asking import OUT_OF_REACH
+from qsg.manager.asking import OUT_OF_REACH, told_known
 from qsg.manager.caretaker import Caretaker
 from qsg.manager.catalog import ADMIN, Catalog
 from qsg.manager.inbound import InboundTable
@@ -35,7 +35,7 @@ from qsg.rules.definitions import PRIVATE
 from qsg.rules.ownership import Held, Leftover, Occasion, recover
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import Damaged, read_record
-from qsg.rules.steps import Place
+from qsg.rules.steps import Place, Sight
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.rules.world import World
 from qsg.store.contract import StoreError, get_prefix
@@ -210,7 +210,7 @@ class ChannelSupervisor:
 
     # Starting
 
-    async def start_channel(self, channel: str, occasion: Occasion, passage: Passage | None = None) -> None:
+    async def start_channel(self, channel: str, occasion: Occasion, passage: Passage | None = None, known: Sight | None = None) -> None:
         """Takes the channel here and runs it; returns once the lock is had. Raises `Refusal`."""
         place = self.find(channel)
         if place is None:
@@ -224,7 +224,7 @@ class ChannelSupervisor:
             if care.held is not None:
                 raise Refusal(Reason.CHANNEL_ALREADY_RUNNING, f"already running on {self.member}")
             raise Refusal(Reason.CHANNEL_IN_USE, f"{self.member} is already at it")
-        await self._look_after(place, passage).start(occasion)
+        await self._look_after(place, passage).start(occasion, known)
 
     def _look_after(self, place: Place, passage: Passage | None = None) -> Caretaker:
         care = self._care[place.channel.name] = Caretaker(self.office, place, self._ended, passage)
@@ -265,7 +265,7 @@ class ChannelSupervisor:
         passage = Passage(loop.time() - start.since_ms / 1000, start.detect_ms)
         if start.cause == OUT_OF_REACH:
             await self._take_back(asking, start.channel)
-        await self.start_channel(start.channel, Occasion("request", self.world.wall_ms(), asking), passage)
+        await self.start_channel(start.channel, Occasion("request", self.world.wall_ms(), asking), passage, told_known(start))
         return ""
 
     async def _prepare_requested(self, asking: str, request: peer_pb2.Request) -> str:

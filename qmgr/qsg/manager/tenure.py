@@ -17,6 +17,7 @@ from qsg.manager.care import Care
 from qsg.manager.office import Ended, Outcome, Passage, RunningSender, SenderCounters
 from qsg.pb import records_pb2 as pb
 from qsg.rules import retry, status
+from qsg.rules.handover import left_behind
 from qsg.rules.ownership import Alter, Held, alter_entry, raise_epoch, release, release_idle
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.stopping import StopOrder, ask_stop
@@ -194,6 +195,7 @@ class Tenure:
         self.care.wake.clear()
         if await self._released(held, alter, outcome, extra):
             self.care.written, self.care.written_at = status.parse(held.entry.value), held.entry.mod_revision
+            self.care.left = left_behind(held)
 
     async def _released(self, held: Held, alter: Alter, outcome: Outcome, extra: tuple[Compare, ...]) -> bool:
         structures = self.care.office.driver.structures

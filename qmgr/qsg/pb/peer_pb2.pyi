@@ -184,10 +184,18 @@ class StartChannel(google.protobuf.message.Message):
     FROM_FIELD_NUMBER: builtins.int
     DETECT_MS_FIELD_NUMBER: builtins.int
     SINCE_MS_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    KNOWN_FIELD_NUMBER: builtins.int
     channel: builtins.str
     cause: builtins.str
     detect_ms: builtins.float
     since_ms: builtins.int
+    revision: builtins.int
+    """of the transaction that released the channel, 0 = not told"""
+    @property
+    def known(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KnownKey]:
+        """entry, lock, fence and progress behind it; a key that is not here is absent"""
+
     def __init__(
         self,
         *,
@@ -195,10 +203,36 @@ class StartChannel(google.protobuf.message.Message):
         cause: builtins.str = ...,
         detect_ms: builtins.float = ...,
         since_ms: builtins.int = ...,
+        revision: builtins.int = ...,
+        known: collections.abc.Iterable[global___KnownKey] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cause", b"cause", "channel", b"channel", "detect_ms", b"detect_ms", "from", b"from", "since_ms", b"since_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cause", b"cause", "channel", b"channel", "detect_ms", b"detect_ms", "from", b"from", "known", b"known", "revision", b"revision", "since_ms", b"since_ms"]) -> None: ...
 
 global___StartChannel = StartChannel
+
+@typing.final
+class KnownKey(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    MOD_REVISION_FIELD_NUMBER: builtins.int
+    CREATE_REVISION_FIELD_NUMBER: builtins.int
+    key: builtins.bytes
+    value: builtins.bytes
+    mod_revision: builtins.int
+    create_revision: builtins.int
+    def __init__(
+        self,
+        *,
+        key: builtins.bytes = ...,
+        value: builtins.bytes = ...,
+        mod_revision: builtins.int = ...,
+        create_revision: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_revision", b"create_revision", "key", b"key", "mod_revision", b"mod_revision", "value", b"value"]) -> None: ...
+
+global___KnownKey = KnownKey
 
 @typing.final
 class PrepareStart(google.protobuf.message.Message):

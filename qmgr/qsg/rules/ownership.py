@@ -80,13 +80,14 @@ def own_lock(me: Me, place: Place, epoch: int) -> bytes:
 # --- take -----------------------------------------------------------------------------------------------------------------------------
 
 
-def take(me: Me, place: Place, occasion: Occasion, draw: Draw) -> Steps[Held]:
+def take(me: Me, place: Place, occasion: Occasion, draw: Draw, known: Sight | None = None) -> Steps[Held]:
     """Takes a channel for this member: entry STARTING, lock, epoch + 1, open. What follows is the bind.
 
+    `known`: what the asking owner's release left behind (`qsg.rules.handover`), in place of the reads: all is compared by revision.
     Raises `Refusal`: CHANNEL_ALREADY_RUNNING ("already running on X"), CHANNEL_IN_USE, CHANNEL_DISABLED (stopped), OBJECT_IN_USE (an
     application has claimed messages), CHANGED_MEANWHILE (somebody was faster). After a refusal nothing of it is left behind.
     """
-    queue_side, admin_side = yield from sight_of(me, place)
+    queue_side, admin_side = (known, known) if known and place.together else (yield from sight_of(me, place))
     before = status.parse(admin_side.value(keys.status_out(place.channel.name)))
     check_entry(me, before, occasion, admin_side)
     lock = queue_side.cell(keys.lock(place.queue))
@@ -159,25 +160,16 @@ def check_entry(me: Me, entry: pb.ChannelStatus | None, occasion: Occasion, admi
     if entry.state == pb.STOPPING:
         raise Refusal(Reason.CHANNEL_IN_USE, f"{name} is being stopped by {entry.owner}")
     if entry.state in status.HELD:
-        if owner_lives(entry, admin_side) and not _initiator_gone(me, entry):
+        initiator_gone = entry.owner == me.member and entry.owner_initiator != me.initiator
+        if owner_lives(entry, admin_side) and not initiator_gone:
             raise Refusal(Reason.CHANNEL_ALREADY_RUNNING, f"already running on {entry.owner}")
         raise Refusal(Reason.CHANGED_MEANWHILE, f"{name} is to be recovered from {entry.owner} first")
     if owner_lives(entry, admin_side) and entry.owner != (me.member if occasion.cause == "own" else occasion.requester):
         raise Refusal(Reason.CHANNEL_IN_USE, f"{entry.owner} is starting {name} ({status.name(entry.state).lower()})")
 
 
-def _initiator_gone(me: Me, entry: pb.ChannelStatus) -> bool:
-    return entry.owner == me.member and entry.owner_initiator != me.initiator
-
-
 def check_holder(
-    me: Me,
-    place: Place,
-    holder: pb.Lock | None,
-    entry: pb.ChannelStatus | None,
-    occasion: Occasion,
-    queue_side: Sight,
-    admin_side: Sight,
+    me: Me, place: Place, holder: pb.Lock | None, entry: pb.ChannelStatus | None, occasion: Occasion, queue_side: Sight, admin_side: Sight
 ) -> Steps[None]:
     """A live holder is left alone, unless the table says that it is none any more; a half-done verdict is finished here (N14)."""
     if holder is None or not queue_side.lives(holder.member, holder.incarnation):
