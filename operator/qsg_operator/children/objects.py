@@ -13,7 +13,7 @@ from qsg_operator.specs.manager import QueueManager
 
 Object = dict[str, Any]
 
-USER = 10001
+USER = 65532
 """Runs everything; the image's own user."""
 
 

@@ -78,5 +78,15 @@ class TlsFiles:
         return Pems(*(None if path is None else path.read_bytes() for path in self._paths))
 
 
+class TlsInMemory(TlsFiles):
+    """Certificates that never were in files."""
+
+    def __init__(self, pems: Pems) -> None:
+        self._pems = pems
+
+    def _latest(self) -> Pems:
+        return self._pems
+
+
 def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], root_certificates=pems.ca)

@@ -1,0 +1,36 @@
+"""Metrics of the operator, named as controller-runtime's are. The queue managers' own are theirs."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.reconciles = Counter("qsg_operator_reconcile", "Reconciles, by result.", ["kind", "result"], registry=registry)
+        self.duration = Histogram(
+            "qsg_operator_reconcile_duration_seconds", "How long reconciles take.", ["kind"], buckets=BUCKETS, registry=registry
+        )
+        self.resources = Gauge("qsg_operator_resources", "Resources that are there.", ["kind"], registry=registry)
+        self.ready = Gauge(
+            "qsg_operator_resource_ready", "1 where Ready is true, 0 where it is false.", ["kind", "namespace", "name"], registry=registry
+        )
+        self.queue = Gauge("qsg_operator_queue_length", "Keys that wait for a reconcile.", registry=registry)
+        self.leading = Gauge("qsg_operator_leading", "1 while this replica holds the lease.", registry=registry)
+        self.last_event = Gauge(
+            "qsg_operator_watch_last_event_timestamp_seconds", "When the watch of a kind last told something.", ["kind"], registry=registry
+        )
+        build = Gauge("qsg_operator_build_info", "1", ["version"], registry=registry)
+        build.labels(_version()).set(1)
+
+
+def _version() -> str:
+    try:
+        return version_of("qsg")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,229 @@
+"""The reconcile of one target: a group or queue manager with its children, definitions, operations, and the statuses of all of them.
+
+A step that fails holds up only what needs it; the target comes back then, sooner and later. Nothing here is remembered that could not be
+found out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+import qsg
+from qsg_operator import names
+from qsg_operator.api import ApiError
+from qsg_operator.cache import Key, Object
+from qsg_operator.certificates import BadSecret
+from qsg_operator.children.objects import Owner
+from qsg_operator.children.services import COMPONENT
+from qsg_operator.children.structures import component, structures
+from qsg_operator.conditions import Condition, timestamp
+from qsg_operator.events import Happened
+from qsg_operator.members import Members, NotConnected
+from qsg_operator.reconcile import operations
+from qsg_operator.reconcile.children import Conflict, apply_children, digest, reconcile_certificates
+from qsg_operator.reconcile.context import Context, dependents, is_ours, together
+from qsg_operator.reconcile.definitions import mark_of, reconcile_definitions, reconcile_desired_states
+from qsg_operator.reconcile.statuses import present_status, write_status
+from qsg_operator.reconcile.target import FULL_S, TargetState
+from qsg_operator.specs.channel import SharedChannel
+from qsg_operator.specs.group import QueueSharingGroup
+from qsg_operator.specs.manager import QueueManager
+from qsg_operator.specs.queue import SharedQueue
+from qsg_operator.status.channel import DEFINED, Definedness, Target, channel_status
+from qsg_operator.status.owner import Cluster, Pod, owner_status, pods_by_member, spare
+from qsg_operator.status.queue import queue_status
+
+log = structlog.get_logger()
+Step = ApiError | Conflict | BadSecret | NotConnected | qsg.QsgError
+
+
+class Reconciler:
+    """`again(key)` puts a target back into the work queue: what its members tell has changed."""
+
+    def __init__(self, context: Context, again: Callable[[Key], None]) -> None:
+        self._context = context
+        self._again = again
+        self._targets: dict[Key, TargetState] = {}
+
+    async def close(self) -> None:
+        targets, self._targets = self._targets, {}
+        for state in targets.values():
+            await state.members.close()
+
+    async def __call__(self, key: Key) -> None:
+        kind, namespace, name = key
+        resources = dependents(self._context.cache, kind, namespace, name)
+        found = self._context.cache.get(kind, namespace, name)
+        if found is None:
+            await self._without_target(key, resources)
+            return
+        state = self._targets.get(key)
+        if state is None:
+            state = self._targets[key] = TargetState(key, Members("/".join(key[1:]), lambda: self._again(key)))
+        try:
+            owner = self._owner(found)
+        except (ValidationError, ValueError) as error:
+            told = [Condition("Ready", False, "InvalidSpec", str(error))]
+            await write_status(self._context, state, found, {}, told)
+            return
+        await self._target(owner, found, state, resources)
+
+    def _owner(self, found: Object) -> Owner:
+        meta = found["metadata"]
+        model = QueueSharingGroup if found["kind"] == names.QUEUE_SHARING_GROUP else QueueManager
+        spec = model.model_validate(found["spec"])
+        return Owner(found["kind"], meta["namespace"], meta["name"], meta["uid"], spec, self._context.images)
+
+    async def _without_target(self, key: Key, resources: list[Object]) -> None:
+        state = self._targets.pop(key, None)
+        if state is not None:
+            await state.members.close()
+        what = f"{key[0]} {key[2]}"
+        missing = Definedness(False, "TargetNotFound", f"there is no {what} in this namespace")
+        if not resources:
+            return
+        state = TargetState(key, Members(key[2], lambda: None))
+        try:
+            for resource in resources:
+                status, conditions = self._dependent(resource, Target(False, what, state.members.seen), missing, state)
+                await write_status(self._context, state, resource, status, conditions)
+        finally:
+            await state.members.close()
+
+    async def _target(self, owner: Owner, found: Object, state: TargetState, resources: list[Object]) -> None:
+        now = asyncio.get_running_loop().time()
+        all_anew = now - state.full_at >= FULL_S
+        cluster = self._cluster(owner)
+        problem = ""
+        failure: Step | None = None
+        try:
+            await self._certificates(owner, state, all_anew=all_anew)
+            await apply_children(self._context, owner, state, spare(owner, cluster, state.members.seen), all_anew=all_anew)
+        except (ApiError, Conflict, BadSecret) as error:
+            failure, problem = error, str(error)
+        self._reach(owner, cluster, state)
+        try:
+            if state.members.seen.connected:
+                await reconcile_definitions(self._context, owner, state, resources)
+                await reconcile_desired_states(state, resources)
+        except (NotConnected, qsg.QsgError) as error:
+            failure = failure or error
+        what = f"{'group' if owner.group else 'queue manager'} {owner.name}"
+        target = Target(True, what, state.members.seen, pods_by_member(owner, cluster))
+        await together([self._one(resource, target, state) for resource in resources])
+        channels = sum(one["kind"] == names.SHARED_CHANNEL for one in resources)
+        status, conditions = owner_status(owner, cluster, state.members.seen, channels=channels, expires=state.expires, problem=problem)
+        await write_status(self._context, state, found, status, conditions)
+        if failure is not None:
+            raise failure
+        if all_anew:
+            state.full_at = now
+
+    async def _certificates(self, owner: Owner, state: TargetState, *, all_anew: bool) -> None:
+        wanted = digest([owner.pods.tls.model_dump(), owner.mq_name, owner.group.store.model_dump() if owner.group else None])
+        if all_anew or state.certificates_for != wanted:
+            await reconcile_certificates(self._context, owner, state)
+            state.certificates_for = wanted
+
+    def _cluster(self, owner: Owner) -> Cluster:
+        cache = self._context.cache
+        pods = {}
+        for pod in cache.of("Pod", owner.namespace):
+            labels = pod["metadata"].get("labels") or {}
+            if owner.labels(COMPONENT).items() <= labels.items():
+                pods[pod["metadata"]["name"]] = _pod(pod)
+        etcd_ready = {}
+        for one in structures(owner):
+            found = cache.get("StatefulSet", owner.namespace, names.store(owner.base, one.name)) if one.managed else None
+            if found is not None and component(one.name) and is_ours(found, owner.uid):
+                etcd_ready[one.name] = found.get("status", {}).get("readyReplicas", 0)
+        return Cluster(pods, etcd_ready, _rolled_out(cache.get("StatefulSet", owner.namespace, owner.base)))
+
+    def _reach(self, owner: Owner, cluster: Cluster, state: TargetState) -> None:
+        addresses = tuple(sorted(f"{_bracketed(pod.address)}:{names.CLIENT_PORT}" for pod in cluster.pods.values() if pod.address))
+        state.way = replace(state.way, addresses=addresses, queue_manager=owner.mq_name)
+        if owner.pods.tls.mode == "Off" or state.way.ca:
+            state.members.reach(state.way)
+
+    # Channels and queues
+
+    async def _one(self, resource: Object, target: Target, state: TargetState) -> None:
+        mark = mark_of(resource)
+        if mark in state.refused:
+            defined = Definedness(False, "Refused", state.refused[mark])
+        elif mark in state.taken:
+            holder = state.taken[mark]
+            defined = Definedness(False, "NameTaken", f"{holder.kind} {holder.name} is older and has the name")
+        elif mark in state.start_refused:
+            defined = Definedness(None, "StartRefused", state.start_refused[mark])
+        elif not state.defined_for:
+            defined = Definedness(None, "NotYet", f"{target.what} was not reached yet")
+        else:
+            defined = DEFINED
+        operation = await self._operation(resource, state) if resource["kind"] == names.SHARED_CHANNEL else None
+        status, conditions = self._dependent(resource, target, defined, state)
+        if operation is not None:
+            status["lastOperation"] = operation
+        await write_status(self._context, state, resource, status, conditions)
+
+    def _dependent(
+        self, resource: Object, target: Target, defined: Definedness, state: TargetState
+    ) -> tuple[dict[str, Any], list[Condition]]:
+        name = resource["metadata"]["name"]
+        if resource["kind"] == names.SHARED_CHANNEL:
+            channel = SharedChannel.model_validate(resource["spec"])
+            present = present_status(state, resource)
+            return channel_status(channel, channel.channel_name or names.mq_name(name), target, defined, present, self._context.now())
+        queue = SharedQueue.model_validate(resource["spec"])
+        return queue_status(queue.queue_name or names.mq_name(name), target, defined)
+
+    async def _operation(self, resource: Object, state: TargetState) -> dict[str, Any] | None:
+        """Carries out what an annotation asks for; `lastOperation` as it is then."""
+        seen = {**resource, "status": present_status(state, resource)}
+        now = timestamp(self._context.now())
+        try:
+            operation = operations.asked_for(seen)
+        except operations.BadOperation as error:
+            text = resource["metadata"]["annotations"][names.OPERATION]
+            done = {"id": operations.bad_id(text), "verb": "", "state": "Failed", "time": now, "message": str(error)}
+            await self._context.tell(resource, [Happened("OperationFailed", str(error), warning=True)])
+            return done
+        if operation is None or not state.members.seen.connected:
+            return None
+        done = {"id": operation.id, "verb": operation.verb, "state": "Unknown", "time": now, "message": "begun"}
+        meta = resource["metadata"]
+        begun = {**seen["status"], "lastOperation": done}
+        if await self._context.api.apply_status(resource["kind"], meta["namespace"], meta["name"], begun) is None:
+            return None
+        spec = resource["spec"]
+        outcome, message = await operations.carry_out(state.members, spec.get("channelName") or names.mq_name(meta["name"]), operation)
+        done |= {"state": outcome, "message": message, "time": timestamp(self._context.now())}
+        text = f"{operation.verb} ({operation.id}): {message or outcome}"
+        await self._context.tell(resource, [Happened(f"Operation{outcome}", text, warning=outcome != "Succeeded")])
+        return done
+
+
+def _pod(pod: Object) -> Pod:
+    status = pod.get("status") or {}
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
+    going = pod["metadata"].get("deletionTimestamp") is not None
+    return Pod(pod["metadata"]["name"], pod["spec"].get("nodeName", ""), ready and not going, status.get("podIP", ""))
+
+
+def _rolled_out(found: Object | None) -> bool:
+    if found is None:
+        return False
+    status = found.get("status") or {}
+    return status.get("observedGeneration") == found["metadata"].get("generation") and status.get("updateRevision") == status.get(
+        "currentRevision", status.get("updateRevision")
+    )
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

@@ -1,0 +1,44 @@
+"""What the operator remembers of one group or queue manager between two reconciles. All of it can be lost: it only saves work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsg_operator.cache import Key
+from qsg_operator.definitions import Mark
+from qsg_operator.members import Members, Way
+
+FULL_S = 60.0
+"""So often everything is looked at again, changed or not."""
+
+
+@dataclass
+class Written:
+    """A status as it was last written, and when."""
+
+    status: dict[str, Any]
+    at: float
+
+
+@dataclass
+class TargetState:
+    key: Key
+    members: Members
+    applied: dict[tuple[str, str], tuple[str, object]] = field(default_factory=dict)
+    """Child -> (hash of what was applied, version that the API server made of it)."""
+    certificates_at: float = float("-inf")
+    certificates_for: str = ""
+    certificates_problem: str = ""
+    way: Way = field(default_factory=lambda: Way((), ""))
+    expires: str = ""
+    defined_for: str = ""
+    defined_at: float = float("-inf")
+    settings_for: str = ""
+    refused: dict[Mark, str] = field(default_factory=dict)
+    """Definitions that members do not take, and why."""
+    taken: dict[Mark, Mark] = field(default_factory=dict)
+    start_refused: dict[Mark, str] = field(default_factory=dict)
+    commanded_at: dict[Mark, float] = field(default_factory=dict)
+    written: dict[Key, Written] = field(default_factory=dict)
+    full_at: float = float("-inf")

@@ -1,0 +1,39 @@
+"""What the operator is told by its environment, as the chart sets it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qsg_operator.children.objects import Images
+
+
+@dataclass(frozen=True)
+class Settings:
+    images: Images
+    namespace: str
+    """The operator's own."""
+    identity: str
+    """Of this replica."""
+    watch: tuple[str, ...] = ()
+    """Namespaces; () = all of the cluster."""
+    liveness: str = "http://0.0.0.0:8080/healthz"
+    metrics_port: int = 8081
+    workers: int = 4
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        def get(name: str, default: str) -> str:
+            return environment.get(f"QSG_OPERATOR_{name}", "") or default
+
+        return cls(
+            images=Images(qsg=get("IMAGE", "qsg:latest"), etcd=get("ETCD_IMAGE", "quay.io/coreos/etcd:v3.5.21")),
+            namespace=get("NAMESPACE", "default"),
+            identity=get("POD", socket.gethostname()),
+            watch=tuple(name.strip() for name in get("WATCH_NAMESPACES", "").split(",") if name.strip()),
+            liveness=get("LIVENESS", cls.liveness),
+            metrics_port=int(get("METRICS_PORT", str(cls.metrics_port))),
+            workers=int(get("WORKERS", str(cls.workers))),
+        )
