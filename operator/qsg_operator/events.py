@@ -11,7 +11,19 @@ from typing import Any
 from qsg_operator import names
 from qsg_operator.conditions import Transition, timestamp
 
-QUIET = ("Stopped", "Inactive", "Idle", "Listening", "Defined", "NotYet", "Starting", "Binding", "Initializing", "RollingOut")
+QUIET = (
+    "Stopped",
+    "Inactive",
+    "Idle",
+    "Listening",
+    "Defined",
+    "NotYet",
+    "Starting",
+    "Binding",
+    "Initializing",
+    "RollingOut",
+    "NoMemberReady",
+)
 GOOD_WHEN_FALSE = ("Stalled",)
 
 
@@ -30,10 +42,12 @@ def of_transitions(transitions: Iterable[Transition]) -> list[Happened]:
         good = condition.ok is True if condition.type not in GOOD_WHEN_FALSE else condition.ok is False
         if good and (one.before in ("", condition.status) or condition.type in ("Valid", *GOOD_WHEN_FALSE)):
             continue
-        if not good and condition.type in ("Connected", "Valid") and condition.ok is not False:
+        if condition.type == "Valid" and condition.ok is None:
             continue
         if condition.type == "Connected":
             continue  # Ready says it
+        if condition.ok is None and not one.before:
+            continue  # it has just been made
         text = f"{condition.type} is {condition.status}" + (f": {condition.message}" if condition.message else "")
         found.append(Happened(condition.reason, text, warning=not good and condition.reason not in QUIET))
     return found

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import sys
 from typing import Any
 
@@ -50,10 +48,7 @@ async def run(settings: Settings) -> int:
     api = Api(login)
     runtime = Runtime(settings, api, metrics)
     register(registry, runtime)
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     server, _ = start_http_server(settings.metrics_port, registry=numbers) if settings.metrics_port else (None, None)
     watching = kopf.operator(
         registry=registry,
@@ -62,22 +57,18 @@ async def run(settings: Settings) -> int:
         clusterwide=not settings.watch,
         namespaces=list(settings.watch),
         liveness_endpoint=settings.liveness or None,
-        stop_flag=stop,
     )
-    tasks = [loop.create_task(watching, name="watches"), loop.create_task(runtime.run(), name="runtime"), loop.create_task(stop.wait())]
+    # kopf takes the signals, and ends what runs beside it too; what has not failed then was told to end.
+    tasks = [loop.create_task(runtime.run(), name="runtime"), loop.create_task(watching, name="watches")]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        failed = [task for task in tasks[:2] if task.done() and not stop.is_set()]
-        for task in failed:
-            log.error("the operator cannot go on", task=task.get_name(), error=repr(task.exception()))
         # The lease is given back, and watches end, before the session to the API server does.
-        await ended(tasks[1])
-        if not failed:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(10):
-                    await asyncio.wait(tasks[:1])
-        await ended(*tasks)
-        return 1 if failed else 0
+        for task in tasks:
+            await ended(task)
+        failures = [(task.get_name(), task.exception()) for task in tasks if not task.cancelled() and task.exception() is not None]
+        for name, error in failures:
+            log.error("the operator cannot go on", task=name, error=repr(error))
+        return 1 if failures else 0
     finally:
         await api.close()
         if server is not None:

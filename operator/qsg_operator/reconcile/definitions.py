@@ -7,6 +7,7 @@ resource's status, and tried again with the next full round.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -78,10 +79,8 @@ async def reconcile_definitions(context: Context, owner: Owner, state: TargetSta
     now = asyncio.get_running_loop().time()
     if version == state.defined_for and now - state.defined_at < FULL_S:
         return
-    wanted_settings = settings_of(owner.spec.settings)
-    if state.settings_for != digest(wanted_settings.model_dump()):
-        await state.members.command("define", kind="settings", definition=wanted_settings.model_dump(mode="json"))
-        state.settings_for = digest(wanted_settings.model_dump())
+    settings = settings_of(owner.spec.settings).model_dump(mode="json")
+    await state.members.command("define", kind="settings", definition=settings)
     queues = (await state.members.inquire("queues"))["queues"]
     channels = (await state.members.inquire("channels"))["channels"]
     todo = plan(found, queues, channels)
@@ -161,8 +160,8 @@ async def _gone(context: Context, one: Definition) -> bool:
 # Started and stopped as desired
 
 
-async def reconcile_desired_states(state: TargetState, resources: list[Object]) -> None:
-    """Raises `NotConnected`."""
+async def reconcile_desired_states(state: TargetState, resources: list[Object], status: Callable[[Object], Any]) -> None:
+    """`status`: a resource's, as it was last written. Raises `NotConnected`."""
     seen = state.members.seen
     if not (seen.connected and seen.told):
         return
@@ -177,19 +176,13 @@ async def reconcile_desired_states(state: TargetState, resources: list[Object]) 
             continue
         name = spec.get("channelName") or names.mq_name(mark.name)
         line = seen.sender(name)
-        verb = _verb(spec, line, _status_of(state, resource))
+        verb = _verb(spec, line, status(resource))
         if verb is None:
             state.start_refused.pop(mark, None)
             continue
         state.commanded_at[mark] = now
         work.append(_command(state, mark, name, verb))
     await together(work)
-
-
-def _status_of(state: TargetState, resource: Object) -> Any:
-    meta = resource["metadata"]
-    written = state.written.get((resource["kind"], meta["namespace"], meta["name"]))
-    return written.status if written is not None else resource.get("status", {})
 
 
 def _verb(spec: Any, line: Any, status: Any) -> str | None:

@@ -29,8 +29,9 @@ from qsg_operator.reconcile import operations
 from qsg_operator.reconcile.children import Conflict, apply_children, digest, reconcile_certificates
 from qsg_operator.reconcile.context import Context, dependents, is_ours, together
 from qsg_operator.reconcile.definitions import mark_of, reconcile_definitions, reconcile_desired_states
-from qsg_operator.reconcile.statuses import present_status, write_status
+from qsg_operator.reconcile.statuses import Statuses
 from qsg_operator.reconcile.target import FULL_S, TargetState
+from qsg_operator.seen import Seen
 from qsg_operator.specs.channel import SharedChannel
 from qsg_operator.specs.group import QueueSharingGroup
 from qsg_operator.specs.manager import QueueManager
@@ -40,15 +41,18 @@ from qsg_operator.status.owner import Cluster, Pod, owner_status, pods_by_member
 from qsg_operator.status.queue import queue_status
 
 log = structlog.get_logger()
+MakeMembers = Callable[[str, Callable[[], None]], Members]
 Step = ApiError | Conflict | BadSecret | NotConnected | qsg.QsgError
 
 
 class Reconciler:
     """`again(key)` puts a target back into the work queue: what its members tell has changed."""
 
-    def __init__(self, context: Context, again: Callable[[Key], None]) -> None:
+    def __init__(self, context: Context, again: Callable[[Key], None], members: MakeMembers = Members) -> None:
         self._context = context
         self._again = again
+        self._members = members
+        self._statuses = Statuses(context)
         self._targets: dict[Key, TargetState] = {}
 
     async def close(self) -> None:
@@ -63,16 +67,24 @@ class Reconciler:
         if found is None:
             await self._without_target(key, resources)
             return
-        state = self._targets.get(key)
-        if state is None:
-            state = self._targets[key] = TargetState(key, Members("/".join(key[1:]), lambda: self._again(key)))
+        state = await self._state(key, found["metadata"]["uid"])
         try:
             owner = self._owner(found)
         except (ValidationError, ValueError) as error:
             told = [Condition("Ready", False, "InvalidSpec", str(error))]
-            await write_status(self._context, state, found, {}, told)
+            await self._statuses.write(found, {}, told)
             return
         await self._target(owner, found, state, resources)
+
+    async def _state(self, key: Key, uid: str) -> TargetState:
+        """Of one made again under its name nothing is remembered."""
+        state = self._targets.get(key)
+        if state is not None and state.uid == uid:
+            return state
+        if state is not None:
+            await state.members.close()
+        state = self._targets[key] = TargetState(uid, self._members("/".join(key[1:]), lambda: self._again(key)))
+        return state
 
     def _owner(self, found: Object) -> Owner:
         meta = found["metadata"]
@@ -88,13 +100,10 @@ class Reconciler:
         missing = Definedness(False, "TargetNotFound", f"there is no {what} in this namespace")
         if not resources:
             return
-        state = TargetState(key, Members(key[2], lambda: None))
-        try:
-            for resource in resources:
-                status, conditions = self._dependent(resource, Target(False, what, state.members.seen), missing, state)
-                await write_status(self._context, state, resource, status, conditions)
-        finally:
-            await state.members.close()
+        target = Target(False, what, Seen(error="it is not there"))
+        for resource in resources:
+            await self._statuses.write(resource, *self._dependent(resource, target, missing))
+        self._statuses.prune()
 
     async def _target(self, owner: Owner, found: Object, state: TargetState, resources: list[Object]) -> None:
         now = asyncio.get_running_loop().time()
@@ -111,7 +120,7 @@ class Reconciler:
         try:
             if state.members.seen.connected:
                 await reconcile_definitions(self._context, owner, state, resources)
-                await reconcile_desired_states(state, resources)
+                await reconcile_desired_states(state, resources, self._statuses.present)
         except (NotConnected, qsg.QsgError) as error:
             failure = failure or error
         what = f"{'group' if owner.group else 'queue manager'} {owner.name}"
@@ -119,11 +128,12 @@ class Reconciler:
         await together([self._one(resource, target, state) for resource in resources])
         channels = sum(one["kind"] == names.SHARED_CHANNEL for one in resources)
         status, conditions = owner_status(owner, cluster, state.members.seen, channels=channels, expires=state.expires, problem=problem)
-        await write_status(self._context, state, found, status, conditions)
+        await self._statuses.write(found, status, conditions)
         if failure is not None:
             raise failure
         if all_anew:
             state.full_at = now
+            self._statuses.prune()
 
     async def _certificates(self, owner: Owner, state: TargetState, *, all_anew: bool) -> None:
         wanted = digest([owner.pods.tls.model_dump(), owner.mq_name, owner.group.store.model_dump() if owner.group else None])
@@ -167,25 +177,23 @@ class Reconciler:
         else:
             defined = DEFINED
         operation = await self._operation(resource, state) if resource["kind"] == names.SHARED_CHANNEL else None
-        status, conditions = self._dependent(resource, target, defined, state)
+        status, conditions = self._dependent(resource, target, defined)
         if operation is not None:
             status["lastOperation"] = operation
-        await write_status(self._context, state, resource, status, conditions)
+        await self._statuses.write(resource, status, conditions)
 
-    def _dependent(
-        self, resource: Object, target: Target, defined: Definedness, state: TargetState
-    ) -> tuple[dict[str, Any], list[Condition]]:
+    def _dependent(self, resource: Object, target: Target, defined: Definedness) -> tuple[dict[str, Any], list[Condition]]:
         name = resource["metadata"]["name"]
         if resource["kind"] == names.SHARED_CHANNEL:
             channel = SharedChannel.model_validate(resource["spec"])
-            present = present_status(state, resource)
+            present = self._statuses.present(resource)
             return channel_status(channel, channel.channel_name or names.mq_name(name), target, defined, present, self._context.now())
         queue = SharedQueue.model_validate(resource["spec"])
         return queue_status(queue.queue_name or names.mq_name(name), target, defined)
 
     async def _operation(self, resource: Object, state: TargetState) -> dict[str, Any] | None:
         """Carries out what an annotation asks for; `lastOperation` as it is then."""
-        seen = {**resource, "status": present_status(state, resource)}
+        seen = {**resource, "status": self._statuses.present(resource)}
         now = timestamp(self._context.now())
         try:
             operation = operations.asked_for(seen)
@@ -197,12 +205,10 @@ class Reconciler:
         if operation is None or not state.members.seen.connected:
             return None
         done = {"id": operation.id, "verb": operation.verb, "state": "Unknown", "time": now, "message": "begun"}
-        meta = resource["metadata"]
-        begun = {**seen["status"], "lastOperation": done}
-        if await self._context.api.apply_status(resource["kind"], meta["namespace"], meta["name"], begun) is None:
+        if not await self._statuses.put(resource, {**seen["status"], "lastOperation": dict(done)}):
             return None
-        spec = resource["spec"]
-        outcome, message = await operations.carry_out(state.members, spec.get("channelName") or names.mq_name(meta["name"]), operation)
+        channel = resource["spec"].get("channelName") or names.mq_name(resource["metadata"]["name"])
+        outcome, message = await operations.carry_out(state.members, channel, operation)
         done |= {"state": outcome, "message": message, "time": timestamp(self._context.now())}
         text = f"{operation.verb} ({operation.id}): {message or outcome}"
         await self._context.tell(resource, [Happened(f"Operation{outcome}", text, warning=outcome != "Succeeded")])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from qsg_operator.cache import Key
 from qsg_operator.definitions import Mark
 from qsg_operator.members import Members, Way
 
@@ -14,31 +12,19 @@ FULL_S = 60.0
 
 
 @dataclass
-class Written:
-    """A status as it was last written, and when."""
-
-    status: dict[str, Any]
-    at: float
-
-
-@dataclass
 class TargetState:
-    key: Key
+    uid: str
     members: Members
     applied: dict[tuple[str, str], tuple[str, object]] = field(default_factory=dict)
     """Child -> (hash of what was applied, version that the API server made of it)."""
-    certificates_at: float = float("-inf")
     certificates_for: str = ""
-    certificates_problem: str = ""
     way: Way = field(default_factory=lambda: Way((), ""))
     expires: str = ""
     defined_for: str = ""
     defined_at: float = float("-inf")
-    settings_for: str = ""
     refused: dict[Mark, str] = field(default_factory=dict)
     """Definitions that members do not take, and why."""
     taken: dict[Mark, Mark] = field(default_factory=dict)
     start_refused: dict[Mark, str] = field(default_factory=dict)
     commanded_at: dict[Mark, float] = field(default_factory=dict)
-    written: dict[Key, Written] = field(default_factory=dict)
     full_at: float = float("-inf")
