@@ -62,5 +62,6 @@ def test_gap_and_worst_wait_belong_to_their_window() -> None:
 
     assert abs(1.8 - ledger.gap_s(1.15, 2.0)) < 1e-9
     assert abs(0.1 - ledger.gap_s(3.05, 9.0)) < 1e-9, "a pause in the traffic is no gap"
-    assert abs(1.8 - ledger.worst_wait_s(1.15, 3.0)) < 1e-9
+    assert abs(1.8 - ledger.worst_wait_s(2.9, 3.1)) < 1e-9
+    assert ledger.worst_wait_s(1.15, 2.9) == 0.0, "what is still under way waits for what comes next"
     assert abs(0.1 - ledger.worst_wait_s(3.1, 9.0)) < 1e-9

@@ -165,5 +165,5 @@ class Ledger:
         return longest
 
     def worst_wait_s(self, since: float = 0.0, until: float = float("inf")) -> float:
-        """Longest wait of a message put in [since, until], from put to arrival."""
-        return max((wait for sent_at, wait in self.waits if since <= sent_at <= until), default=0.0)
+        """Longest wait, from put to arrival, of a message that arrived in [since, until]."""
+        return max((wait for sent_at, wait in self.waits if since <= sent_at + wait <= until), default=0.0)
