@@ -12,14 +12,12 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.handover import left_behind
 from qsg.rules.ownership import (
-    Held,
     Occasion,
     leftovers,
     raise_epoch,
     recover,
     release,
     release_idle,
-    release_own_lock,
     take,
 )
 from qsg.rules.reasons import Reason, Refusal
@@ -27,66 +25,10 @@ from qsg.rules.steps import Me, PartnerNotReached, Sight, Steps, look
 from qsg.rules.stopping import Resolution, StopOrder, ask_stop, carry_stop, command_start, reset_sender, resolve
 from qsg.rules.unit import CompareFailed, Fenced
 from qsg.store.contract import Delete, Get, Put, get_prefix
+from support.group_lists import TRIGGER, go_on, in_doubt, note, recover_all, refused, running, stop, taken
 from support.group_model import CHANNEL, Model, Walk
 
-TRIGGER = Occasion("trigger", 1_000)
 APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
-
-
-def taken(model: Model, member: str, occasion: Occasion = TRIGGER) -> Held:
-    held = model.run(model.me[member], take(model.me[member], model.place, occasion, model.draw))
-    assert isinstance(held, Held)
-    return held
-
-
-def running(model: Model, member: str) -> Held:
-    held = taken(model, member)
-    model.run(model.me[member], model.sender(held))
-    return held
-
-
-def stop(model: Model, me: Me, to: status.State = pb.STOPPED, force: bool = True) -> Steps[bool]:
-    """A whole stop by one member."""
-    carrier = yield from ask_stop(me, model.place, StopOrder(to, force, model.now), model.draw)
-    if carrier != me.member:
-        return False
-    return (yield from carry_stop(me, model.place, model.now, model.draw, "QSG"))
-
-
-def recover_all(model: Model, me: Me) -> Steps[int]:
-    """What a member does when another (or its own initiator) is lost: every left-over entry, and the stops among them."""
-    yield from release_own_lock(me, model.place.structure, "XQ")
-    prefixes = (keys.STATUS_OUT, keys.STATUS_IN, keys.MEMBERS, keys.INITIATORS)
-    sight = yield from look("admin", *(get_prefix(p) for p in prefixes))
-    count = 0
-    for leftover in leftovers(me, sight):
-        count += yield from recover(me, "admin", leftover, model.now, 12.5, model.draw)
-    return count
-
-
-def go_on(model: Model, me: Me) -> Generator[Any, Any, None]:
-    """Recovery, and what follows from the entry: a stop carried on, or the channel taken and run."""
-    yield from recover_all(model, me)
-    entry = model.entry()
-    if entry is None or entry.owner != me.member:
-        return
-    if entry.state == pb.STOPPING:
-        yield from carry_stop(me, model.place, model.now, model.draw, "QSG")
-    elif entry.state in status.WANTED:
-        held = yield from take(me, model.place, Occasion("own", model.now), model.draw)
-        note(model, me, held)
-        yield from model.sender(held)
-
-
-def note(model: Model, me: Me, held: Held) -> None:
-    model.helds.append((me.member, held, pb.Lock.FromString(held.lock.value or b"")))
-
-
-def refused(reason: Reason, model: Model, member: str, steps: Steps[Any]) -> str:
-    with pytest.raises(Refusal) as caught:
-        model.run(model.me[member], steps)
-    assert caught.value.reason is reason
-    return caught.value.detail
 
 
 # --- each list for itself
@@ -488,17 +430,6 @@ def test_a_partner_that_lost_its_record_does_not_keep_the_channel_stopping() -> 
     entry = model.entry()
     assert entry is not None and entry.state == pb.STOPPED and entry.in_doubt and entry.reason == Reason.NO_RECORD
     assert model.fence().open and model.fence().stream == held.stream
-
-
-def in_doubt(model: Model) -> None:
-    """One message committed at R, unconfirmed; R out of reach; entry STOPPING."""
-    model.put(2)
-    held = taken(model, "X")
-    walk = Walk(model, model.me["X"], model.sender(held))
-    while not model.partner.committed:
-        walk.step()
-    model.partner.reachable = False
-    model.run(model.me["X"], stop(model, model.me["X"]))
 
 
 def test_resolve_needs_force_while_the_partner_is_not_fenced() -> None:
