@@ -11,7 +11,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.ownership import take
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.unit import Unit
+from qsg.rules.unit import Change, Unit
 from qsg.store.contract import Limits, Put, get_prefix
 from support.channel_pair import XMITQ, rig
 from support.group_lists import TRIGGER, refused, taken
@@ -116,19 +116,13 @@ async def test_n1_an_application_gets_nothing_that_a_channel_may_have_sent() -> 
         await asyncio.gather(running, return_exceptions=True)
         structure = r.x.structures["app1"]
         await structure.refresh(sender.grant.lock)
-        lost = Unit("unlock", changes=[_removed(sender.grant.lock)])
+        lost = Unit("unlock", changes=[Change(sender.grant.lock, lambda _: None)])
         await structure.commit(lost)
 
         await is_refused(r.y.get(XMITQ), Reason.OBJECT_IN_USE)
         await is_refused(r.y.queues.get(GetSpec(XMITQ), unit=r.y.queues.begin()), Reason.OBJECT_IN_USE)
         await is_refused(r.y.queues.purge(XMITQ), Reason.OBJECT_IN_USE)
         assert (await r.left())["depth"] == 1
-
-
-def _removed(cell: object) -> object:
-    from qsg.rules.unit import Change
-
-    return Change(cell, lambda _: None)  # type: ignore[arg-type]
 
 
 async def _never(*arguments: object) -> None:

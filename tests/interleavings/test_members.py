@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
 from qsg.manager.membership import join
+from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, verdict
 from qsg.rules.ownership import execution
+from qsg.rules.steps import Commit
 from qsg.rules.unit import CompareFailed, Fenced, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Delete, Get, Put
@@ -72,14 +75,8 @@ def test_h3b_a_verdict_names_the_incarnation_and_leaves_its_successor_alone() ->
     dead = model.me["X"].incarnations["app"]
     model.join("X")
     with pytest.raises(CompareFailed):
-        model.execute(model.me["Y"], _commit(execution("X", dead)))
+        model.execute(model.me["Y"], Commit("app", execution("X", dead)))
     assert model.lives("app", "X", model.me["X"].incarnations["app"])
-
-
-def _commit(unit: Unit) -> object:
-    from qsg.rules.steps import Commit
-
-    return Commit("app", unit)
 
 
 def test_n15_two_halves_of_four_do_not_accuse_each_other() -> None:
@@ -124,9 +121,7 @@ async def test_m5_a_new_leader_that_renews_every_lease_delays_no_takeover_that_a
         assert asyncio.get_running_loop().time() - began < 0.25
 
 
-async def _joined(server: MemoryServer, process: str, store: MemoryStore | None = None) -> object:
-    import random
-
+async def _joined(server: MemoryServer, process: str, store: MemoryStore | None = None) -> Structure:
     record = pb.MemberRecord(member="X", process=process)
     return await join(store or server.client(), "admin", record, World(lambda: 0, random.Random(3)), compact=False)
 
@@ -139,12 +134,12 @@ async def test_n7_a_member_that_starts_again_is_a_new_incarnation() -> None:
     old = await _joined(server, "p1")
     new = await _joined(server, "p2")
 
-    assert new.incarnation != old.incarnation  # type: ignore[attr-defined]
+    assert new.incarnation != old.incarnation
     with pytest.raises(Fenced):
-        await old.commit(Unit(ops=[Put(b"k", b"")]))  # type: ignore[attr-defined]
-    await new.commit(Unit(ops=[Put(b"k", b"")]))  # type: ignore[attr-defined]
+        await old.commit(Unit(ops=[Put(b"k", b"")]))
+    await new.commit(Unit(ops=[Put(b"k", b"")]))
     for structure in (old, new):
-        await structure.close()  # type: ignore[attr-defined]
+        await structure.close()
 
 
 @simulated
@@ -155,10 +150,10 @@ async def test_n11_a_paused_process_and_its_successor_on_one_private_store_are_n
     store = server.client()
     old = await _joined(server, "p1", store)
     store.pause()
-    late = asyncio.create_task(old.commit(Unit(ops=[Put(b"k", b"old")])))  # type: ignore[attr-defined]
+    late = asyncio.create_task(old.commit(Unit(ops=[Put(b"k", b"old")])))
     await asyncio.sleep(0.05)
     new = await _joined(server, "p2")
-    await new.commit(Unit(ops=[Put(b"k", b"new")]))  # type: ignore[attr-defined]
+    await new.commit(Unit(ops=[Put(b"k", b"new")]))
     store.resume()
 
     with pytest.raises(Fenced):
@@ -166,7 +161,7 @@ async def test_n11_a_paused_process_and_its_successor_on_one_private_store_are_n
     kv = server.get(Get(b"k")).first
     assert kv is not None and kv.value == b"new"
     for structure in (old, new):
-        await structure.close()  # type: ignore[attr-defined]
+        await structure.close()
 
 
 @simulated
@@ -177,7 +172,7 @@ async def test_p9_what_was_out_when_a_member_was_fenced_is_settled_before_it_joi
     store = server.client()
     first = await _joined(server, "p1", store)
     store.pause()
-    sent = asyncio.create_task(first.commit(Unit(ops=[Put(b"late", b"")]), slot=0))  # type: ignore[attr-defined]
+    sent = asyncio.create_task(first.commit(Unit(ops=[Put(b"late", b"")]), slot=0))
     await asyncio.sleep(0.05)
     server.txn([], [Delete(keys.member("X"))], [])
     guard = server.get(Get(keys.guard("X", 0))).first
@@ -190,7 +185,7 @@ async def test_p9_what_was_out_when_a_member_was_fenced_is_settled_before_it_joi
         await sent
     assert server.get(Get(b"late")).first is None
     for structure in (first, second):
-        await structure.close()  # type: ignore[attr-defined]
+        await structure.close()
 
 
 @simulated
