@@ -190,45 +190,52 @@ async def test_n3_a_refusal_refuses_everything_behind_it() -> None:
 
 @simulated
 async def test_h9_a_late_put_of_an_earlier_connection_is_not_taken_beside_its_repetition() -> None:
-    """X's late commit of number 1 arrives after Y accepted number 1 again. Wrong: duplicate. Prevented: who connects raises the producer's
+    """X's late commit of number 2 arrives after Y accepted number 2 again. Wrong: duplicate. Prevented: who connects raises the producer's
     epoch, and each commit compares the whole record."""
     async with group() as g:
         x, y = await g.member("X"), await g.member("Y")
         await x.queues.define(shared("A"))
         await asyncio.sleep(0.01)
         first = await x.queues.open_producer("P", "A")
+        await numbered(x, first.epoch, 1, b"1")
         x.stores["app1"].pause()
-        late = asyncio.create_task(numbered(x, first.epoch, 1, b"late"))
+        late = asyncio.create_task(numbered(x, first.epoch, 2, b"late"))
         await asyncio.sleep(0.05)
+        assert x.in_flight("app1")
         second = await y.queues.open_producer("P", structure="app1")
-        await numbered(y, second.epoch, 1, b"1")
+        assert second.last == 1
+        await numbered(y, second.epoch, 2, b"2")
         x.stores["app1"].resume()
 
         await refused(late, Reason.PRODUCER_FENCED)
-        assert await y.get("A", 9) == [b"1"]
+        assert await y.get("A", 9) == [b"1", b"2"]
 
 
 @simulated
 async def test_p2_a_refusal_by_the_new_member_holds_against_the_old_ones_late_put() -> None:
-    """X's late put 1; the producer connects to Y (epoch raised); Y refuses 1 (full); X's 1 commits. Wrong: refused, but committed; and a
+    """X's late put 2; the producer connects to Y (epoch raised); Y refuses 2 (full); X's 2 commits. Wrong: refused, but committed; and a
     raise that is no compare-and-swap rolls *last* back. Prevented: the whole record is compared by its revision."""
     async with group() as g:
         x, y = await g.member("X"), await g.member("Y")
-        await x.queues.define(shared("A", max_depth=1))
+        await x.queues.define(shared("A", max_depth=60))
         await asyncio.sleep(0.01)
         first = await x.queues.open_producer("P", "A")
+        await numbered(x, first.epoch, 1, b"1")
+        await x.get("A")
         x.stores["app1"].pause()
-        late = asyncio.create_task(numbered(x, first.epoch, 1, b"late"))
+        late = asyncio.create_task(numbered(x, first.epoch, 2, b"late"))
         await asyncio.sleep(0.05)
-        await y.put("A", b"other")
+        assert x.in_flight("app1")
+        others = [b"%d" % i for i in range(60)]
+        await y.put("A", *others)
         second = await y.queues.open_producer("P", structure="app1")
-        await refused(numbered(y, second.epoch, 1, b"1"), Reason.Q_FULL)
+        await refused(numbered(y, second.epoch, 2, b"2"), Reason.Q_FULL)
         x.stores["app1"].resume()
 
         with pytest.raises(Refusal):
             await late
-        assert await y.get("A", 9) == [b"other"]
-        assert (await y.queues.open_producer("P", structure="app1")).last == 0
+        assert await y.get("A", 99) == others
+        assert (await y.queues.open_producer("P", structure="app1")).last == 1
 
 
 @simulated
@@ -264,6 +271,7 @@ async def test_p8_a_late_put_to_a_queue_that_was_deleted_and_made_again_is_refus
         x.stores["app1"].pause()
         late = asyncio.create_task(x.put("A", b"late"))
         await asyncio.sleep(0.05)
+        assert x.in_flight("app1")
         await y.queues.delete("A")
         await y.queues.define(shared("A"))
         x.stores["app1"].resume()

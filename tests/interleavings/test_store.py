@@ -118,6 +118,7 @@ async def test_c5_a_member_declared_dead_does_not_publish_what_was_removed_meanw
         assert await StageCleaner(y.catalog).clean() == 1
         late = asyncio.create_task(x.structures["app1"].commit(unit))
         await asyncio.sleep(0.01)
+        assert x.in_flight("app1")
         x.stores["app1"].resume()
 
         with pytest.raises((Fenced, CompareFailed)):
@@ -134,9 +135,12 @@ async def test_c5_a_member_declared_dead_writes_nothing_at_all() -> None:
         x, y = await g.member("X"), await g.member("Y")
         await x.queues.define(shared("A"))
         await asyncio.sleep(0.01)
+        await x.put("A", b"1")
+        await x.get("A")
         x.stores["app1"].pause()
         late = asyncio.create_task(x.put("A", b"late"))
         await asyncio.sleep(0.01)
+        assert x.in_flight("app1")
         await y.stores["app1"].txn([], [Delete(keys.member("X"))])
         x.stores["app1"].resume()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from planted.bugs import BUGS, planted
+from planted.named import FINDERS, found_by
 from planted.patching import GoneError, Patches
 from qsg.rules import ownership, slots
 from qsg.store import contract
@@ -17,6 +18,11 @@ def test_a_bug_is_planted_and_taken_back(name: str) -> None:
     with planted(name):
         assert BUGS[name].what.endswith(".")
     assert [dict(vars(owner)) for owner in watched] == before
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_named_interleaving_finds_the_bug(name: str) -> None:
+    assert len(found_by(name)) == len(FINDERS[name]), "each of the tests that are said to find it does"
 
 
 def test_a_bug_whose_place_is_gone_fails_loudly() -> None:

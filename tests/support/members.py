@@ -46,6 +46,10 @@ class Member:
         got = await self.queues.get(GetSpec(queue, messages_max=count, **spec))  # type: ignore[arg-type]
         return [g.message.payload for g in got]
 
+    def in_flight(self, structure: str) -> bool:
+        """A transaction of ours is out, and not answered."""
+        return any(slot.out for slot in self.structures[structure]._committer._slots)
+
     async def close(self) -> None:
         await self.queues.close()
         await self.catalog.close()
