@@ -138,6 +138,7 @@ def test_ibm_pi89568_resolve_twice_cut_off_and_during_recovery_ends() -> None:
     for cut in range(1, 20):
         model = Model("X", "Y")
         in_doubt(model)
+        model.risked = True
         walk = Walk(model, model.me["X"], backout(model, "X"))
         while not walk.done and walk.taken < cut:
             walk.step()
@@ -159,6 +160,7 @@ def test_ibm_ph07185_a_channel_starts_again_behind_a_resolve() -> None:
     had is deleted at the bind, the rest is sent."""
     model = Model("X", "Y")
     in_doubt(model)
+    model.risked = True
     model.run(model.me["X"], backout(model, "X"))
     model.partner.reachable = True
     model.helds.clear()  # the instance that was in doubt has ended, which is what *force* has taken on trust

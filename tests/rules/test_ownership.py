@@ -12,6 +12,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.handover import left_behind
 from qsg.rules.ownership import (
+    Held,
     Occasion,
     leftovers,
     raise_epoch,
