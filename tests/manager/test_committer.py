@@ -319,6 +319,39 @@ def test_a_full_store_refuses_puts_and_lets_messages_be_taken() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("fault", [Fault(full=True), Fault(full=True, reply_delay_s=0.05)])
+def test_what_a_full_store_has_applied_all_the_same_is_told_as_committed(fault: Fault) -> None:
+    """etcd applies the transaction that fills its quota and answers *no space*. Told as refused, its messages would be put again."""
+
+    async def main() -> None:
+        server = MemoryServer()
+        c = committer(server, server.client(Scripted([fault])), 1)
+        committed = await c.commit(Unit(puts=[message(1)]))
+        header = server.get(get_prefix(keys.headers("Q"))).first
+        assert header is not None and header.create_revision == committed.revision
+        assert c.refuses_growth()
+        with pytest.raises(Refusal) as refused:
+            await c.commit(Unit(puts=[message(2)]))
+        assert refused.value.reason is Reason.STORAGE_NOT_AVAILABLE
+        await asyncio.sleep(2)
+        await c.commit(Unit(puts=[message(3)]))
+        assert (stored(server), depth(server)) == ([1, 3], 2)
+        await c.close()
+
+    run(main())
+
+
+def test_a_full_store_that_lost_an_answer_before_is_asked_until_it_is_certain() -> None:
+    async def main() -> None:
+        server = MemoryServer()
+        c = committer(server, server.client(Scripted([LOST, Fault(full=True), LOST, Fault()])), 1)
+        await c.commit(Unit(puts=[message(1)]))
+        assert (stored(server), depth(server)) == ([1], 1)
+        await c.close()
+
+    run(main())
+
+
 def test_a_store_that_takes_less_than_it_said_is_learnt() -> None:
     async def main() -> None:
         server = MemoryServer()

@@ -160,20 +160,25 @@ class Search:
                 self.wrong.append((node, f"{attempt!r} told unknown needlessly"))
 
     def steps(self, node: Node) -> Iterator[Node]:
-        world = node.world
-        yield replace(node, world=replace(world, data=not world.data))
+        for moved in self.moves(node.world):
+            yield replace(node, world=moved)
+        if node.slot[1] and node.sent < SENDS:
+            yield from self.send(node)
+
+    @staticmethod
+    def moves(world: World) -> Iterator[World]:
+        """What others do meanwhile, and copies that arrive late."""
+        yield replace(world, data=not world.data)
         if world.joined < 2:
             guard = Guard(world.guard.number + 1, b"joined", world.guard.revision + 1) if world.joined else world.guard
             # The first step: our key is deleted, nobody has joined yet. Then one joins and commits.
-            yield replace(node, world=replace(world, joined=world.joined + 1, guard=guard))
+            yield replace(world, joined=world.joined + 1, guard=guard)
         elif world.joined < 4:
             guard = Guard(world.guard.number + 1, b"joined", world.guard.revision + 1)
-            yield replace(node, world=replace(world, joined=world.joined + 1, guard=guard))
+            yield replace(world, joined=world.joined + 1, guard=guard)
         for late in world.flying:
             landed, _ = world.arrive(late[0])
-            yield replace(node, world=replace(landed, flying=world.flying - {late}))
-        if node.slot[1] and node.sent < SENDS:
-            yield from self.send(node)
+            yield replace(landed, flying=world.flying - {late})
 
     def send(self, node: Node) -> Iterator[Node]:
         guard, attempt, _, voiding = node.slot
@@ -190,6 +195,10 @@ class Search:
         yield self.told(node, world, slot, slot.not_applied())
         slot = self.thaw(node.slot)
         yield self.told(node, world, slot, slot.rejected())
+        for after in (landed, world):  # the store says that it is full, and has applied it or not; the guard is read later
+            for late in (after, *self.moves(after)):
+                slot = self.thaw(node.slot)
+                yield self.told(node, late, slot, slot.full(late.guard, not late.joined))
 
     def told(self, node: Node, world: World, slot: Slot, verdict: Verdict) -> Node:
         attempt, told = node.slot[1], node.told
@@ -232,6 +241,13 @@ class RashSlot(Slot):
         return self._settle(REFUSED, self.guard)
 
 
+class TrustfulSlot(Slot):
+    """Planted bug: *no space* is taken for proof that nothing was applied."""
+
+    def full(self, guard: Guard, ours: bool) -> Verdict:
+        return self.rejected()
+
+
 class CertainSlot(Slot):
     """Planted bug: a guard that others have advanced twice is taken for proof that the attempt was not applied."""
 
@@ -240,7 +256,7 @@ class CertainSlot(Slot):
         return FENCED if verdict == UNKNOWN else verdict
 
 
-@pytest.mark.parametrize("kind", [HastySlot, NumberedSlot, RashSlot, CertainSlot])
+@pytest.mark.parametrize("kind", [HastySlot, NumberedSlot, RashSlot, TrustfulSlot, CertainSlot])
 def test_the_search_finds_planted_bugs(kind: type[Slot]) -> None:
     search = Search(kind)
     search.run()

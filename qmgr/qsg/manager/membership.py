@@ -30,6 +30,7 @@ from qsg.store.contract import (
     Get,
     KeyValue,
     LeaseNotFound,
+    NoSpace,
     NotApplied,
     Op,
     Put,
@@ -103,7 +104,7 @@ async def register(
     while True:
         try:
             return await _register(store, record, again, world, slots, ttl_s if lease else 0, highest, timeout_s)
-        except (NotApplied, LeaseNotFound, _Again) as error:
+        except (NotApplied, LeaseNotFound, NoSpace, _Again) as error:
             log.info("registering again", member=record.member, error=repr(error))
         except (Unavailable, TimeoutError) as error:
             log.info("registering again", member=record.member, error=repr(error), timeout_s=timeout_s)

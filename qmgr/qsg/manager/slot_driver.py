@@ -160,7 +160,10 @@ class SlotDriver:
                 verdict = slot.unavailable()
             except NotApplied:
                 verdict = slot.not_applied()
-            except StoreError as error:  # refused as it is: no space, too large, no such lease, or a unit that is not right
+            except NoSpace as error:
+                failure = failure if slot.voiding else error
+                verdict = await self._look_when_full()
+            except StoreError as error:  # refused as it is: too large, no such lease, or a unit that is not right
                 failure = failure if slot.voiding else error
                 verdict = slot.rejected()
             else:
@@ -182,6 +185,16 @@ class SlotDriver:
                 pause = min(pause * 2, PAUSE_S[1])
             else:
                 return verdict, failure
+
+    async def _look_when_full(self) -> Verdict:
+        """Reads what became of a copy that was answered *no space*."""
+        self.owner.full()
+        _, gets = packing.own(self.lane, self.slot.guard)
+        try:
+            result = await self.owner.store.txn([], gets, timeout_s=ATTEMPT_S)
+        except (Unavailable, NotApplied):
+            return self.slot.unavailable()
+        return self.slot.full(*packing.guard_of(result, self.lane))
 
     async def _send(self, packed: Packed, copies: int) -> TxnResult:
         timeout_s = min(ATTEMPT_S * max(1, copies - 2), ATTEMPT_LONGEST_S)
@@ -233,7 +246,6 @@ class SlotDriver:
                 packed.learn(failure)
                 told = self._blame(packed, failure)
             case NoSpace():
-                self.owner.full()
                 refusal = Reason.STORAGE_NOT_AVAILABLE
                 told = {i: Refusal(refusal, "the structure is full") for i in packed.included if grows(batch[i].unit)}
             case TooLarge():

@@ -244,8 +244,11 @@ class EtcdCluster:
         await asyncio.to_thread(self._ask, index, "POST", "/v3/maintenance/defragment", {}, _WORK_S)
 
     async def disarm(self, index: int = 0) -> None:
-        """Ends the alarm that a full quota has raised; it would stay, also when there is room again."""
-        await asyncio.to_thread(self._ask, index, "POST", "/v3/maintenance/alarm", {"action": "DEACTIVATE", "alarm": "NOSPACE"}, _WORK_S)
+        """Ends the alarms that a full quota has raised; they would stay, also when there is room again."""
+        path = "/v3/maintenance/alarm"
+        told = await asyncio.to_thread(self._ask, index, "POST", path, {"action": "GET"}, _WORK_S)
+        for alarm in (told or {}).get("alarms", []):
+            await asyncio.to_thread(self._ask, index, "POST", path, {"action": "DEACTIVATE", **alarm}, _WORK_S)
 
     def _ask(
         self, index: int, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = _ASK_S

@@ -88,7 +88,7 @@ class Slot:
         return REPEAT
 
     def rejected(self) -> Verdict:
-        """The store will not take this transaction (no space, too large): a copy of it that was lost may have been applied before."""
+        """The store will not take this transaction (too large): a copy of it that was lost may have been applied before."""
         if self.voiding:
             return REPEAT
         if self.lost:
@@ -107,6 +107,16 @@ class Slot:
             return self._settle(REFUSED if ours else FENCED, guard)
         if guard.revision == self.guard.revision:
             return self._failed_unchanged(ours)
+        return self._advanced(guard, ours)
+
+    def full(self, guard: Guard, ours: bool) -> Verdict:
+        """The copy was answered *no space*, which does not say whether it was applied: etcd applies the transaction that fills its quota.
+        `guard`, and whether our member key is still ours, were read at one revision behind that answer."""
+        if guard.revision != self.guard.revision:
+            return self._advanced(guard, ours)
+        return self.rejected() if ours else self._settle(FENCED, self.guard)
+
+    def _advanced(self, guard: Guard, ours: bool) -> Verdict:
         if guard.attempt == self.attempt:
             return self._settle(Verdict(Kind.APPLIED, guard.revision), guard)
         if guard.number == self.next_number:

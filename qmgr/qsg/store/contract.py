@@ -26,7 +26,7 @@ class NotApplied(StoreError):
 
 
 class NoSpace(StoreError):
-    """The store's quota or disk is full; not applied."""
+    """The store's quota or disk is full. A write may have been applied all the same: etcd applies the one that fills its quota."""
 
 
 class TooLarge(StoreError):

@@ -23,6 +23,7 @@ from qsg.store.contract import (
     GetResult,
     LeaseNotFound,
     Limits,
+    NoSpace,
     NotApplied,
     Op,
     StoreError,
@@ -56,6 +57,8 @@ class Fault:
     """Applied, but the caller gets `Unavailable`."""
     late_s: float = 0.0
     """The caller gets `Unavailable` now; the request is evaluated this much later."""
+    full: bool = False
+    """Applied, but the caller gets `NoSpace`, as etcd does it with the transaction that fills its quota."""
 
 
 class Faults:
@@ -364,6 +367,8 @@ class MemoryStore:
         """Evaluates a request that has arrived, and sends its answer off."""
         try:
             result = action()
+            if fault.full:
+                raise NoSpace("the store is full")
         except StoreError as e:
             error = e
             reply = lambda: None if answer.done() else answer.set_exception(error)  # noqa: E731

@@ -1,0 +1,57 @@
+"""An etcd that fills up: what it says that it has not taken, and has."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from qsg.manager.committer import Committer
+from qsg.pb import records_pb2 as pb
+from qsg.process.etcd import EtcdOptions
+from qsg.rules import keys
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.slots import Guard
+from qsg.rules.unit import NewMessage, Unit
+from qsg.rules.world import World
+from qsg.store.contract import Put, get_prefix
+from support import etcd
+
+SIZE = 100_000
+
+
+@pytest.mark.etcd
+async def test_what_a_filling_etcd_is_told_to_have_taken_is_what_it_has(tmp_path: Path) -> None:
+    """It applies transactions that fill its quota, and says that there is no space nevertheless."""
+    async with (
+        etcd.running(tmp_path, options=EtcdOptions(fsync=False, quota_bytes=4 << 20)) as cluster,
+        etcd.opened(cluster.endpoints) as store,
+    ):
+        incarnation = (await store.txn([], [Put(keys.member("X"), b"")], timeout_s=5)).revision
+        committer = Committer(store, "X", incarnation, [Guard() for _ in range(8)], World(lambda: 0))
+        committer.start()
+        told: set[int] = set()
+        refused: set[int] = set()
+
+        async def put(number: int) -> None:
+            name = b"%024d" % number
+            body = pb.Message(message_id=name, payload=bytes(SIZE)).SerializeToString()
+            unit = Unit(puts=[NewMessage("Q", 0, pb.Entry(message_id=name, payload_size=SIZE), body)])
+            try:
+                await committer.commit(unit, slot=number)
+            except Refusal as refusal:
+                assert refusal.reason is Reason.STORAGE_NOT_AVAILABLE
+                refused.add(number)
+            else:
+                told.add(number)
+
+        for number in range(0, 800, 8):
+            await asyncio.gather(*(put(n) for n in range(number, number + 8)))
+            if refused:
+                break
+        await committer.close()
+        headers = (await store.get(get_prefix(keys.headers("Q")))).kvs
+        there = {int(entry.message_id) for kv in headers for entry in pb.SegmentHeader.FromString(kv.value).entries}
+        assert refused
+        assert there == told
