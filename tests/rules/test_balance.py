@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qsg.rules.balance import Load, able, choose, ranked
 
@@ -44,3 +47,31 @@ def test_excluded_members_and_order() -> None:
     assert ranked(loads, "C", BOTH) == ["X", "Y", "Z"]
     assert ranked(loads, "C", BOTH, exclude=["X"]) == ["Y", "Z"]
     assert choose(loads, "C", BOTH, exclude=["X", "Y", "Z"]) is None
+
+
+LOADS = st.lists(
+    st.builds(
+        Load,
+        st.sampled_from("UVWXYZ"),
+        st.integers(0, 5),
+        st.integers(1, 5),
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from([BOTH, frozenset({"admin"}), frozenset()]),
+    ),
+    unique_by=lambda load: load.member,
+    max_size=6,
+)
+
+
+@given(LOADS, st.randoms(use_true_random=False), st.sets(st.sampled_from("UVWXYZ")))
+def test_whoever_chooses_finds_the_same_and_never_one_that_cannot(loads: list[Load], chance: Random, exclude: set[str]) -> None:
+    found = ranked(loads, "C", BOTH, exclude=exclude)
+    shuffled = list(loads)
+    chance.shuffle(shuffled)
+    assert ranked(shuffled, "C", BOTH, exclude=exclude) == found
+    assert choose(loads, "C", BOTH, exclude=exclude) == (found[0] if found else None)
+    by_name = {load.member: load for load in loads}
+    assert set(found) == {load.member for load in loads if able(load, BOTH) and load.member not in exclude}
+    percents = [by_name[m].channels / by_name[m].channels_max for m in found]
+    assert percents == sorted(percents)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qsg.rules.definitions import Queue
 from qsg.rules.names import Names, resolve_get, resolve_put
@@ -117,3 +121,64 @@ def test_hop_limit_stops_forwarding_but_not_arrival() -> None:
     with pytest.raises(Refusal) as refused:
         resolve_put(names(), "ANY", "R", hops=3)
     assert refused.value.reason is Reason.HOP_LIMIT
+
+
+SOME = ["A", "B", "C", "X", "G", "R"]
+MAYBE = st.sampled_from(["", *SOME])
+DEFINED = st.dictionaries(
+    st.sampled_from(SOME),
+    st.tuples(
+        st.sampled_from(["local", "transmission", "alias", "remote", "qm alias"]), st.sampled_from(SOME), MAYBE, MAYBE, st.booleans()
+    ),
+)
+
+
+def _queue(name: str, kind: str, target: str, manager: str, transmission: str, enabled: bool) -> Queue:
+    match kind:
+        case "alias":
+            return Queue(name=name, type="alias", target=target, put_enabled=enabled, get_enabled=enabled)
+        case "remote":
+            return Queue(
+                name=name,
+                type="remote",
+                remote_queue=target,
+                remote_queue_manager=manager or "R",
+                transmission_queue=transmission,
+                put_enabled=enabled,
+            )
+        case "qm alias":
+            return Queue(
+                name=name, type="remote", remote_queue_manager=manager or "R", transmission_queue=transmission, put_enabled=enabled
+            )
+    usage: Literal["normal", "transmission"] = "transmission" if kind == "transmission" else "normal"
+    return Queue(name=name, usage=usage, put_enabled=enabled, get_enabled=enabled)
+
+
+@given(DEFINED, st.sampled_from(SOME), MAYBE, MAYBE, st.integers(0, 5))
+def test_whatever_is_defined_a_name_leads_to_a_local_queue_or_is_refused(
+    defined: dict[str, tuple[str, str, str, str, bool]], queue: str, queue_manager: str, default: str, hops: int
+) -> None:
+    queues = {name: _queue(name, *how) for name, how in defined.items()}
+    looked: list[str] = []
+
+    def lookup(name: str) -> Queue | None:
+        looked.append(name)
+        return queues.get(name)
+
+    known = Names(lookup, frozenset({"X", "G"}), default, hop_limit=3)
+    try:
+        found = resolve_put(known, queue, queue_manager, hops=hops)
+    except Refusal as refusal:
+        assert refusal.reason
+    else:
+        assert found.queue.type == "local" and found.queue.put_enabled and all(passed.put_enabled for passed in found.path)
+        assert (found.destination is not None) == (found.queue.usage == "transmission")
+        if found.destination is not None:
+            assert all(found.destination) and hops < 3
+    try:
+        got = resolve_get(known, queue, queue_manager)
+    except Refusal as refusal:
+        assert refusal.reason
+    else:
+        assert got.queue.type == "local" and got.queue.get_enabled and got.destination is None
+    assert len(looked) <= 12, "resolution takes a bounded number of look-ups"

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsg.pb import channel_pb2
 from qsg.rules.definitions import Channel
 from qsg.rules.negotiate import advance, is_ahead, negotiate, offer
 from qsg.rules.reasons import Reason, Refusal
@@ -53,3 +54,40 @@ def test_less_than_half_of_the_sequence_numbers_can_be_in_flight(wrap: int, mess
 
 def test_sequence_numbers_wrap_to_one() -> None:
     assert [advance(0, 1, 100), advance(99, 1, 100), advance(100, 1, 100), advance(98, 5, 100), advance(7, 0, 100)] == [1, 100, 1, 3, 7]
+
+
+PARAMETERS = st.builds(
+    channel_pb2.Parameters,
+    version=st.integers(1, 3),
+    batch_messages=st.integers(1, 9_999),
+    batch_bytes=st.integers(1, 1 << 26),
+    batch_window=st.integers(1, 64),
+    message_bytes_max=st.integers(0, 100 << 20),
+    heartbeat_ms=st.integers(1, 60_000),
+    sequence_wrap=st.just(1_000),
+)
+
+
+@given(PARAMETERS, PARAMETERS, PARAMETERS)
+def test_both_sides_derive_the_same_and_what_is_agreed_stands(
+    a: channel_pb2.Parameters, b: channel_pb2.Parameters, c: channel_pb2.Parameters
+) -> None:
+    agreed = negotiate(a, b)
+    assert agreed == negotiate(b, a)
+    assert negotiate(a, agreed) == negotiate(agreed, b) == agreed
+    assert agreed.batch_bytes <= min(a.batch_bytes, b.batch_bytes) and agreed.message_bytes_max <= min(
+        a.message_bytes_max, b.message_bytes_max
+    )
+    assert negotiate(negotiate(a, b), c).batch_bytes == negotiate(a, negotiate(b, c)).batch_bytes
+
+
+@given(st.integers(100, 2_000), st.integers(0, 2_000), st.lists(st.integers(1, 40), max_size=9))
+def test_what_was_counted_on_is_ahead_of_where_it_began(wrap: int, start: int, counts: list[int]) -> None:
+    at = start = start % (wrap + 1)
+    for count in counts:
+        at = advance(at, count, wrap)
+        assert 1 <= at <= wrap
+    if 0 < sum(counts) < (wrap + 1) // 2:
+        assert is_ahead(at, start, wrap) and not is_ahead(start, at, wrap)
+    if not counts:
+        assert not is_ahead(at, start, wrap)

@@ -34,6 +34,7 @@ from qsg.store.contract import (
     unchanged,
 )
 from qsg.store.mvcc import Mvcc, check_limits
+from qsg.store.mvcc import holds as store_holds
 
 LIMITS = Limits()
 
@@ -463,3 +464,20 @@ def test_together_is_one_after_the_other(recipe: list[Recipe], present: list[boo
     kv = state.read(Get(keys.lane_totals("Q", "X.0"))).first
     sums = pb.Totals.FromString(kv.value) if kv else pb.Totals()
     assert (sums.put, sums.got) == (sum(map(len, found)), model.taken)
+
+
+@given(
+    st.sampled_from(list(Target)),
+    st.sampled_from(list(Relation)),
+    st.integers(0, 3),
+    st.one_of(
+        st.none(), st.builds(KeyValue, st.just(b"k"), st.sampled_from([b"", b"a", b"b"]), *[st.integers(1, 3)] * 3, st.integers(0, 3))
+    ),
+)
+def test_a_compare_is_judged_as_a_store_judges_it(target: Target, relation: Relation, number: int, kv: KeyValue | None) -> None:
+    operand: int | bytes = number if target is not Target.VALUE else [b"", b"a", b"b", b"c"][number]
+    compare = Compare(b"k", target, relation, operand)
+    if kv is None and target is Target.VALUE:
+        assert not holds(compare, ())
+    else:
+        assert holds(compare, () if kv is None else (kv,)) == store_holds(compare, kv or KeyValue(b"k", b"", 0, 0, 0))

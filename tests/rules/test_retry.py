@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from qsg.rules.definitions import Retry
 from qsg.rules.retry import JITTER, Attempts, next_delay
 
@@ -51,3 +54,35 @@ def test_without_short_retries_the_first_is_a_long_one() -> None:
     rules = Retry(first_ms=50, short_count=0, long_count=2, long_ms=9_000)
     delays = series(rules, Attempts.full(rules))
     assert near(delays[0], 50) and near(delays[1], 9_000) and len(delays) == 2
+
+
+RETRIES = st.builds(
+    Retry,
+    first_ms=st.integers(10, 10_000),
+    short_count=st.integers(0, 9),
+    short_ms=st.integers(10, 10_000),
+    long_count=st.integers(0, 9),
+    long_ms=st.integers(10, 100_000),
+)
+
+
+@given(RETRIES, st.integers(0, 2**32))
+def test_a_series_has_as_many_attempts_as_are_defined_and_each_waits_about_as_defined(rules: Retry, seed: int) -> None:
+    chance, left, delays = random.Random(seed), Attempts.full(rules), []
+    while (step := next_delay(rules, left, chance)) is not None:
+        assert (step[1].short + step[1].long) == (left.short + left.long) - 1
+        delays.append(step[0])
+        left = step[1]
+    bases = [rules.short_ms] * rules.short_count + [rules.long_ms] * rules.long_count
+    if bases:
+        bases[0] = min(bases[0], rules.first_ms)
+    assert len(delays) == len(bases)
+    assert all(near(delay, base) and delay >= 1 for delay, base in zip(delays, bases, strict=True))
+
+
+@given(RETRIES, RETRIES, st.integers(0, 20), st.integers(0, 20))
+def test_however_a_definition_is_altered_attempts_run_out(first: Retry, then: Retry, short: int, long: int) -> None:
+    left, count = Attempts(short, long).within(first), 0
+    while (step := next_delay(then, left, random.Random(count))) is not None:
+        left, count = step[1], count + 1
+    assert count <= min(short, first.short_count, then.short_count) + min(long, first.long_count, then.long_count)

@@ -76,3 +76,38 @@ def test_a_cut_segment_holds_the_kept_messages_unchanged(messages: list[tuple[in
     assert [cut.destinations[e.destination] for e, _ in after] == [header.destinations[before[i][0].destination] for i in keep]
     assert cut.earliest_expiry_ms == min((before[i][0].expires_at_ms for i in keep if before[i][0].expires_at_ms), default=0)
     assert cut.bodies_size == len(cut_bodies) == sum(len(b) for _, b in after)
+
+
+MESSAGES = st.lists(st.tuples(st.integers(0, 3000), st.booleans(), st.sampled_from([0, 5, 9])), min_size=1, max_size=12)
+
+
+@given(MESSAGES)
+def test_what_is_built_is_read_back_wherever_the_bodies_lie(messages: list[tuple[int, bool, int]]) -> None:
+    header, bodies = build([m[0] for m in messages], [m[1] for m in messages], [m[2] for m in messages])
+    bare, apart = segments.detach(header, bodies)
+    value, rest = segments.attach(bare, apart)
+    again = pb.SegmentHeader.FromString(value)
+    for one, its in ((header, bodies), (bare, apart), (again, rest)):
+        found = list(segments.iterate(one, its))
+        assert [len(body) for _, _, body in found] == [0 if staged else size for size, staged, _ in messages]
+        assert [bytes(body) for _, _, body in found] == [segments.body_at(one, i, its) for i in range(len(messages))]
+    assert again.earliest_expiry_ms == min((m[2] for m in messages if m[2]), default=0)
+    assert segments.payload_bytes(again) == sum(m[0] for m in messages)
+
+
+@given(MESSAGES, st.data())
+def test_a_cut_of_a_cut_is_the_cut_of_what_both_keep(messages: list[tuple[int, bool, int]], data: st.DataObject) -> None:
+    header, bodies = build([m[0] for m in messages], [m[1] for m in messages], [m[2] for m in messages])
+    first = sorted(data.draw(st.sets(st.integers(0, len(messages) - 1), min_size=1)))
+    second = sorted(data.draw(st.sets(st.integers(0, len(first) - 1), min_size=1)))
+    once, once_bodies = segments.cut(header, bodies, first)
+    twice, twice_bodies = segments.cut(once, once_bodies, second)
+    straight, straight_bodies = segments.cut(header, bodies, [first[i] for i in second])
+    assert twice_bodies == straight_bodies and twice.bodies_size == straight.bodies_size == len(twice_bodies)
+    assert [e.message_id for e in twice.entries] == [e.message_id for e in straight.entries]
+
+    def whither(one: pb.SegmentHeader) -> list[str]:
+        return [one.destinations[e.destination].queue for e in one.entries]
+
+    assert whither(twice) == whither(straight) == [f"Q{first[i] % 3}" for i in second]
+    assert twice.earliest_expiry_ms == straight.earliest_expiry_ms

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qsg.rules.verdict import Link, Report, judge
 
@@ -75,3 +77,44 @@ def test_three_of_four_are_a_majority() -> None:
 
 def test_nobody_judges_itself_or_the_unregistered() -> None:
     assert judge("X", some("X"), {"X": Link(2, 9_000, True), "Y": Link(3, 9_000, True)}, {}) == []
+
+
+SILENT = st.sampled_from([0.0, 100.0, 1_499.0, 1_500.0, 9_000.0])
+LINKS = st.dictionaries(st.sampled_from("WXYZ"), st.builds(Link, st.sampled_from([0, 1, 2, 3, 4, 9]), SILENT, st.booleans()))
+REPORTS = st.dictionaries(
+    st.sampled_from("WXYZ"),
+    st.lists(
+        st.builds(Report, st.sampled_from("WXYZ"), st.integers(1, 4), SILENT, st.booleans(), st.sampled_from([0.0, 999.0, 5_000.0])),
+        max_size=4,
+    ),
+)
+
+
+@given(st.sets(st.sampled_from("WXYZ"), min_size=1), LINKS, REPORTS)
+def test_a_verdict_is_only_against_whom_our_link_reached_and_with_a_majority(
+    members: set[str], links: dict[str, Link], reports: dict[str, list[Report]]
+) -> None:
+    me = min(members)
+    registered = some(*members)
+    for verdict in judge(me, registered, links, reports):
+        link = links[verdict.member]
+        assert verdict.member != me and registered[verdict.member] == verdict.incarnation == link.reached
+        if not link.refused:
+            assert link.silent_ms >= 1_500
+            # Ourselves, and who says so and is heard in its registered incarnation.
+            others = [m for m in members - {me, verdict.member} if (heard_of := links.get(m)) and heard_of.reached == registered[m]]
+            assert 2 * (1 + len(others)) > len(members)
+
+
+@given(st.permutations("WXYZ"), st.integers(0, 4))
+def test_halves_of_a_split_group_never_both_accuse(order: list[str], cut: int) -> None:
+    """Whoever is on the same side hears each other, nobody hears the other side."""
+    sides = order[:cut], order[cut:]
+    accusing = []
+    for here, there in (sides, sides[::-1]):
+        for me in here:
+            links = {m: Link(GROUP[m], 100 if m in here else 3_000) for m in GROUP if m != me}
+            reports = {m: [says(victim) for victim in there] for m in here if m != me}
+            if judge(me, GROUP, links, reports):
+                accusing.append(tuple(here))
+    assert len(set(accusing)) <= 1
