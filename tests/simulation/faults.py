@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 from simulation.landscape import MEMBERS, STORE_DELAY_S, Landscape
 from simulation.loop import KERNEL, Process
 from simulation.plan import HOSTS, Event
 from simulation.pods import Pod
+
+OWNER = "owner of "
 
 
 class Faults:
@@ -22,6 +25,10 @@ class Faults:
 
     def do(self, event: Event) -> None:
         name = event.kind.replace(" ", "_")
+        if event.where.startswith(OWNER):
+            event = replace(event, where=self.land.observer.owner(event.where[len(OWNER) :]) or MEMBERS[0])
+        if event.where and event.where == event.detail:
+            return  # a path from a host to itself
         self.land.trace("FAULT", str(event)[8:])
         self.land.count(event.kind)
         getattr(self, f"_{name}")(event)

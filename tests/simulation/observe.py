@@ -43,6 +43,14 @@ class Observer:
         for kv in server.state.read(Get(b"\0", b"\0")).kvs:
             history.saw([Event(kv)])
 
+    def owner(self, channel: str) -> str:
+        """The member of the group that runs a channel, at whichever end."""
+        if self.senders[channel] == "admin":
+            entry = self.histories["admin"].table.entries.get(keys.status_out(channel))
+            return entry.owner if entry is not None else ""
+        fences = [r.fence for name in self.land.structures for r in self.histories[name].receivers.values() if r.fence.channel == channel]
+        return fences[-1].member if fences else ""
+
     def _saw(self, store: str, events: list[Event]) -> None:
         history = self.histories[store]
         for wrong in history.saw(events):

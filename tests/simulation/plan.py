@@ -42,6 +42,7 @@ class Event:
     at: float
     kind: str
     where: str = ""
+    """A host, or "owner of" a channel: the member that runs it when the time comes."""
     for_s: float = 0.0
     """How long it lasts; of a death: until the next start."""
     detail: str = ""
@@ -68,9 +69,19 @@ def draw(seed: int) -> Plan:
     flows = [f for f in FLOWS if chance.random() < (0.6 if f.kind == "plain" else 0.25)] or [FLOWS[0]]
     kinds = sorted(KINDS)
     chosen = chance.sample(kinds, chance.randint(4, len(kinds)))  # not every kind in every seed: some combinations hide others
-    events = [_event(chance, chance.choice(chosen), structures) for _ in range(chance.randint(10, 16))]
-    commands = [_command(chance) for _ in range(chance.choice((0, 2, 6)))]
+    times = _times(chance, chance.randint(12, 20))
+    commands = [_command(chance, times.pop(chance.randrange(len(times)))) for _ in range(chance.choice((0, 2, 5)))]
+    times += _times(chance, max(0, 10 - len(times)))
+    events = [_event(chance, chance.choice(chosen), structures, at) for at in times]
     return Plan(seed, structures, tuple(flows), tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e)))))
+
+
+def _times(chance: Random, count: int) -> list[float]:
+    """Spread over the load, or in bursts: what breaks while something else is being mended finds more."""
+    if chance.random() < 0.5:
+        return [chance.uniform(FIRST_S, LOAD_S - 2) for _ in range(count)]
+    bursts = [chance.uniform(FIRST_S, LOAD_S - 4) for _ in range(chance.randint(2, 4))]
+    return [chance.choice(bursts) + chance.expovariate(1.5) for _ in range(count)]
 
 
 KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
@@ -104,9 +115,11 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
 }
 
 
-def _event(chance: Random, kind: str, structures: tuple[str, ...]) -> Event:
+def _event(chance: Random, kind: str, structures: tuple[str, ...], at: float) -> Event:
     places, shortest, longest = KINDS[kind]
     where = chance.choice(places)
+    if where in MEMBERS and chance.random() < 0.6:
+        where = f"owner of {chance.choice(CHANNELS)}"
     detail, amount = "", 0.0
     if kind.startswith(("store", "watches")):
         detail = chance.choice(structures)
@@ -124,10 +137,10 @@ def _event(chance: Random, kind: str, structures: tuple[str, ...]) -> Event:
         amount = chance.choice((0.05, 0.5))
     elif kind == "network slow":
         amount = chance.choice((0.005, 0.05, 0.3))
-    return Event(chance.uniform(FIRST_S, LOAD_S - 2), kind, where, chance.uniform(shortest, longest), detail, amount)
+    return Event(min(at, LOAD_S - 1), kind, where, chance.uniform(shortest, longest), detail, amount)
 
 
-def _command(chance: Random) -> Event:
+def _command(chance: Random, at: float) -> Event:
     kind = chance.choice(("stop", "stop", "start", "start", "reset", "resolve"))
     details = {"stop": ("quiesce stopped", "force stopped", "quiesce inactive"), "resolve": ("backout", "commit")}
-    return Event(chance.uniform(FIRST_S, LOAD_S - 1), kind, chance.choice(CHANNELS), 0.0, chance.choice(details.get(kind, ("",))))
+    return Event(min(at, LOAD_S - 1), kind, chance.choice(CHANNELS), 0.0, chance.choice(details.get(kind, ("",))))
