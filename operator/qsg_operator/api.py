@@ -116,6 +116,15 @@ class Api:
         meta = child["metadata"]
         return await self.request("PUT", path_of(child["kind"], meta["namespace"], meta["name"]), child, fieldManager=names.FIELD_MANAGER)
 
+    async def delete(self, kind: str, namespace: str, name: str, *, grace_s: int | None = None) -> None:
+        """Also when it is not there."""
+        options = None if grace_s is None else {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": grace_s}
+        try:
+            await self.request("DELETE", path_of(kind, namespace, name), options)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
     async def apply_status(self, kind: str, namespace: str, name: str, status: Object) -> Object | None:
         """The whole status: what it does not have is removed. None: the resource is gone."""
         body = {"apiVersion": names.API_VERSION, "kind": kind, "metadata": {"name": name, "namespace": namespace}, "status": status}

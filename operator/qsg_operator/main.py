@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from typing import Any
+from typing import Any, cast
 
 import kopf
 import structlog
@@ -54,6 +54,7 @@ async def run(settings: Settings) -> int:
         registry=registry,
         settings=kopf_settings,
         standalone=True,
+        identity=cast(Any, settings.identity),  # else it asks for the name of a user, whom an image need not have
         clusterwide=not settings.watch,
         namespaces=list(settings.watch),
         liveness_endpoint=settings.liveness or None,

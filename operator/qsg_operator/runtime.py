@@ -14,7 +14,6 @@ import structlog
 from qsg_operator import leader, names
 from qsg_operator.api import Api, ApiError
 from qsg_operator.cache import Cache, Key, Object
-from qsg_operator.conditions import find
 from qsg_operator.leader import Leader
 from qsg_operator.metrics import Metrics
 from qsg_operator.queue import WorkQueue
@@ -31,6 +30,7 @@ RESOURCES = tuple(names.PLURALS)
 CHILDREN = ("StatefulSet", "Pod", "Service", "ConfigMap", "PodDisruptionBudget")
 LIST_S = 60.0
 LEASE_SILENT_S = 60.0
+MISSING_S = 60.0
 
 
 class Runtime:
@@ -39,9 +39,10 @@ class Runtime:
         self.cache = Cache()
         self._api = api
         self._listed = False
+        self._missing_since: float | None = None
         self._lease_told_at = asyncio.get_running_loop().time()
         self.queue = WorkQueue(self._work)
-        self.leader = Leader(api, settings.namespace, settings.identity, self._leadership)
+        self.leader = Leader(api, settings.lease_namespace, settings.identity, self._leadership)
         self._reconciler = self._new()
         self.cache.on_change.append(self._changed)
 
@@ -74,8 +75,10 @@ class Runtime:
         while True:
             try:
                 await self._list()
-                self._listed = True
+                self._listed, self._missing_since = True, None
             except ApiError as error:
+                if error.status == 404 and self._missing_since is None:
+                    self._missing_since = asyncio.get_running_loop().time()
                 log.warning("lists were not had", error=str(error))
             await asyncio.sleep(LIST_S if self._listed else 1.0)
 
@@ -137,14 +140,12 @@ class Runtime:
 
     def _count(self) -> None:
         self.metrics.queue.set(len(self.queue))
-        self.metrics.ready.clear()
+        self.metrics.conditions.clear()
+        self.metrics.expiry.clear()
         for kind in RESOURCES:
             self.metrics.resources.labels(kind).set(self.cache.count(kind))
             for found in self.cache.of(kind):
-                ready = find((found.get("status") or {}).get("conditions") or (), "Ready").get("status")
-                meta = found["metadata"]
-                if ready in ("True", "False"):
-                    self.metrics.ready.labels(kind, meta["namespace"], meta["name"]).set(ready == "True")
+                self.metrics.of_resource(found)
 
     def _leadership(self) -> None:
         """What a replica remembers of targets is not right any more once another has worked on them."""
@@ -162,6 +163,8 @@ class Runtime:
         if self.cache.behind:
             return f"the watch does not tell what a list shows: {', '.join(sorted(self.cache.behind))}"
         now = asyncio.get_running_loop().time()
+        if self._missing_since is not None and now - self._missing_since > MISSING_S:
+            return "the custom resources are not defined: whoever defines them later needs a new start of this process"
         if self.leader.renewed_at - self._lease_told_at > LEASE_SILENT_S and now - self.leader.renewed_at < LEASE_SILENT_S:
             return "the watch does not tell of the lease that this replica renews"
         return ""

@@ -23,6 +23,11 @@ class Settings:
     metrics_port: int = 8081
     workers: int = 4
 
+    @property
+    def lease_namespace(self) -> str:
+        """One that is watched: the lease also shows that the watches live."""
+        return self.namespace if not self.watch or self.namespace in self.watch else self.watch[0]
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         def get(name: str, default: str) -> str:

@@ -67,6 +67,7 @@ def _container(owner: Owner, name: str, command: str, health_port: int) -> Objec
 
 def _queue_manager(owner: Owner) -> Object:
     container = _container(owner, "queue-manager", "serve", names.HEALTH_PORT)
+    container["env"] += _command_line(owner)
     container["resources"] = owner.pods.resources.queue_manager
     container["ports"] = [
         {"name": "client", "containerPort": names.CLIENT_PORT, "protocol": "TCP"},
@@ -74,6 +75,14 @@ def _queue_manager(owner: Owner) -> Object:
     ]
     container["volumeMounts"] = [{"name": "data", "mountPath": config.DATA_MOUNT}, *_mounts(owner), *structures.mounts(owner)]
     return container
+
+
+def _command_line(owner: Owner) -> list[Object]:
+    """So that `qsg ...` in this container speaks to its queue manager."""
+    found = {"QSG_CONNECT": f"localhost:{names.CLIENT_PORT}"}
+    if config.tls_secret(owner):
+        found |= {"QSG_CA": "ca.crt", "QSG_CERTIFICATE": "tls.crt", "QSG_KEY": "tls.key"}
+    return [{"name": name, "value": value if name == "QSG_CONNECT" else f"{config.TLS_MOUNT}/{value}"} for name, value in found.items()]
 
 
 def _initiator(owner: Owner) -> Object:
