@@ -96,7 +96,7 @@ async def _flow(api: Api, namespace: str, messages: int) -> None:
     receiving = await _connect(api, namespace, names.QUEUE_MANAGER, PARTNER)
     async with sending, receiving, asyncio.TaskGroup() as group:
         group.create_task(_put(sending, messages))
-        group.create_task(_kill_owner(api, namespace))
+        killed = group.create_task(_kill_owner(api, namespace))
         got = group.create_task(_get(receiving, messages))
     wanted = list(range(messages))
     lost, more = sorted(set(wanted) - set(got.result())), len(got.result()) - len(set(got.result()))
@@ -105,8 +105,13 @@ async def _flow(api: Api, namespace: str, messages: int) -> None:
     )
     if got.result() != wanted:
         raise Failed("messages were lost, doubled or out of order")
+    _say(f"the channel was with {killed.result()} and is with {await _owner(api, namespace)} now")
+
+
+async def _owner(api: Api, namespace: str) -> str:
+    """The pod."""
     found = await api.get(names.SHARED_CHANNEL, namespace, NAME) or {}
-    _say(f"takeovers: {found.get('status', {}).get('takeovers', 'not told yet')}")
+    return str(found.get("status", {}).get("owner", {}).get("pod", ""))
 
 
 async def _put(sending: qsg.QueueManager, messages: int) -> None:
@@ -115,14 +120,14 @@ async def _put(sending: qsg.QueueManager, messages: int) -> None:
         await asyncio.sleep(PACE_S / messages)
 
 
-async def _kill_owner(api: Api, namespace: str) -> None:
+async def _kill_owner(api: Api, namespace: str) -> str:
     await asyncio.sleep(PACE_S / 3)
-    found = await api.get(names.SHARED_CHANNEL, namespace, NAME) or {}
-    pod = found.get("status", {}).get("owner", {}).get("pod")
+    pod = await _owner(api, namespace)
     if not pod:
         raise Failed("the channel has no owner")
     _say(f"killing {pod}, which owns the channel")
     await api.delete("Pod", namespace, pod, grace_s=0)
+    return pod
 
 
 async def _get(receiving: qsg.QueueManager, messages: int) -> list[int]:
