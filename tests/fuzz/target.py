@@ -86,14 +86,17 @@ class Target:
 class Loop:
     """An event loop in virtual time for targets that are services: what nobody awaits and fails there is a violation too."""
 
-    def __init__(self, *, virtual: bool = True) -> None:
+    def __init__(self, *, virtual: bool = True, known: tuple[type[BaseException], ...] = ()) -> None:
+        """`known`: errors that a library leaves in tasks of its own, and that are dealt with."""
+        self._known = known
         self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop if virtual else None)
         self.log = Log()
         self._failures: list[str] = []
         self.runner.get_loop().set_exception_handler(self._failed)
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self._failures.append(f"{context.get('message')}: {context.get('exception')!r}")
+        if not isinstance(context.get("exception"), self._known):
+            self._failures.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         with logged_to(self.log):

@@ -20,6 +20,7 @@ import structlog
 import uvloop
 
 from qsg.pb.etcd import rpc_pb2
+from qsg.serving import KeptServer
 from qsg.store import serve_wire as wire
 from qsg.store.contract import Limits, StoreError
 from qsg.store.serve_calls import Calls
@@ -48,7 +49,7 @@ class StoreServer:
     def __init__(self, store: SqliteStore, address: str) -> None:
         self.store = store
         self.address = address
-        self._server: grpc.aio.Server | None = None
+        self._server: KeptServer | None = None
 
     async def __aenter__(self) -> StoreServer:
         await self.start()
@@ -61,12 +62,22 @@ class StoreServer:
         """Raises `StoreError` when the file cannot be opened or the address not be listened on."""
         await self.store.open()
         try:
-            self._server = grpc.aio.server(options=OPTIONS)
-            self._server.add_generic_rpc_handlers((self._handlers(),))
-            port = _listen(self._server, self.address)
-            if not self.address.startswith("unix:"):
-                self.address = f"{self.address.rpartition(':')[0]}:{port}"
-            await self._server.start()
+            handlers = self._handlers()
+
+            def make(address: str) -> tuple[grpc.aio.Server, int]:
+                server = grpc.aio.server(options=OPTIONS)
+                server.add_generic_rpc_handlers((handlers,))
+                port = server.add_insecure_port(address)
+                if not port:
+                    raise RuntimeError("no port")
+                return server, port
+
+            self._server = KeptServer(make)
+            try:
+                await self._server.start(self.address)
+            except RuntimeError as e:
+                raise StoreError(f"{self.address} cannot be listened on: {e}") from e
+            self.address = self._server.address
         except BaseException:
             await self.stop()
             raise
@@ -104,16 +115,6 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         if handler is None:
             log.warning("no such service", method=str(details.method)[:200])
         return handler
-
-
-def _listen(server: grpc.aio.Server, address: str) -> int:
-    try:
-        port: int = server.add_insecure_port(address)
-    except RuntimeError as e:
-        raise StoreError(f"{address} cannot be listened on: {e}") from e
-    if not port:
-        raise StoreError(f"{address} cannot be listened on")
-    return port
 
 
 async def serve(path: str | Path, address: str, *, quota_bytes: int = 0) -> None:

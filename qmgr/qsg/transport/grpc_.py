@@ -18,6 +18,7 @@ import grpc.aio
 import structlog
 
 from qsg.endings import ended, to_the_end
+from qsg.serving import KeptServer
 from qsg.transport.contract import Closed, Handler, Refused, TransportError, Unreachable
 from qsg.transport.frames import FrameQueue
 from qsg.transport.tls import TlsFiles
@@ -243,8 +244,8 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 class GrpcListener:
-    def __init__(self, server: grpc.aio.Server, service: _Service, address: str) -> None:
-        self.address = address
+    def __init__(self, server: KeptServer, service: _Service) -> None:
+        self.address = server.address
         self._server = server
         self._service = service
 
@@ -293,17 +294,18 @@ class GrpcTransport:
 
     async def listen(self, address: str, handlers: Mapping[str, Handler]) -> GrpcListener:
         service = _Service(handlers)
-        server = grpc.aio.server(handlers=[service], options=SERVER_OPTIONS)
+
+        def make(at: str) -> tuple[grpc.aio.Server, int]:
+            server = grpc.aio.server(handlers=[service], options=SERVER_OPTIONS)
+            port = server.add_insecure_port(at) if self._tls is None else server.add_secure_port(at, self._tls.server())
+            return server, port
+
+        server = KeptServer(make)
         try:
-            if self._tls is None:
-                port = server.add_insecure_port(address)
-            else:
-                port = server.add_secure_port(address, self._tls.server())
+            await server.start(address)
         except RuntimeError as e:
-            await server.stop(None)
             raise TransportError(f"cannot listen at {address}: {e}") from e
-        await server.start()
-        return GrpcListener(server, service, f"{address.rpartition(':')[0]}:{port}")
+        return GrpcListener(server, service)
 
 
 def _host_port(address: str) -> tuple[str, str]:

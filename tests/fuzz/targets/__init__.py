@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fuzz.target import Target
-from fuzz.targets import channel, client, peer, plain, socket, store, texts
+from fuzz.targets import channel, client, network, peer, plain, socket, store, texts
 
 TARGETS: dict[str, Callable[[], Target]] = {
     "frames": plain.frames,
@@ -24,4 +24,5 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "stored": store.stored,
     "etcd-api": store.api,
     "etcd-answers": store.answers,
+    "grpc": network.grpc_bytes,
 }
