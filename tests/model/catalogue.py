@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-from model.ownership import Bounds, Ownership
+from model import lanes, puts
+from model.ownership import Ownership
+from model.ownership_state import Bounds
 from model.search import Model
 
 
@@ -13,10 +16,6 @@ class Entry(NamedTuple):
     name: str
     make: Callable[[], Model]
     deep: bool = False
-
-
-def _ownership(bounds: Bounds, *, deep: bool = False) -> Entry:
-    return Entry(bounds.name, lambda: Ownership(bounds), deep)
 
 
 OWNERSHIP = [
@@ -29,7 +28,7 @@ OWNERSHIP = [
     Bounds("stop, losses", (("run", 1), ("stop", 1)), (1, 1), apart=False, walks=2, losses=2, primed=True),
     Bounds("commands", (("run", 1), ("stop", 1), ("start", 1)), apart=False, walks=3, at_once=2, primed=True),
     Bounds("reset", (("run", 2), ("reset", 1)), apart=False, walks=3, losses=1, primed=True),
-    Bounds("resolve", (("run", 1), ("stop", 1), ("resolve", 1)), apart=False, members=2, walks=3, at_once=2, losses=1),
+    Bounds("resolve", (("run", 1), ("stop", 1), ("resolve", 1)), apart=False, members=2, walks=3, at_once=1, losses=2),
     Bounds("getters", (("run", 1), ("get", 1)), (2,), apart=False, walks=2, verdicts=1, losses=1),
     Bounds("getters and stop", (("run", 1), ("get", 1), ("stop", 1)), (2,), apart=False, members=2, walks=3, at_once=2),
 ]
@@ -41,7 +40,31 @@ OWNERSHIP_DEEP = [
     Bounds("takeovers", (("run", 2), ("own", 2)), walks=3, verdicts=2, joins=1),
 ]
 
-MODELS: list[Entry] = [*(_ownership(b) for b in OWNERSHIP), *(_ownership(b, deep=True) for b in OWNERSHIP_DEEP)]
+PUTS = [
+    puts.Bounds("puts, late copies", connects=2, losses=2),
+    puts.Bounds("puts, verdict", connects=2, losses=1, verdicts=1),
+    puts.Bounds("puts, restart", members=1, messages=1, connects=2, losses=1, joins=1),
+    puts.Bounds("puts, blame", connects=1, losses=2, toggles=2),
+]
+PUTS_DEEP = [
+    puts.Bounds("puts, verdict and restart", messages=1, connects=2, losses=2, verdicts=1, joins=1),
+    puts.Bounds("puts, blame and another connection", connects=2, losses=1, toggles=2),
+]
+LANES = [
+    lanes.Bounds("lanes", segments=3, takes=1, reads=4),
+    lanes.Bounds("lanes, two priorities", segments=3, priorities=2, takes=0, reads=4),
+    lanes.Bounds("lanes, takeover", segments=3, takes=0, takeovers=1, reads=4),
+]
+LANES_DEEP = [lanes.Bounds("lanes, longer", segments=5, priorities=2, takes=1, takeovers=1, reads=6)]
+
+MODELS: list[Entry] = [
+    *(Entry(b.name, partial(Ownership, b)) for b in OWNERSHIP),
+    *(Entry(b.name, partial(Ownership, b), True) for b in OWNERSHIP_DEEP),
+    *(Entry(b.name, partial(puts.Puts, b)) for b in PUTS),
+    *(Entry(b.name, partial(puts.Puts, b), True) for b in PUTS_DEEP),
+    *(Entry(b.name, partial(lanes.Lanes, b)) for b in LANES),
+    *(Entry(b.name, partial(lanes.Lanes, b), True) for b in LANES_DEEP),
+]
 
 
 def find(name: str) -> Entry:

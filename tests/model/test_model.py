@@ -12,13 +12,15 @@ import pytest
 from model import __main__ as command
 from model import canonical, lists
 from model.catalogue import MODELS, find
-from model.ownership import Bounds, Ownership
+from model.ownership import Ownership
+from model.ownership_state import Bounds
 from model.quiet import quiet
 from model.search import Violation, replay, search
-from qsg.manager import consuming
+from qsg.manager import consuming, producers
 from qsg.pb import records_pb2 as pb
 from qsg.rules import batches, keys, ownership, stopping
-from qsg.rules.lanes import Position
+from qsg.rules.lanes import LaneReader, Position
+from qsg.rules.slots import FENCED, REFUSED, Slot
 
 Patch = pytest.MonkeyPatch
 
@@ -80,6 +82,30 @@ def take_without_a_new_epoch(patch: Patch) -> None:
     patch.setattr(ownership, "next_fence", next_fence)
 
 
+def unknown_taken_for_refused(patch: Patch) -> None:
+    patch.setattr(Slot, "_failed_unchanged", lambda self, ours: self._settle(REFUSED if ours else FENCED, self.guard))
+
+
+def numbers_not_compared(patch: Patch) -> None:
+    def advance(value: bytes | None, number: producers.ProducerNumber, expires_at_ms: int) -> bytes:
+        record = pb.ProducerRecord.FromString(value or b"")
+        record.last = max(record.last, number.first)
+        return record.SerializeToString()
+
+    patch.setattr(producers, "advance", advance)
+
+
+def lanes_read_past_the_shortest_page(patch: Patch) -> None:
+    honest = LaneReader._release
+
+    def release(self: LaneReader, priority: int) -> None:
+        for lane in self._lanes[priority].values():
+            lane.bound = max(other.bound for other in self._lanes[priority].values())
+        honest(self, priority)
+
+    patch.setattr(LaneReader, "_release", release)
+
+
 Bug = Callable[[Patch], None]
 FOUND_BY: list[tuple[Bug, str, str]] = [
     (stopped_lost_at_takeover, "stop", "STOPPED -> RECOVERING"),
@@ -87,6 +113,9 @@ FOUND_BY: list[tuple[Bug, str, str]] = [
     (stop_settles_without_the_partner, "stop, losses", "stopped channel still moves"),
     (resynchronisation_off_by_one, "takeover, one structure", "cannot bring the channel to its end"),
     (take_without_a_new_epoch, "cut off", "two instances can write"),
+    (unknown_taken_for_refused, "puts, blame", "told as refused, and committed"),
+    (numbers_not_compared, "puts, late copies", "a number was put twice"),
+    (lanes_read_past_the_shortest_page, "lanes", "deleted unsent|handed out behind"),
 ]
 
 

@@ -147,7 +147,9 @@ class Transacted:
         results = [r for r in self.result.results if r is not None]
         kvs = [kv_part(kv, store) for r in results for kv in r.kvs]
         shape = "txn", self.result.succeeded, tuple(len(r.kvs) for r in results)
-        return joined(shape, [part("at", (store,), (self.result.revision,)), *kvs])
+        # Where it was applied is a revision of keys; where it read, only as good as the newest key that it could show.
+        wrote = any(r is None for r in self.result.results)
+        return joined(shape, [part("at", (store if wrote else seen(store),), (self.result.revision,)), *kvs])
 
     def give(self, generator: Generator[Any, Any, Any], request: Any) -> Any:
         return generator.send(self.result)
