@@ -14,6 +14,7 @@ import pytest
 from qsg.store.contract import Delete, Get, NoSpace, Put, absent, get_prefix
 from qsg.store.sqlite import SqliteStore
 from qsg.store.sqlite_engine import Engine
+from support.group import eventually
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -165,6 +166,27 @@ async def test_space_given_from_outside_ends_it(tmp_path: Path, tiny_disk: Path 
         await store.txn([], [Delete(b"q/before")])
         await put_when_there_is_space(store)
         await check(store, filled)
+
+
+async def test_a_full_disk_takes_small_records_and_says_that_there_is_no_room(tmp_path: Path, tiny_disk: Path | None) -> None:
+    """Draining writes records of what is gone, of guards, of a channel's bind; they go into the reserve, and messages must not."""
+    if tiny_disk is None:
+        pytest.skip("no file system can be mounted here")
+    async with SqliteStore(tiny_disk / "s.db", reserve_bytes=4 * MIB) as store:
+        await store.txn([], [Put(b"q/before", b"x" * 100 * KIB)], timeout_s=10)
+        hog(tiny_disk / "hog")
+        filled = await fill(store)
+        assert (await store.status()).bytes_quota <= (await store.status()).bytes_in_use
+        for i in range(50):
+            await store.txn([], [Put(b"r/%02d" % i, b"x" * KIB), Put(b"g", b"%d" % i)], timeout_s=10)
+        (tiny_disk / "hog").unlink()
+        await eventually(lambda: _without_limit(store), 20)
+        await store.txn([], [Put(b"again", b"x" * 50 * KIB)], timeout_s=10)
+        assert (await store.get(get_prefix(b"q/"))).count == filled + 1
+
+
+async def _without_limit(store: SqliteStore) -> bool:
+    return not (await store.status()).bytes_quota
 
 
 def hog(path: Path) -> None:

@@ -85,6 +85,7 @@ class SqliteStore:
         """Drawn when the file was made or restored."""
         self.bytes_total = 0
         self._bytes_in_use = 0
+        self._disk_full = False
         self._leases = Leases()
         self._hub = Hub(self._read_events)
         self._closed = True
@@ -207,6 +208,7 @@ class SqliteStore:
             self._hub.end(Unavailable(report.failure))
             return
         self._bytes_in_use = report.bytes_in_use
+        self._disk_full = report.full
         self.bytes_total = report.bytes_total
         self._hub.committed(report.events, report.revision)
 
@@ -317,7 +319,9 @@ class SqliteStore:
     async def status(self) -> StoreStatus:
         if self._closed or self.failed.is_set():
             raise Unavailable("the store is closed, or its file failed")
-        return StoreStatus(self._hub.revision, self._bytes_in_use, self._quota_bytes, f"sqlite {sqlite3.sqlite_version}", "")
+        # While the disk is full, what is in use is all there is: so nobody writes more than it takes to drain.
+        quota_bytes = self._bytes_in_use if self._disk_full else self._quota_bytes
+        return StoreStatus(self._hub.revision, self._bytes_in_use, quota_bytes, f"sqlite {sqlite3.sqlite_version}", "")
 
     async def snapshot(self, path: str | Path) -> int:
         """Writes a consistent copy to a new file while work goes on; returns its revision."""

@@ -86,7 +86,7 @@ class Engine:
         self.floor = meta(connection, "floor")
         self.page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
         self.allowance: int | None = None
-        """Set while the disk is full: by how many bytes a group may grow the store; what shrinks it always passes."""
+        """Set while the disk is full: by how many bytes a group may grow the store; what shrinks it, or grows it little, always passes."""
         self._heads: dict[bytes, Head | None] = {}
         self._reload()
 
@@ -243,7 +243,7 @@ class Engine:
     def _check_growth(self, growth: int) -> None:
         if growth <= 0:
             return
-        if self.allowance is not None and self._pending.bytes_written + growth > self.allowance:
+        if self.allowance is not None and growth > SMALL_BYTES and self._pending.bytes_written + growth > self.allowance:
             raise NoSpace("the disk is full")
         if not self.quota_bytes:
             return

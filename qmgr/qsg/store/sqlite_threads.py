@@ -66,6 +66,8 @@ class Report:
     bytes_in_use: int
     bytes_total: int
     failure: str = ""
+    full: bool = False
+    """The disk is."""
 
 
 class Inbox:
@@ -298,7 +300,9 @@ class Writer(threading.Thread):
 
     def _state(self, outcomes: list[Outcome], events: list[Event]) -> Report:
         engine = self._engine
-        return Report(outcomes, events, engine.revision, engine.bytes_in_use, engine.bytes_in_use + engine.bytes_free, self._failure)
+        total = engine.bytes_in_use + engine.bytes_free
+        full = engine.allowance is not None
+        return Report(outcomes, events, engine.revision, engine.bytes_in_use, total, self._failure, full)
 
     # A full disk
 
@@ -332,6 +336,8 @@ class Writer(threading.Thread):
         try:
             if self._engine.allowance is not None:
                 self._allow()
+                if self._engine.allowance is None:
+                    self._answer([], [])  # nobody writes while it is said to be full, so this must be told by itself
             self._compact()
             if self._wal_bytes >= self._log_bytes:
                 self._checkpoint("PASSIVE")
