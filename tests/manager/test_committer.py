@@ -341,6 +341,31 @@ def test_what_a_full_store_has_applied_all_the_same_is_told_as_committed(fault: 
     run(main())
 
 
+def test_what_is_written_between_two_looks_at_the_quota_counts() -> None:
+    """A store that is filled to its very quota takes no write any more, and so cannot be drained."""
+
+    async def main() -> None:
+        server = MemoryServer()
+        c = committer(server, server.client(), 1)
+        c.has_room(60_000)
+        taken = 0
+        with pytest.raises(Refusal) as refused:
+            while True:
+                await c.commit(Unit(puts=[message(taken, size=2_000)]))
+                taken += 1
+        assert refused.value.reason is Reason.STORAGE_NOT_AVAILABLE
+        assert 5 <= taken <= 10, "of three members, all of which may write as much"
+        header = server.get(get_prefix(keys.headers("Q"))).kvs[0].key
+        await c.commit(Unit(ops=[Delete(header)], taken=[Taken("Q", 1, 2_000)]))
+        c.has_room(60_000)
+        await c.commit(Unit(puts=[message(99)]))
+        c.has_room(None)
+        await asyncio.gather(*(c.commit(Unit(puts=[message(n)])) for n in range(100, 120)))
+        await c.close()
+
+    run(main())
+
+
 def test_a_full_store_that_lost_an_answer_before_is_asked_until_it_is_certain() -> None:
     async def main() -> None:
         server = MemoryServer()

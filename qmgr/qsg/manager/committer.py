@@ -24,6 +24,7 @@ from qsg.store.contract import Limits, Store
 
 log = structlog.get_logger()
 
+WRITERS = 3
 FULL_S = 1.0
 """How long puts are refused at once after the store said that it is full."""
 
@@ -58,8 +59,8 @@ class Committer:
         self._learnt: Limits | None = None
         self.on_commit: list[Callable[[int, frozenset[str]], None]] = []
         self.revision = incarnation
-        self.over_quota = False
-        """Set from outside: so much of the quota is in use that puts are refused."""
+        self._room: float | None = None
+        """Bytes that may still be written until puts are refused; None: no limit is known."""
         self._full_until = 0.0
         self._told_fenced, self._told = fenced, answered
         self.is_fenced = False
@@ -108,7 +109,17 @@ class Committer:
         return await future
 
     def refuses_growth(self) -> bool:
-        return self.over_quota or (self._full_until > 0 and asyncio.get_running_loop().time() < self._full_until)
+        over_quota = self._room is not None and self._room <= 0
+        return over_quota or (self._full_until > 0 and asyncio.get_running_loop().time() < self._full_until)
+
+    def has_room(self, room: float | None) -> None:
+        """Told from outside, now and then: how much more may be written, by all members together."""
+        self._room = room
+
+    def wrote(self, size: int) -> None:
+        """Between two looks the others are taken to write as much as we: a store that is filled to its very quota cannot be drained."""
+        if self._room is not None:
+            self._room -= WRITERS * size
 
     def full(self) -> None:
         self._full_until = asyncio.get_running_loop().time() + FULL_S

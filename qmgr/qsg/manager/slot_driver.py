@@ -228,6 +228,7 @@ class SlotDriver:
 
     def _applied(self, packed: Packed, batch: list[Item], tentative: dict[int, Exception], revision: int) -> None:
         packed.applied(revision)
+        self.owner.wrote(sum(len(op.value) for op in packed.ops if isinstance(op, Put)))
         committed = Committed(revision)
         for i in packed.included:
             if not batch[i].future.done():

@@ -180,14 +180,15 @@ class Structure:
         self._committer.fence(self.membership.cause)
 
     async def _watch_quota(self) -> None:
+        full = False
         while True:
             try:
                 status = await self.store.status()
             except StoreError as error:
                 log.debug("no status", structure=self.name, error=repr(error))
             else:
-                full = bool(status.bytes_quota) and status.bytes_in_use > QUOTA_SHARE * status.bytes_quota
-                if full != self._committer.over_quota:
+                room = QUOTA_SHARE * status.bytes_quota - status.bytes_in_use if status.bytes_quota else None
+                if full != (full := room is not None and room <= 0):
                     log.warning("puts are refused" if full else "puts are taken again", structure=self.name, in_use=status.bytes_in_use)
-                self._committer.over_quota = full
+                self._committer.has_room(room)
             await asyncio.sleep(QUOTA_EVERY_S)
