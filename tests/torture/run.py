@@ -19,7 +19,6 @@ import qsg
 from qsg.process.ledger import Counts, Ledger
 from qsg.process.local import DEAD_LETTER_QUEUE, REMOTE
 from qsg.process.workload import Direction, Pace, consume, produce
-from qsg.rules import keys
 from qsg.store.contract import StoreError
 from qsg.store.etcd import EtcdStore
 from torture import leftovers
@@ -111,7 +110,7 @@ class Torture:
         assert self.group.etcd is not None
         endpoints = self.group.etcd.endpoints
         self._ways = [self._way("out"), self._way("in")]
-        self.history = History(endpoints, [keys.STATUS_OUT, keys.STATUS_IN, keys.FENCES, keys.lock(REMOTE)])
+        self.history = History(endpoints)
         self.history.start()
         store = EtcdStore(endpoints)
         tasks = [asyncio.create_task(consume(way, i), name=f"consumer {way.name}") for way in self._ways for i in range(CONSUMERS)]

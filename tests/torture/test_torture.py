@@ -14,6 +14,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.process.children import bound_to_parent
 from qsg.process.ledger import Counts, Ledger, payload
 from qsg.rules import keys, status
+from qsg.store.contract import Event, KeyValue
 from torture import __main__ as command
 from torture.faults import KINDS, POINT_KINDS
 from torture.history import Change, History, Takeover
@@ -71,9 +72,10 @@ def entry(state: status.State, *, epoch: int = 1, resume_ms: float = 0.0) -> byt
 
 
 def history(*values: bytes | None, key: bytes = b"", broken: tuple[int, ...] = ()) -> History:
-    made = History([], [])
+    made = History([])
     for revision, value in enumerate(values, start=1):
-        made._add(Change(revision, key or keys.status_out("C"), value, 0.0, broken=revision in broken))
+        kv = KeyValue(key or keys.status_out("C"), value or b"", 1, revision, 1, 0)
+        made.add(Change(Event(kv, deleted=value is None), broken=revision in broken))
     return made
 
 
@@ -94,11 +96,8 @@ def test_of_what_a_compaction_took_away_nothing_is_said() -> None:
 
 
 def test_an_epoch_that_goes_back_is_found() -> None:
-    assert len(history(entry(pb.RUNNING, epoch=3), entry(pb.RUNNING, epoch=2)).problems()) == 1
     fence = [pb.SenderFence(stream=b"s", epoch=epoch).SerializeToString() for epoch in (2, 1)]
     assert len(history(*fence, key=keys.sender_fence("R")).problems()) == 1
-    locks = [pb.Lock(member=member, epoch=2).SerializeToString() for member in "XY"]
-    assert len(history(*locks, key=keys.lock("R")).problems()) == 1
 
 
 def test_each_takeover_is_noted_once() -> None:
@@ -135,7 +134,7 @@ def test_what_comes_back_from_a_lost_unit_is_not_out_of_order() -> None:
 
 
 def test_a_report() -> None:
-    takeover = Takeover(0.0, "C", "X", "Y", "test", 1.0, 20.0, 300.0)
+    takeover = Takeover("C", "X", "Y", "test", 1.0, 20.0, 300.0)
     measured = [Measured("kill member", gap, (takeover,)) for gap in (100.0, 200.0, 400.0)]
     report = Report(7, 3.0, Counts(sent=5, acknowledged=5, received=5, ok=5), faults={"kill member": 3}, measured=measured)
     assert report.clean
