@@ -24,7 +24,6 @@ from qsg.store.contract import Limits, Store
 
 log = structlog.get_logger()
 
-WRITERS = 3
 FULL_S = 1.0
 """How long puts are refused at once after the store said that it is full."""
 
@@ -113,13 +112,13 @@ class Committer:
         return over_quota or (self._full_until > 0 and asyncio.get_running_loop().time() < self._full_until)
 
     def has_room(self, room: float | None) -> None:
-        """Told from outside, now and then: how much more may be written, by all members together."""
+        """Told from outside, now and then: how much more may be written."""
         self._room = room
 
     def wrote(self, size: int) -> None:
-        """Between two looks the others are taken to write as much as we: a store that is filled to its very quota cannot be drained."""
+        """What we write between two looks counts: a store that is filled to its very quota takes no write, and cannot be drained."""
         if self._room is not None:
-            self._room -= WRITERS * size
+            self._room -= size
 
     def full(self) -> None:
         self._full_until = asyncio.get_running_loop().time() + FULL_S
