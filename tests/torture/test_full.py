@@ -17,8 +17,8 @@ from torture.group import Disk
 
 pytestmark = [pytest.mark.processes, pytest.mark.etcd, pytest.mark.timeout(180)]
 
-QUOTA = 24 << 20
-SIZE = 100_000
+QUOTA = 64 << 20
+SIZE = 200_000
 
 
 async def depth(at: qsg.QueueManager, name: str) -> int:
