@@ -115,6 +115,8 @@ class Demo:
         """Channel -> its last seen status."""
         self.depths: dict[str, int] = {}
         self.started_at = 0.0
+        self.lacking = ""
+        """What the group lacks to be whole, as its members last said."""
         self.finished_at = 0.0
         self._random = random.Random(plan.seed)
         ways = ("out", "in") if plan.direction == "both" else (plan.direction,)
@@ -278,25 +280,28 @@ class Demo:
         return found
 
     async def _redundant(self, observer: qsg.QueueManager) -> bool:
-        """Every member is there with its initiator, and the channels with traffic run."""
+        """Every member is there with its initiator, and the channels with traffic run. `lacking` says what is not so."""
         try:
             answer = await observer.inquire("group")
-        except qsg.QsgError:
+        except qsg.QsgError as error:
+            self.lacking = str(error)
             return False
-        ready = {m["member"] for m in answer["members"] if m["linked"] and m["initiator"]}
-        if ready < set(self.group.members):
-            return False
-        if not self.started_at:
-            return True
-        wanted = [OUT_CHANNEL if d.name == "out" else IN_CHANNEL for d in self.directions]
-        return all([(await self._channel(observer, c)).get("status") == "RUNNING" for c in wanted])
+        missing = set(self.group.members) - {m["member"] for m in answer["members"] if m["linked"] and m["initiator"]}
+        self.lacking = f"{answer['member']} misses {', '.join(sorted(missing))}" if missing else ""
+        if missing or not self.started_at:
+            return not missing
+        for channel in (OUT_CHANNEL if d.name == "out" else IN_CHANNEL for d in self.directions):
+            line = await self._channel(observer, channel)
+            if line.get("status") != "RUNNING":
+                self.lacking = f"{answer['member']} says that {channel} is {line.get('status', 'not there')} {line.get('detail', '')}"
+                return False
+        return True
 
-    @staticmethod
-    async def _until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
+    async def _until(self, condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
         end = time.monotonic() + timeout_s
         while not await condition():
             if time.monotonic() > end:
-                raise TimeoutError(f"waited {timeout_s:.0f} s for {what}")
+                raise TimeoutError(f"waited {timeout_s:.0f} s for {what}" + (f": {self.lacking}" if self.lacking else ""))
             await asyncio.sleep(0.01)
 
     # --- the end
