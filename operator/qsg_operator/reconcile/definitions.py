@@ -91,9 +91,7 @@ async def reconcile_definitions(context: Context, owner: Owner, state: TargetSta
 
 
 async def _carry_out(context: Context, owner: Owner, state: TargetState, todo: Plan, refused: dict[Mark, str]) -> None:
-    for one in todo.release:
-        if await _gone(context, one):
-            await _define(state, released(one), refused)
+    await together([_release(context, state, one, refused) for one in todo.release])
     # Queues one after the other where one needs another; channels together.
     held = [one for one in todo.define if isinstance(one, rules.Queue) and one.type == "local"]
     named = [one for one in todo.define if isinstance(one, rules.Queue) and one.type != "local"]
@@ -101,9 +99,7 @@ async def _carry_out(context: Context, owner: Owner, state: TargetState, todo: P
     for stage in (held, named, channels):
         await together([_define(state, one, refused) for one in stage])
     for kind in ("channel", "queue"):
-        for one in todo.delete:
-            if kind_of(one) == kind and await _gone(context, one):
-                await _delete(state, one)
+        await together([_delete(context, state, one) for one in todo.delete if kind_of(one) == kind])
     if todo:
         log.info(
             "definitions", target=f"{owner.namespace}/{owner.name}", defined=len(todo.define), released=len(todo.release),
@@ -122,8 +118,15 @@ async def _define(state: TargetState, one: Definition, refused: dict[Mark, str])
             refused[mark] = error.detail or str(error)
 
 
-async def _delete(state: TargetState, one: Definition) -> None:
+async def _release(context: Context, state: TargetState, one: Definition, refused: dict[Mark, str]) -> None:
+    if await _gone(context, one):
+        await _define(state, released(one), refused)
+
+
+async def _delete(context: Context, state: TargetState, one: Definition) -> None:
     kind = kind_of(one)
+    if not await _gone(context, one):
+        return
     try:
         try:
             await state.members.command("delete", kind=kind, name=one.name)

@@ -1,0 +1,68 @@
+"""The cache never goes back, and shows a watch that is dead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qsg_operator.cache import Cache
+
+
+def found(name: str, version: int, uid: str = "u", **more: Any) -> dict[str, Any]:
+    return {"kind": "Pod", "metadata": {"namespace": "n", "name": name, "uid": uid, "resourceVersion": str(version)}, **more}
+
+
+def versions(cache: Cache) -> dict[str, str]:
+    return {one["metadata"]["name"]: one["metadata"]["resourceVersion"] for one in cache.of("Pod")}
+
+
+def test_an_older_one_never_replaces_a_newer_one() -> None:
+    cache = Cache()
+    told: list[str] = []
+    cache.on_change.append(lambda one: told.append(one["metadata"]["resourceVersion"]))
+    cache.watched(found("a", 5), deleted=False)
+    cache.watched(found("a", 3), deleted=False)
+    cache.listed("Pod", [found("a", 4)])
+    assert versions(cache) == {"a": "5"} and told == ["5"]
+
+
+def test_one_that_was_made_again_replaces_the_one_before() -> None:
+    cache = Cache()
+    cache.watched(found("a", 5), deleted=False)
+    cache.watched(found("a", 6), deleted=True)
+    cache.watched(found("a", 7, "v"), deleted=False)
+    cache.watched(found("a", 5), deleted=True)
+    assert versions(cache) == {"a": "7"}
+
+
+def test_what_a_list_no_longer_has_is_gone() -> None:
+    cache = Cache()
+    cache.listed("Pod", [found("a", 1), found("b", 2)])
+    cache.watched(found("c", 9), deleted=False)
+    cache.listed("Pod", [found("b", 2)])
+    assert versions(cache) == {"b": "2", "c": "9"}, "c is newer than the list may know"
+
+
+def test_lists_of_namespaces_do_not_remove_each_others() -> None:
+    cache = Cache()
+    other = found("b", 2)
+    other["metadata"]["namespace"] = "m"
+    for _ in range(2):
+        cache.listed("Pod", [found("a", 1)], "n")
+        cache.listed("Pod", [other], "m")
+    assert cache.count("Pod") == 2
+    cache.listed("Pod", [], "m")
+    assert versions(cache) == {"a": "1"}
+
+
+def test_a_watch_that_shows_nothing_while_lists_do_is_dead() -> None:
+    cache = Cache()
+    cache.watched(found("a", 1), deleted=False)
+    cache.listed("Pod", [found("a", 1)])
+    assert not cache.behind
+    cache.listed("Pod", [found("a", 2)])
+    assert not cache.behind, "the watch may be a moment late"
+    cache.listed("Pod", [found("a", 2)])
+    assert cache.behind == {"Pod"}
+    cache.watched(found("a", 2), deleted=False)
+    cache.listed("Pod", [found("a", 2)])
+    assert not cache.behind
