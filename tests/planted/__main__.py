@@ -32,25 +32,39 @@ class Outcome:
     output: str
 
 
-def command(level: str, bug: str, seeds: int) -> list[str]:
-    arguments = {
-        NAMED: ["planted.named", bug],
-        "model": ["model", "--planted", bug],
-        "simulation": ["simulation", "--planted", bug, "--seeds", str(seeds), "--jobs", "1", "--no-shrink"],
-    }
-    return [sys.executable, "-m", *arguments[level]]
+def commands(level: str, bug: str, seeds: int) -> list[list[str]]:
+    """What a level is asked, one after the other until something is found: the model, each of its models for itself."""
+    if level == NAMED:
+        return [["planted.named", bug]]
+    if level == "simulation":
+        return [["simulation", "--planted", bug, "--seeds", str(seeds), "--jobs", "1", "--no-shrink"]]
+    listed = _run(["model", "--list"], 60.0)[1]
+    models = [line.partition(":")[0] for line in listed.splitlines() if ":" in line]
+    return [["model", "--planted", bug, "--only", name] for name in models if not name.endswith("(deep)")]
+
+
+def _run(arguments: Sequence[str], seconds: float) -> tuple[int, str]:
+    """Exit status (-1: not ended in time) and what was printed."""
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=seconds, check=False, env=os.environ
+        )
+    except subprocess.TimeoutExpired as expired:
+        return -1, _text(expired.stdout)
+    return ended.returncode, ended.stdout + ended.stderr
 
 
 def attempt(level: str, bug: str, seeds: int, seconds: float) -> Outcome:
-    """Found: exit status 1 with a case in what was printed, within the time."""
+    """Found: exit status 1 with a case in what was printed, within the time. A level that breaks has found nothing."""
     began = time.monotonic()
-    try:
-        ended = subprocess.run(command(level, bug, seeds), capture_output=True, text=True, timeout=seconds, check=False, env=os.environ)
-        status, output = ended.returncode, ended.stdout + ended.stderr
-    except subprocess.TimeoutExpired as expired:
-        status, output = -1, _text(expired.stdout)
-    found = status == 1 and "Traceback (most recent call last)" not in output
-    return Outcome(level, found, effort(level, output) if found else "", time.monotonic() - began, output)
+    printed = ""
+    for command in commands(level, bug, seeds):
+        left = seconds - (time.monotonic() - began)
+        status, output = _run(command, left) if left > 0 else (-1, "")
+        printed += output
+        if status == 1 and "Traceback (most recent call last)" not in output:
+            return Outcome(level, True, effort(level, printed), time.monotonic() - began, printed)
+    return Outcome(level, False, "", time.monotonic() - began, printed)
 
 
 def _text(output: str | bytes | None) -> str:
@@ -58,13 +72,14 @@ def _text(output: str | bytes | None) -> str:
 
 
 def effort(level: str, output: str) -> str:
-    """From the line of counts that each level ends with."""
-    patterns = {NAMED: r"(\d+) of \d+ named", "model": r"states (\d+) ", "simulation": r"(\d+) seeds,"}
+    """How much that took, from what the level printed."""
+    if level == "model":
+        states = sum(int(n) for n in re.findall(r"exhausted: (\d+) states", output))
+        case = re.search(r"(?m)^model ([^:]+): .*\n((?:.*\n)*?)\{", output)
+        return f"{states} states, then {len(case[2].splitlines())} steps of {case[1]!r}" if case else f"{states} states"
+    patterns = {NAMED: r"(\d+) of \d+ named", "simulation": r"(\d+) seeds,"}
     found = re.findall(patterns[level], output)
-    unit = {NAMED: "tests", "model": "states in other models", "simulation": "seeds"}[level]
-    if level == "model" and (steps := re.findall(r"(?m)^\S.*after (\d+) states", output)):
-        return f"{steps[-1]} states"
-    return f"{found[-1]} {unit}" if found else "?"
+    return f"{found[-1]} {'tests' if level == NAMED else 'seeds'}" if found else "?"
 
 
 def levels_of(bug: Bug, wanted: Sequence[str]) -> list[str]:
@@ -92,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="BUG", choices=list(BUGS), help="this bug; may be repeated")
     parser.add_argument("--levels", default=",".join(LEVELS), help="some of named, model, simulation (default all)")
     parser.add_argument("--seeds", type=int, default=300, help="of the simulation, at most, for each bug (default 300)")
-    parser.add_argument("--seconds", type=float, default=300.0, help="for each bug and level, at most (default 300)")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for each bug and level, at most (default 600)")
     parser.add_argument("--all", action="store_true", help="every level that should find it, not only the first that does")
     parser.add_argument("--cases", action="store_true", help="what the level printed, so that it can be seen again")
     options = parser.parse_args(arguments)
@@ -105,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for outcome in outcomes(bug, wanted, options):
             seen.append(outcome)
             told = f"found after {outcome.after}" if outcome.found else "NOT FOUND"
-            say(f"{bug.name:32} {outcome.level:11} {told:38} {outcome.seconds:6.1f} s")
+            say(f"{bug.name:32} {outcome.level:11} {told:52} {outcome.seconds:6.1f} s")
             if options.cases:
                 say(outcome.output)
         if not verdict(bug, seen, wanted):

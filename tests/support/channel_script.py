@@ -63,8 +63,9 @@ class Script:
 
     async def refusal(self) -> Reason:
         with pytest.raises(SessionFailed) as failed:
-            while True:
-                await asyncio.wait_for(self.session.receive(), 3)
+            async with asyncio.timeout(10):
+                while True:
+                    await asyncio.wait_for(self.session.receive(), 3)
         return failed.value.reason
 
 
