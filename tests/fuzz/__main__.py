@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 
-from fuzz.run import guided, run
-from fuzz.targets import TARGETS
+from fuzz.run import guided, instrumented, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz every parser of outside bytes.")
     parser.add_argument("--seconds", type=float, default=120.0, help="for all targets together")
-    parser.add_argument("--target", choices=sorted(TARGETS), help="only this one")
+    parser.add_argument("--target", help="only this one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guided", action="store_true", help="guided by coverage; needs atheris, and one target")
     given = parser.parse_args()
+    if given.guided and given.target is None:
+        parser.error("--guided needs --target")
+    with instrumented(given.guided):
+        from fuzz.targets import TARGETS
     names = [given.target] if given.target else list(TARGETS)
+    if unknown := set(names) - set(TARGETS):
+        parser.error(f"no target {unknown.pop()}: one of {', '.join(TARGETS)}")
     if given.guided:
-        if given.target is None:
-            parser.error("--guided needs --target")
         guided(TARGETS[given.target](), given.seconds, given.seed)
         return 0
     results = []

@@ -7,9 +7,11 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from fuzz.target import Target, Violation
 
@@ -72,6 +74,16 @@ def run(target: Target, seconds: float, seed: int, *, most: int = sys.maxsize) -
             break
     result.seconds = time.monotonic() - began
     return result
+
+
+def instrumented(wanted: bool) -> AbstractContextManager[Any]:
+    """What is imported inside reports its coverage to atheris (not in the locked dependencies: `pip install atheris`)."""
+    if not wanted:
+        return nullcontext()
+    import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    context: AbstractContextManager[Any] = atheris.instrument_imports(include=["qsg"])
+    return context
 
 
 def guided(target: Target, seconds: float, seed: int) -> None:
