@@ -57,6 +57,8 @@ class Members:
 
     def __init__(self, name: str, changed: Callable[[], None]) -> None:
         self.seen = Seen()
+        self.verdict = False
+        """Whether `seen` says anything about the members: an attempt to reach them has succeeded or failed."""
         self._name, self._changed = name, changed
         self._way = Way((), "")
         self._qmgr: qsg.QueueManager | None = None
@@ -103,10 +105,10 @@ class Members:
             try:
                 await self._connected(self._way)
             except (qsg.QsgError, TimeoutError, NotConnected) as error:
-                self._lost(str(error) or "no answer in time")
+                self._lost(str(error) or "no answer in time", tried=True)
             except Exception as error:  # whatever a member answers: the others' statuses must go on
                 log.exception("following the status table failed", target=self._name)
-                self._lost(repr(error))
+                self._lost(repr(error), tried=True)
             pause = RETRY_S[0] if asyncio.get_running_loop().time() - began > 10 else min(2 * pause, RETRY_S[1])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -154,11 +156,13 @@ class Members:
         seen.members = [{k: v for k, v in line.items() if k != "silent_ms"} for line in answer["members"]]
         seen.structures = answer["structures"]
         seen.connected, seen.error, seen.told = True, "", True
+        self.verdict = True
         if before != (seen.connected, seen.told, seen.members, seen.structures, seen.channels):
             self._changed()
 
-    def _lost(self, error: str) -> None:
-        if self.seen.connected or self.seen.error != error:
+    def _lost(self, error: str, *, tried: bool = False) -> None:
+        if self.seen.connected or self.seen.error != error or tried > self.verdict:
+            self.verdict = self.verdict or tried
             self.seen.connected, self.seen.error = False, error
             self._changed()
 

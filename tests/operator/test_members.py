@@ -165,9 +165,25 @@ async def test_another_member_is_asked_for_all_of_it(table: Table) -> None:
 async def test_without_a_pod_it_waits_and_begins_when_there_is_one(table: Table) -> None:
     members = Members("shop/orders", lambda: None)
     await asyncio.sleep(0.05)
-    assert members.seen.error == "there is no pod yet" and not table.asked
+    assert members.seen.error == "there is no pod yet" and not table.asked and not members.verdict
     members.reach(WAY)
     await until(lambda: members.seen.connected)
+    assert members.verdict
+    await members.close()
+
+
+async def test_a_first_attempt_that_fails_is_a_verdict_and_is_told(table: Table) -> None:
+    told = 0
+
+    def changed() -> None:
+        nonlocal told
+        told += 1
+
+    table.down = qsg.QsgError("there is no pod yet", Reason.HOST_NOT_AVAILABLE)
+    members = Members("shop/orders", changed)
+    members.reach(WAY)
+    await until(lambda: members.verdict)
+    assert told == 1 and not members.seen.connected
     await members.close()
 
 

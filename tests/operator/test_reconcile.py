@@ -251,6 +251,28 @@ async def test_a_group_that_goes_ends_its_connection_and_a_new_one_starts_afresh
     assert w.members is not first and w.api.condition(names.QUEUE_SHARING_GROUP, "orders")[0] == "True"
 
 
+async def test_a_new_leader_says_nothing_before_it_knows() -> None:
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    for _ in range(3):
+        await w()
+
+    def not_tried_yet(name: str, changed: Any) -> FakeMembers:
+        made = w._make(name, changed)
+        made.verdict = False
+        return made
+
+    w.reconciler = Reconciler(Context(w.api, w.cache, IMAGES, "operator-1"), lambda key: None, not_tried_yet)
+    w.api.calls.clear()
+    await w()
+    assert not [call for call in w.api.calls if call[0] in ("status", "create")]
+    assert w.api.of("PodDisruptionBudget")["orders"]["spec"]["maxUnavailable"] == 1
+    w.members.verdict = True
+    await w()
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("Unknown", "MembersUnreachable")
+    assert w.api.condition(CHANNEL, "orders-to-bank") == ("Unknown", "MembersUnreachable")
+
+
 async def test_a_takeover_is_one_event() -> None:
     w = await World().up()
     w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)

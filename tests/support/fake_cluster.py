@@ -131,6 +131,7 @@ class FakeMembers(Members):
 
     def __init__(self, name: str, changed: Callable[[], None]) -> None:
         self.seen = Seen()
+        self.verdict = True
         self.way = Way((), "")
         self.queues: dict[str, rules.Queue] = {}
         self.channels: dict[str, rules.Channel] = {}

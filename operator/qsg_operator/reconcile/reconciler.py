@@ -113,7 +113,10 @@ class Reconciler:
         failure: Step | None = None
         try:
             await self._certificates(owner, state, all_anew=all_anew)
-            await apply_children(self._context, owner, state, spare(owner, cluster, state.members.seen), all_anew=all_anew)
+            can_lose = spare(owner, cluster, state.members.seen)
+            if not state.members.verdict:
+                can_lose = replace(can_lose, member=sum(pod.ready for pod in cluster.pods.values()) >= 2)
+            await apply_children(self._context, owner, state, can_lose, all_anew=all_anew)
         except (ApiError, Conflict, BadSecret) as error:
             failure, problem = error, str(error)
         self._reach(owner, cluster, state)
@@ -123,17 +126,23 @@ class Reconciler:
                 await reconcile_desired_states(state, resources, self._statuses.present)
         except (NotConnected, qsg.QsgError) as error:
             failure = failure or error
+        # A replica that has just begun to lead knows nothing yet, and says nothing before it knows.
+        if state.members.verdict or not cluster.pods or not found.get("status", {}).get("conditions"):
+            await self._tell(owner, found, state, resources, cluster, problem)
+        if failure is not None:
+            raise failure
+        if all_anew:
+            state.full_at = now
+            self._statuses.prune()
+
+    async def _tell(self, owner: Owner, found: Object, state: TargetState, resources: list[Object], cluster: Cluster, problem: str) -> None:
+        """The statuses of a target and of all that is its."""
         what = f"{'group' if owner.group else 'queue manager'} {owner.name}"
         target = Target(True, what, state.members.seen, pods_by_member(owner, cluster))
         await together([self._one(resource, target, state) for resource in resources])
         channels = sum(one["kind"] == names.SHARED_CHANNEL for one in resources)
         status, conditions = owner_status(owner, cluster, state.members.seen, channels=channels, expires=state.expires, problem=problem)
         await self._statuses.write(found, status, conditions)
-        if failure is not None:
-            raise failure
-        if all_anew:
-            state.full_at = now
-            self._statuses.prune()
 
     async def _certificates(self, owner: Owner, state: TargetState, *, all_anew: bool) -> None:
         wanted = digest([owner.pods.tls.model_dump(), owner.mq_name, owner.group.store.model_dump() if owner.group else None])
