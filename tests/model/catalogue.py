@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from model import lanes, puts
+from model import lanes, puts, receiving
 from model.ownership import Ownership
 from model.ownership_state import Bounds
 from model.search import Model
@@ -56,6 +56,11 @@ LANES = [
     lanes.Bounds("lanes, takeover", segments=3, takes=0, takeovers=1, reads=4),
 ]
 LANES_DEEP = [lanes.Bounds("lanes, longer", segments=5, priorities=2, takes=1, takeovers=1, reads=6)]
+RECEIVING = [
+    receiving.Bounds("receiving", members=3, binds=((1, 1), (2, 1))),
+    receiving.Bounds("receiving, three binds", messages=1, verdicts=0),
+]
+RECEIVING_DEEP = [receiving.Bounds("receiving, three binds and a verdict")]
 
 MODELS: list[Entry] = [
     *(Entry(b.name, partial(Ownership, b)) for b in OWNERSHIP),
@@ -64,6 +69,8 @@ MODELS: list[Entry] = [
     *(Entry(b.name, partial(puts.Puts, b), True) for b in PUTS_DEEP),
     *(Entry(b.name, partial(lanes.Lanes, b)) for b in LANES),
     *(Entry(b.name, partial(lanes.Lanes, b), True) for b in LANES_DEEP),
+    *(Entry(b.name, partial(receiving.Receiving, b)) for b in RECEIVING),
+    *(Entry(b.name, partial(receiving.Receiving, b), True) for b in RECEIVING_DEEP),
 ]
 
 

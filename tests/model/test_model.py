@@ -17,8 +17,9 @@ from model.ownership_state import Bounds
 from model.quiet import quiet
 from model.search import Violation, replay, search
 from qsg.manager import consuming, producers
+from qsg.manager.inflow import Bond
 from qsg.pb import records_pb2 as pb
-from qsg.rules import batches, keys, ownership, stopping
+from qsg.rules import batches, keys, ownership, receiver, stopping
 from qsg.rules.lanes import LaneReader, Position
 from qsg.rules.slots import FENCED, REFUSED, Slot
 
@@ -106,6 +107,11 @@ def lanes_read_past_the_shortest_page(patch: Patch) -> None:
     patch.setattr(LaneReader, "_release", release)
 
 
+def record_without_fence_and_base(patch: Patch) -> None:
+    patch.setattr(Bond, "ours", lambda self: [])
+    patch.setattr(receiver, "is_base", lambda record, before: True)
+
+
 Bug = Callable[[Patch], None]
 FOUND_BY: list[tuple[Bug, str, str]] = [
     (stopped_lost_at_takeover, "stop", "STOPPED -> RECOVERING"),
@@ -116,6 +122,7 @@ FOUND_BY: list[tuple[Bug, str, str]] = [
     (unknown_taken_for_refused, "puts, blame", "told as refused, and committed"),
     (numbers_not_compared, "puts, late copies", "a number was put twice"),
     (lanes_read_past_the_shortest_page, "lanes", "deleted unsent|handed out behind"),
+    (record_without_fence_and_base, "receiving", "committed twice"),
 ]
 
 
