@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults; the drain comes on top (default 10)")
     parser.add_argument("--seed", type=int, help="for the order and the moments of the faults (default: of the clock)")
-    parser.add_argument("--rate", type=float, default=100.0, help="messages a second in each direction (default 100)")
+    parser.add_argument("--rate", type=float, default=80.0, help="messages a second in each direction (default 80)")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     parser.add_argument("--keep", type=Path, help="folder for data and logs (default: a temporary one, removed when clean)")
     parser.add_argument("--only", action="append", default=[], metavar="KIND", help="only this kind of fault (may be said again)")

@@ -27,7 +27,7 @@ REPLACED_S = (1.9, 3.0)
 """For how long something is gone that must be replaced meanwhile."""
 SHORT_S = (0.3, 1.2)
 LOOK_S = 0.05
-HIT_S = 6.0
+HIT_S = 5.0
 """A place of the code that is not reached for so long is left."""
 HOUR_S = 3600.0
 JUNK = b"junk/"
@@ -286,10 +286,9 @@ Provoke = Callable[[Scene], Awaitable[None]]
 
 
 async def lost_answers(scene: Scene) -> None:
-    who = owner(scene)
-    scene.say(f"{who}: what the store answers is lost")
-    async with cut(scene, scene.group.roads.between(who, [STORE]), "from_target"):
-        await asyncio.sleep(0.9)
+    scene.say("what the store answers is lost")
+    async with cut(scene, [(member, STORE) for member in scene.group.members], "from_target"):
+        await asyncio.sleep(0.7)
 
 
 async def kill_a_queue_manager(scene: Scene) -> None:

@@ -50,7 +50,9 @@ async def fill(at: qsg.QueueManager, name: str, first: int, most: int) -> int:
 
 
 async def test_a_full_etcd(tmp_path: Path) -> None:
-    options = EtcdOptions(quota_bytes=QUOTA, fsync=False)
+    # In batches of its default size (1,000) etcd's file grows by more than half while a backlog of large messages is compacted, beyond its
+    # quota, which counts the file and not what is in use. The older name of the option works from 3.5 on.
+    options = EtcdOptions(quota_bytes=QUOTA, fsync=False, extra=("--experimental-compaction-batch-limit=10",))
     async with (
         running(tmp_path, members=("X", "Y"), store="etcd", etcd_members=1, etcd_options=options) as group,
         connected(group, "X") as x,
