@@ -15,10 +15,7 @@ import structlog
 
 from torture.faults import ALL_KINDS
 from torture.report import Report
-from torture.run import Torture
-
-EVERY_KIND_MINUTES = 3.0
-"""A run of so many minutes is not clean when a kind of fault is missing."""
+from torture.run import EVERY_KIND_MINUTES, Torture
 
 
 def main(arguments: list[str] | None = None) -> int:

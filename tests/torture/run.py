@@ -27,6 +27,8 @@ from torture.group import TortureGroup
 from torture.history import History
 from torture.report import Measured, Report
 
+EVERY_KIND_MINUTES = 3.0
+"""From here on a run is long enough for every kind."""
 MEMBERS = 3
 PRODUCERS = 2
 CONSUMERS = 1  # of two that compete no order could be checked
@@ -75,6 +77,7 @@ class Torture:
         self._phase = 0
         self._now = "start"
         chosen = set(only) or ALL_KINDS
+        self._every_kind = bool(only) or minutes >= EVERY_KIND_MINUTES
         self._kinds = sorted(KINDS.keys() & chosen)
         self._point_kinds = sorted(POINT_KINDS.keys() & chosen)
         self._alone = deque(self.random.sample(self._kinds, len(self._kinds)))
@@ -140,10 +143,9 @@ class Torture:
     # Phases
 
     async def _phases(self, observer: qsg.QueueManager, tasks: list[asyncio.Task[None]]) -> None:
-        end = self._began + 60 * self.minutes
-        while time.monotonic() < (end + OVERTIME_S if self._alone or self._points else end):
-            if time.monotonic() > end and self.minutes < 3:
-                return
+        end = time.monotonic() + 60 * self.minutes
+        overtime_s = OVERTIME_S if self._every_kind else 0.0
+        while time.monotonic() < (end + overtime_s if self._alone or self._points else end):
             self._phase += 1
             if self._storms():
                 await self._storm(observer)
