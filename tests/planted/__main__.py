@@ -40,6 +40,7 @@ def commands(level: str, bug: str, seeds: int) -> list[list[str]]:
         return [["simulation", "--planted", bug, "--seeds", str(seeds), "--jobs", "1", "--no-shrink"]]
     listed = _run(["model", "--list"], 60.0)[1]
     models = [line.partition(":")[0] for line in listed.splitlines() if ":" in line]
+    models.sort(key=lambda name: not name.startswith(BUGS[bug].model))
     return [["model", "--planted", bug, "--only", name] for name in models if not name.endswith("(deep)")]
 
 
