@@ -40,6 +40,7 @@ DRAIN_S = 30.0
 OVERTIME_S = 40.0
 WARM_S = 2.0
 QUIET_S = (0.1, 0.5)
+STORM_KILLS = 4
 STORM = 8
 """Places of the code armed at once."""
 ASK_S = 3.0
@@ -180,7 +181,7 @@ class Torture:
     async def _storm(self, observer: qsg.QueueManager) -> None:
         """Places of the code, what brings the code there, and once every kind has had its turn, faults of other kinds too."""
         await self._until_whole(observer, MEMBERS)
-        chosen = [self._points.popleft() for _ in range(min(STORM, len(self._points)))]
+        chosen = self._next_points()
         more = [] if chosen else self.random.sample(self._kinds, min(2, len(self._kinds)))
         chosen = chosen or self.random.sample(self._point_kinds, min(3, len(self._point_kinds)))
         self._now = "storm of " + ", ".join([*more, *chosen])
@@ -202,6 +203,16 @@ class Torture:
             if isinstance(result, BaseException) and not isinstance(result, NotReached):
                 raise result
         await self._until_whole(observer, 2)
+
+    def _next_points(self) -> list[str]:
+        """The next of those that have not had their turn, not too many of them deadly."""
+        chosen: list[str] = []
+        for kind in list(self._points):
+            kills = sum(other.startswith("kill") for other in chosen)
+            if len(chosen) < STORM and not (kind.startswith("kill") and kills == STORM_KILLS):
+                chosen.append(kind)
+                self._points.remove(kind)
+        return chosen
 
     async def _inflict(self, kind: str, act: Act) -> None:
         await act(self)
@@ -281,8 +292,9 @@ class Torture:
                 letters = int((await at.inquire_queue(DEAD_LETTER_QUEUE))["depth"])
                 if letters:
                     self._problem(f"{letters} dead letters at {name}")
+        interruptions = sum(way.ledger.interruptions for way in self._ways)
         for _ in range(20):
-            if not (found := leftovers.leftovers(before, await leftovers.of_etcd(store), LANES)):
+            if not (found := leftovers.leftovers(before, await leftovers.of_etcd(store), LANES, interruptions)):
                 break
             await asyncio.sleep(0.5)
         for text in found:

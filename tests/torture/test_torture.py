@@ -114,6 +114,7 @@ def test_what_is_left_over() -> None:
     assert leftovers(before, count(present), lanes=6) == []
     assert leftovers(before, count([*present, b"q/R/h/0/x"]), lanes=6) == ["1 of q/R/h, 0 expected"]
     assert leftovers(before, count([*present, *(b"p/%d" % n for n in range(5))]), lanes=6) == ["6 of p, 4 expected"]
+    assert leftovers(before, count([*present, *(b"p/%d" % n for n in range(5))]), lanes=6, interruptions=2) == []
     assert leftovers(before, count(present), lanes=1) == ["2 of q/R/n, 1 expected"]
 
 

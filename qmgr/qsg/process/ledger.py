@@ -66,6 +66,7 @@ class Ledger:
         self.sent_times: list[float] = []
         """When those messages were sent."""
         self.interrupted_at = 0.0
+        self.interruptions = 0
         self.waits: list[tuple[float, float]] = []
         """(time sent, seconds from put to first arrival)"""
 
@@ -84,6 +85,7 @@ class Ledger:
         Of messages put before that, order says nothing about the way they came.
         """
         self.interrupted_at = max(self.interrupted_at, at)
+        self.interruptions += 1
 
     def arrived(self, body: bytes, at: float) -> None:
         """A message whose get was committed, seen first at `at`."""
