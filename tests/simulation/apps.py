@@ -159,11 +159,11 @@ def consume(queue: str) -> Callable[[App], Awaitable[None]]:
     return job
 
 
-async def _consume_one(app: App, queue: str) -> None:
+async def _consume_one(app: App, queue: str, *, wait_ms: int = WAIT_MS) -> None:
     tally = app.land.tally
     unit = app.queue_manager.unit()
     try:
-        got = await unit.get_many(queue, app.chance.choice((1, 3, 10)), wait_ms=WAIT_MS)
+        got = await unit.get_many(queue, app.chance.choice((1, 3, 10)), wait_ms=wait_ms)
         if app.chance.random() < 0.1:
             return
         bodies = [message.payload for message in got]
@@ -178,6 +178,22 @@ async def _consume_one(app: App, queue: str) -> None:
         tally.arrived(queue, bodies)
     finally:
         await unit.backout()
+
+
+def poach(queue: str) -> Callable[[App], Awaitable[None]]:
+    """Gets from a transmission queue, which is refused while a channel has it open."""
+
+    async def job(app: App) -> None:
+        while True:
+            await asyncio.sleep(app.chance.uniform(0.2, 2.0))
+            try:
+                await _consume_one(app, queue, wait_ms=0)
+            except qsg.NoMessageAvailable:
+                continue
+            except qsg.QsgError as error:
+                app.told(f"get {queue}", error)
+
+    return job
 
 
 def dead_letters(queue: str) -> Callable[[App], Awaitable[None]]:

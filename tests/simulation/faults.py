@@ -111,6 +111,26 @@ class Faults:
             if app.place == event.where:
                 app.kill(event.for_s)
 
+    def _pause_application(self, event: Event) -> None:
+        processes = [app.process for app in self.land.apps if app.place == event.where and app.process is not None]
+        for process in processes:
+            process.pause()
+
+        def undo() -> None:
+            for process in processes:
+                process.resume()
+
+        self._until_over(event, undo)
+
+    def _applications_cut_off(self, event: Event) -> None:
+        """From one member: they go on with another, and what was on its way arrives later."""
+        pairs = itertools.product([f"{event.where}-qm"], [app.name for app in self.land.apps])
+        self._cut_pairs(event, pairs, one_way=False)
+
+    def _applications_reset(self, event: Event) -> None:
+        for app in self.land.apps:
+            self.land.network.reset(app.name, f"{event.where}-qm")
+
     # The shared store
 
     def _members(self, event: Event) -> list[str]:

@@ -87,6 +87,14 @@ class Observer:
 
     # At the end
 
+    def standing(self) -> dict[str, int]:
+        """Incarnations of members and epochs of transmission queues: while nothing fails these stay."""
+        found: dict[str, int] = {}
+        for name, history in self.histories.items():
+            found |= {f"{name}: incarnation of {member}": number for member, number in history.live.items()}
+            found |= {f"{name}: epoch of {q.queue}": q.fence.epoch for q in history.queues.values() if q.lock is not None}
+        return found
+
     def check_drained(self) -> None:
         """Invariants 6 and 7, once everything has arrived."""
         for channel, store in self.senders.items():

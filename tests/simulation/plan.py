@@ -20,6 +20,8 @@ REMOTES = ("R", "S")
 HOSTS = (*MEMBERS, *REMOTES)
 CHANNELS = ("G.R", "G.S", "R.G", "S.G")
 
+STEPS_MS = (-3_600_000, -5_000, 2_000, 60_000, 86_400_000)
+
 FLOWS = (
     Flow("g-r", "G", "TO.R"),
     Flow("g-s", "G", "TO.S"),
@@ -61,6 +63,10 @@ class Plan:
     structures: tuple[str, ...]
     flows: tuple[Flow, ...]
     events: tuple[Event, ...]
+    quiet: tuple[Event, ...]
+    """What happens when everything has drained, and must not matter."""
+    poacher: bool
+    """An application gets from a transmission queue whenever it may."""
 
 
 def draw(seed: int) -> Plan:
@@ -73,7 +79,11 @@ def draw(seed: int) -> Plan:
     commands = [_command(chance, times.pop(chance.randrange(len(times)))) for _ in range(chance.choice((0, 2, 5)))]
     times += _times(chance, max(0, 10 - len(times)))
     events = [_event(chance, chance.choice(chosen), structures, at) for at in times]
-    return Plan(seed, structures, tuple(flows), tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e)))))
+    return Plan(seed, structures, tuple(flows), tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e)))), _quiet(chance), chance.random() < 0.25)
+
+
+def _quiet(chance: Random) -> tuple[Event, ...]:
+    return tuple(Event(LOAD_S, "clock step", host, amount=chance.choice(STEPS_MS)) for host in HOSTS if chance.random() < 0.3)
 
 
 def _times(chance: Random, count: int) -> list[float]:
@@ -94,6 +104,9 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "pause initiator": (HOSTS, 0.3, 6.0),
     "pause member": (HOSTS, 0.3, 9.0),
     "kill application": (("G", "R", "S"), 0.2, 2.0),
+    "pause application": (("G", "R", "S"), 0.3, 4.0),
+    "applications cut off": (HOSTS, 0.5, 5.0),
+    "applications reset": (HOSTS, 0.0, 0.0),
     "drain": (HOSTS, 0.2, 3.0),
     "everything dies": (("",), 0.5, 4.0),
     "store lossy": ((*MEMBERS, ""), 1.0, 6.0),
@@ -130,7 +143,7 @@ def _event(chance: Random, kind: str, structures: tuple[str, ...], at: float) ->
     elif kind in ("connections reset", "path cut", "path cut one way"):
         detail = chance.choice([h for h in HOSTS if h != where])
     elif kind == "clock step":
-        amount = chance.choice((-3_600_000, -5_000, 2_000, 60_000, 86_400_000))
+        amount = chance.choice(STEPS_MS)
     elif kind == "clock skew":
         amount = chance.choice((0.9, 0.999, 1.001, 1.1))
     elif kind == "disk slow":

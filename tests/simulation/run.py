@@ -12,7 +12,7 @@ from typing import Any
 
 import qsg
 from qsg.rules.world import World
-from simulation.apps import App, bridge, consume, dead_letters, produce
+from simulation.apps import App, bridge, consume, dead_letters, poach, produce
 from simulation.faults import Faults
 from simulation.landscape import SENDERS, Landscape
 from simulation.loop import Process, SimLoop
@@ -20,6 +20,9 @@ from simulation.plan import END_S, LOAD_S, Event, Plan
 from simulation.tally import Counts
 from support.whole import DLQ
 
+QUIET_S = LOAD_S + 10
+"""From then on nothing happens any more."""
+QUIET_LEAST_S = 5.0
 DRAIN_S = 60.0
 """Within so long after the faults everything has arrived."""
 COMMANDS = frozenset({"stop", "start", "reset", "resolve"})
@@ -125,6 +128,8 @@ class Story:
         if any(f.queue in ("WORK", "TO.BRIDGE") for f in flows):
             self.land.apps.append(App(self.land, "app-2", "G", [consume("WORK"), bridge("BRIDGE", "TO.S")], producer=False))
             self.land.apps.append(App(self.land, "app-3", "G", [consume("WORK")], producer=False))
+        if self.plan.poacher:
+            self.land.apps.append(App(self.land, "app-4", "G", [poach("R"), poach("S")], producer=False))
         for app in self.land.apps:
             app.start()
 
@@ -170,7 +175,20 @@ class Story:
         while land.loop.time() < until and (land.tally.missing or not self._producers_done()):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         self.drained_s = land.loop.time() - LOAD_S
-        await asyncio.sleep(max(3.0, END_S - land.loop.time()))
+        await asyncio.sleep(max(3.0, QUIET_S - land.loop.time()))
+        await self._quiet()
+
+    async def _quiet(self) -> None:
+        """Nothing fails: nothing is taken over, not even when a wall clock is set."""
+        land = self.land
+        before = land.observer.standing()
+        for event in self.plan.quiet:
+            self.faults.do(event)
+        await asyncio.sleep(max(QUIET_LEAST_S, END_S - land.loop.time()))
+        after = land.observer.standing()
+        for what in sorted({*before, *after}):
+            if before.get(what) != after.get(what):
+                land.violation(f"{what} went from {before.get(what)} to {after.get(what)} while nothing failed")
 
     def _producers_done(self) -> bool:
         return not any(app.producing for app in self.land.apps)

@@ -60,6 +60,8 @@ class Tally:
     dead_letters: int = 0
     unordered: set[str] = field(default_factory=set)
     """Flows that nobody promised an order."""
+    ordered_queues: frozenset[str] = frozenset({"IN.G", "IN.R", "IN.S"})
+    """Those with one consumer."""
     _last: dict[str, int] = field(default_factory=dict)
 
     def send(self, flow: str, priority: int, size: int, *, expires: bool = False) -> tuple[Sent, bytes]:
@@ -123,8 +125,8 @@ class Tally:
         last: dict[tuple[str, int], Sent] = {}
         found = []
         seen: set[tuple[str, int]] = set()
-        for _, sent in self.arrivals:
-            if sent.flow in self.unordered or sent.state != "acknowledged" or (sent.flow, sent.number) in seen:
+        for queue, sent in self.arrivals:
+            if queue not in self.ordered_queues or sent.flow in self.unordered or sent.state != "acknowledged" or (sent.flow, sent.number) in seen:
                 continue
             seen.add((sent.flow, sent.number))
             before = last.get((sent.flow, sent.priority))
