@@ -27,6 +27,17 @@ def texts(built: Built) -> list[str]:
     return found
 
 
+def test_a_record_of_what_was_backed_out_is_deleted_with_its_segment() -> None:
+    """Found by simulation: an application got from the transmission queue and backed out before the channel took it."""
+    at, bodies = segment(1, ["a", "b"])
+    builder = BatchBuilder(512, 1 << 20)
+    assert builder.add(Loaded(at, bodies, recorded=True), NOW) is None
+    record = Delete(keys.consumption("Q", 0, at.suffix))
+    assert record in settle("Q", finish(builder).pieces).ops
+    covered_piece, _ = covered(Loaded(at, bodies, recorded=True), Position(104, b"", 0))
+    assert covered_piece is not None and record in settle("Q", [covered_piece]).ops
+
+
 def test_whole_segments_pass_through() -> None:
     builder = BatchBuilder(512, 1 << 20)
     for counter in (1, 2):

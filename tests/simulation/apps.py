@@ -115,7 +115,7 @@ async def _put(app: App, flow: Flow, messages: list[tuple[Sent, bytes]]) -> None
     expiry_ms = 3000 if flow.kind == "expiring" else 0
     for sent, body in messages:
         try:
-            await app.queue_manager.put(flow.queue, body, priority=sent.priority, expiry_ms=expiry_ms)
+            message_id = await app.queue_manager.put(flow.queue, body, priority=sent.priority, expiry_ms=expiry_ms)
         except qsg.OutcomeUnknown as error:
             app.told(f"put {sent.flow} {sent.number}", error)
         except qsg.QsgError as error:
@@ -124,6 +124,7 @@ async def _put(app: App, flow: Flow, messages: list[tuple[Sent, bytes]]) -> None
             await asyncio.sleep(PAUSE_S)
         else:
             sent.state = "acknowledged"
+            app.land.tally.ids[message_id] = sent
 
 
 async def _put_in_unit(app: App, flow: Flow, messages: list[tuple[Sent, bytes]]) -> None:
@@ -131,7 +132,7 @@ async def _put_in_unit(app: App, flow: Flow, messages: list[tuple[Sent, bytes]])
     try:
         async with app.queue_manager.unit() as unit:
             for sent, body in messages:
-                await unit.put(flow.queue, body, priority=sent.priority)
+                app.land.tally.ids[await unit.put(flow.queue, body, priority=sent.priority)] = sent
             if app.chance.random() < 0.1:
                 state = "refused"
                 await unit.backout()
@@ -175,7 +176,7 @@ async def _consume_one(app: App, queue: str, *, wait_ms: int = WAIT_MS) -> None:
         except qsg.QsgError:
             tally.backed_out(bodies)
             raise
-        tally.arrived(queue, bodies)
+        tally.arrived(bodies)
     finally:
         await unit.backout()
 
@@ -207,7 +208,7 @@ def dead_letters(queue: str) -> Callable[[App], Awaitable[None]]:
                     bodies = [message.payload for message in await unit.get_many(queue, 50)]
                     app.land.tally.committing(bodies)
                     await unit.commit()
-                app.land.tally.arrived(queue, bodies, dead_letters=True)
+                app.land.tally.arrived(bodies, dead_letters=True)
             except qsg.NoMessageAvailable:
                 continue
             except qsg.QsgError as error:
@@ -224,7 +225,7 @@ def bridge(source: str, target: str) -> Callable[[App], Awaitable[None]]:
             try:
                 async with app.queue_manager.unit() as unit:
                     for message in await unit.get_many(source, app.chance.choice((1, 4)), wait_ms=WAIT_MS):
-                        await unit.put(target, message.payload, priority=message.priority)
+                        await unit.put(target, message.payload, priority=message.priority, message_id=message.message_id)
                     if app.chance.random() < 0.1:
                         await unit.backout()
             except qsg.NoMessageAvailable:

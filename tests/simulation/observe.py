@@ -14,10 +14,14 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.store.contract import Event, Get
 from qsg.store.memory import MemoryServer
+from simulation.tally import ORDERED_QUEUES
 from support.histories import StoreHistory
 
 if TYPE_CHECKING:
     from simulation.landscape import Landscape
+
+
+TARGETS = tuple(keys.headers(queue) for queue in sorted(ORDERED_QUEUES))
 
 
 class Observer:
@@ -39,6 +43,7 @@ class Observer:
 
     def crashed(self, name: str, server: MemoryServer) -> None:
         """A disk lost what was not synced: what is left is the new beginning."""
+        self.land.tally.rewound(name, server.state.revision)
         self.histories[name] = history = StoreHistory()
         for kv in server.state.read(Get(b"\0", b"\0")).kvs:
             history.saw([Event(kv)])
@@ -59,8 +64,16 @@ class Observer:
             self._moves(channel, "its receiver took messages")
         for queue in history.confirmed:
             self._moves(history.queues[queue].fence.channel, f"messages of {queue} were confirmed")
+        for event in events:
+            if event.kv.key.startswith(TARGETS) and not event.deleted and event.kv.version == 1:
+                self._published(store, event)
         if self.land.tracing:
             self._show(store, events)
+
+    def _published(self, store: str, event: Event) -> None:
+        queue = event.kv.key.split(b"/", 2)[1].decode()
+        for entry in pb.SegmentHeader.FromString(event.kv.value).entries:
+            self.land.tally.published(store, event.kv.mod_revision, queue, entry.message_id)
 
     def _moves(self, channel: str, what: str) -> None:
         store = self.senders.get(channel)

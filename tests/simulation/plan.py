@@ -79,7 +79,8 @@ def draw(seed: int) -> Plan:
     commands = [_command(chance, times.pop(chance.randrange(len(times)))) for _ in range(chance.choice((0, 2, 5)))]
     times += _times(chance, max(0, 10 - len(times)))
     events = [_event(chance, chance.choice(chosen), structures, at) for at in times]
-    return Plan(seed, structures, tuple(flows), tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e)))), _quiet(chance), chance.random() < 0.25)
+    ordered = tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e))))
+    return Plan(seed, structures, tuple(flows), ordered, _quiet(chance), chance.random() < 0.25)
 
 
 def _quiet(chance: Random) -> tuple[Event, ...]:

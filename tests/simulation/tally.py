@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
+ORDERED_QUEUES = frozenset({"IN.G", "IN.R", "IN.S"})
+
 
 @dataclass(slots=True)
 class Sent:
@@ -54,14 +56,14 @@ def payload(flow: str, number: int, size: int) -> bytes:
 @dataclass(slots=True)
 class Tally:
     messages: dict[tuple[str, int], Sent] = field(default_factory=dict)
-    arrivals: list[tuple[str, Sent]] = field(default_factory=list)
-    """(queue, message) in the order got and committed."""
     strangers: list[bytes] = field(default_factory=list)
     dead_letters: int = 0
     unordered: set[str] = field(default_factory=set)
     """Flows that nobody promised an order."""
-    ordered_queues: frozenset[str] = frozenset({"IN.G", "IN.R", "IN.S"})
-    """Those with one consumer."""
+    ids: dict[bytes, Sent] = field(default_factory=dict)
+    """By message id, as far as the producer was told it."""
+    order: list[tuple[str, int, bytes]] = field(default_factory=list)
+    """(store, revision, message id) as messages came to lie on target queues."""
     _last: dict[str, int] = field(default_factory=dict)
 
     def send(self, flow: str, priority: int, size: int, *, expires: bool = False) -> tuple[Sent, bytes]:
@@ -87,7 +89,7 @@ class Tally:
             if (sent := self.find(body)) is not None:
                 sent.perhaps -= 1
 
-    def arrived(self, queue: str, bodies: Iterable[bytes], *, dead_letters: bool = False) -> None:
+    def arrived(self, bodies: Iterable[bytes], *, dead_letters: bool = False) -> None:
         for body in bodies:
             self.dead_letters += dead_letters
             sent = self.find(body)
@@ -96,8 +98,6 @@ class Tally:
             else:
                 sent.arrived += 1
                 sent.perhaps -= 1
-                if not dead_letters:
-                    self.arrivals.append((queue, sent))
 
     @property
     def missing(self) -> list[Sent]:
@@ -120,15 +120,27 @@ class Tally:
             dead_letters=self.dead_letters,
         )
 
+    def published(self, store: str, revision: int, queue: str, message_id: bytes) -> None:
+        """A message became visible on a target queue."""
+        if queue in ORDERED_QUEUES:
+            self.order.append((store, revision, message_id))
+
+    def rewound(self, store: str, revision: int) -> None:
+        """What a store had behind `revision` was lost in a crash."""
+        self.order = [entry for entry in self.order if entry[0] != store or entry[1] <= revision]
+
     def out_of_order(self) -> list[tuple[Sent, Sent]]:
-        """(earlier arrival, later one with a lower number), of one flow and priority; only of what was acknowledged."""
+        """(what came earlier, a later one with a lower number), of one flow and priority; only of what was acknowledged.
+
+        As they came to lie on the queue: what applications see is another matter, as one unit of work may hold a message while the next
+        gets what lies behind it.
+        """
         last: dict[tuple[str, int], Sent] = {}
         found = []
-        seen: set[tuple[str, int]] = set()
-        for queue, sent in self.arrivals:
-            if queue not in self.ordered_queues or sent.flow in self.unordered or sent.state != "acknowledged" or (sent.flow, sent.number) in seen:
+        for _, _, message_id in self.order:
+            sent = self.ids.get(message_id)
+            if sent is None or sent.flow in self.unordered or sent.state != "acknowledged":
                 continue
-            seen.add((sent.flow, sent.number))
             before = last.get((sent.flow, sent.priority))
             if before is not None and before.number > sent.number:
                 found.append((before, sent))

@@ -191,8 +191,10 @@ class Prefetch:
     async def _load(self, group: list[SegmentAt]) -> None:
         wanted: list[Loaded] = []
         for segment in group:
-            gone = self._consumed.pop((segment.priority, segment.suffix), 0) & batches.below(len(segment.header.entries))
-            piece, rest = batches.covered(Loaded(segment, b"", 0, gone), self._floor.get(segment.priority))
+            recorded = self._consumed.pop((segment.priority, segment.suffix), None)
+            gone = (recorded or 0) & batches.below(len(segment.header.entries))
+            loaded = Loaded(segment, b"", 0, gone, recorded is not None)
+            piece, rest = batches.covered(loaded, self._floor.get(segment.priority))
             if piece is not None:
                 self._on_settled(piece)
             if rest is not None:

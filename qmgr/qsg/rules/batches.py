@@ -9,7 +9,7 @@ Does not guarantee: order between priorities (each is an order of its own).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qsg.pb import channel_pb2, records_pb2
 from qsg.rules import keys, segments
@@ -40,6 +40,8 @@ class Loaded:
     first: int = 0
     gone: int = 0
     """Entries consumed before (bits)."""
+    recorded: bool = False
+    """It has a consumption record, though perhaps nothing is gone: something was backed out."""
 
     @property
     def entries(self) -> int:
@@ -61,6 +63,8 @@ class Piece:
     first: int
     last: int
     gone: int = 0
+    recorded: bool = False
+    """There is a consumption record, to be deleted with it."""
 
     @property
     def whole(self) -> bool:
@@ -142,7 +146,7 @@ class BatchBuilder:
         if index == len(entries):
             return None
         self.full = True
-        return Loaded(loaded.segment, loaded.bodies, index, loaded.gone)
+        return replace(loaded, first=index)
 
     def _append(self, loaded: Loaded, keep: Sequence[int], last: int) -> None:
         segment = loaded.segment
@@ -160,7 +164,7 @@ class BatchBuilder:
                 last_index=last,
             )
         )
-        self.pieces.append(Piece(segment, loaded.first, last, loaded.gone))
+        self.pieces.append(Piece(segment, loaded.first, last, loaded.gone, loaded.recorded))
         self.messages += len(keep)
         for entry in header.entries:
             self.bytes += entry.size + MESSAGE_OVERHEAD
@@ -209,7 +213,7 @@ def settle(queue: str, pieces: Iterable[Piece]) -> Settlement:
             continue
         lane = segment.priority, segment.suffix.rsplit(b"/", 1)[0]
         whole.setdefault(lane, []).append(segment)
-        consumed[lane] = consumed.get(lane, False) or piece.first > 0 or piece.gone > 0
+        consumed[lane] = consumed.get(lane, False) or piece.first > 0 or piece.gone > 0 or piece.recorded
         out.ops += [_range(keys.chunks(queue, e.stage)) for e in segment.header.entries if e.stage]
     for lane, ones in whole.items():
         first, last = ones[0], ones[-1]
@@ -254,5 +258,5 @@ def covered(loaded: Loaded, position: Position | None) -> tuple[Piece | None, Lo
     last = end if loaded.segment.place < (position.create_revision, position.suffix) else min(position.index, end)
     if last < loaded.first:
         return None, loaded
-    piece = Piece(loaded.segment, loaded.first, last, loaded.gone)
-    return piece, (None if last == end else Loaded(loaded.segment, loaded.bodies, last + 1, loaded.gone))
+    piece = Piece(loaded.segment, loaded.first, last, loaded.gone, loaded.recorded)
+    return piece, (None if last == end else replace(loaded, first=last + 1))
