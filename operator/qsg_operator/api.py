@@ -1,11 +1,13 @@
 """The Kubernetes API, as much of it as is written here: server-side apply, status, Events, Leases, lists. JSON in, JSON out.
 
-One session, renewed with fresh credentials when they are no longer taken (tokens of service accounts are rotated on disk). Every call
-ends within `TIMEOUT_S` and raises `ApiError` otherwise; retrying is the work queue's business. Why no client library: docs/decisions.
+One session, made anew with fresh credentials every ten minutes, and when they are no longer taken: tokens of service accounts are rotated
+on disk. Calls under way on the old one end there. Every call ends within `TIMEOUT_S` and raises `ApiError` otherwise; retrying is the work
+queue's business. Why no client library: docs/decisions.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +16,12 @@ from urllib.parse import quote
 import aiohttp
 import kopf
 
+from qsg.endings import ended
 from qsg_operator import names
 
 Object = dict[str, Any]
 TIMEOUT_S = 30.0
+FRESH_S = 600.0
 KINDS = {
     "StatefulSet": ("apis/apps/v1", "statefulsets"),
     "Pod": ("api/v1", "pods"),
@@ -39,10 +43,17 @@ class ApiError(Exception):
         self.status = status
 
 
+async def _close_later(session: aiohttp.ClientSession) -> None:
+    try:
+        await asyncio.sleep(TIMEOUT_S + 1)
+    finally:
+        await session.close()
+
+
 def path_of(kind: str, namespace: str, name: str = "") -> str:
     base, plural = KINDS[kind]
-    place = f"/namespaces/{quote(namespace)}" if namespace else ""
-    return f"/{base}{place}/{plural}" + (f"/{quote(name)}" if name else "")
+    place = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+    return f"/{base}{place}/{plural}" + (f"/{quote(name, safe='')}" if name else "")
 
 
 class Api:
@@ -50,37 +61,53 @@ class Api:
         self._login = login
         self._server = ""
         self._session: aiohttp.ClientSession | None = None
+        self._opened_at = 0.0
+        self._old: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         session, self._session = self._session, None
+        await ended(*self._old)
         if session is not None:
             await session.close()
 
-    async def _open(self) -> aiohttp.ClientSession:
+    def _open(self) -> aiohttp.ClientSession:
+        now = asyncio.get_running_loop().time()
+        if self._session is not None and now - self._opened_at > FRESH_S:
+            self._leave(self._session)
         if self._session is None:
             info = self._login()
-            self._server = info.server.rstrip("/")
-            connector = aiohttp.TCPConnector(limit=16, ssl=info.as_ssl_context())
+            self._server, self._opened_at = info.server.rstrip("/"), now
+            ssl = info.as_ssl_context() if self._server.startswith("https") else False
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-            self._session = aiohttp.ClientSession(connector=connector, headers=info.as_http_headers(), timeout=timeout)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=16, ssl=ssl), headers=info.as_http_headers(), timeout=timeout
+            )
         return self._session
+
+    def _leave(self, session: aiohttp.ClientSession) -> None:
+        """The next call makes a new session; this one is closed when its calls are over."""
+        if self._session is session:
+            self._session = None
+            task = asyncio.get_running_loop().create_task(_close_later(session))
+            self._old.add(task)
+            task.add_done_callback(self._old.discard)
 
     async def request(self, method: str, path: str, body: Object | None = None, *, form: str = "application/json", **query: str) -> Object:
         """Raises `ApiError`."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": form, "Accept": "application/json"}
         for attempt in (1, 2):
-            session = await self._open()
             try:
+                session = self._open()
                 async with session.request(method, self._server + path, data=data, params=query, headers=headers) as response:
                     if response.status == 401 and attempt == 1:
-                        await self.close()
+                        self._leave(session)
                         continue
                     answer = await response.json(content_type=None)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise ApiError(0, f"{method} {path}: {error!r}") from error
             if response.status >= 400:
-                told = answer.get("message", "") if isinstance(answer, dict) else str(answer)
+                told = answer.get("message", "") if isinstance(answer, dict) else ""
                 raise ApiError(response.status, f"{told or response.reason} ({response.status})")
             return answer if isinstance(answer, dict) else {}
         raise AssertionError("unreachable")
