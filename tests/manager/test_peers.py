@@ -11,7 +11,8 @@ from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
-from qsg.store.contract import Delete
+from qsg.store.contract import Delete, Get
+from qsg.store.memory import Faults
 from qsg.transport.codec import encode
 from qsg.transport.contract import TransportError
 from support.channel_group import owner, texts, town
@@ -118,6 +119,28 @@ async def test_a_verdict_half_done_is_finished_by_whoever_sees_it() -> None:
             while b"m/X" in t.prefix("app1", keys.MEMBERS):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert t.prefix("app1", keys.MEMBERS) == [b"m/Y"]
+
+
+class Lagging(Faults):
+    """Requests pass, watches are told late."""
+
+    def watch_delay_s(self) -> float:
+        return 1.0
+
+
+@simulated
+async def test_a_successor_is_not_taken_for_a_verdict_half_done() -> None:
+    """Y's copy of admin lags behind that of the other structure: when it shows the death of X, the new X is in both."""
+    async with town("X", "Y", apart=True) as t:
+        t.stations["Y"].stores["admin"].faults = Lagging()
+        await t.kill("X")
+        x = await t.station("X")
+        before = {name: x.structures[name].incarnation for name in ("admin", "app1")}
+        await asyncio.sleep(8.0)
+        assert not any(structure.fenced.is_set() for structure in x.structures.values())
+        for name, incarnation in before.items():
+            kv = t.servers[name].get(Get(keys.member("X"))).first
+            assert kv is not None and kv.create_revision == incarnation
 
 
 @simulated

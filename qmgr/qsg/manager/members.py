@@ -20,7 +20,7 @@ from qsg.rules.ownership import execution
 from qsg.rules.reasons import Refusal
 from qsg.rules.records import Damaged, read_record
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
-from qsg.store.contract import Event
+from qsg.store.contract import Event, StoreError
 from qsg.store.follow import Follower
 
 log = structlog.get_logger()
@@ -161,6 +161,14 @@ class Members:
             task.add_done_callback(self._tasks.discard)
 
     async def _finish_in(self, structure: str, member: str, incarnation: int) -> None:
+        """`incarnation` was seen there before this is called. What is in admin *now* decides: our copy of it may lag behind that of
+        `structure`, and the key be that of a successor (which comes to admin first, and clears away what is left of its predecessor)."""
+        try:
+            if (await self._structures[self._admin].cell(keys.member(member))).value is not None:
+                return
+        except StoreError as error:
+            log.info("verdict not finished", member=member, structure=structure, error=repr(error))
+            return
         if await self._delete(structure, member, incarnation):
             log.info("verdict finished in another structure", member=member, structure=structure)
 
