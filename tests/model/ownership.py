@@ -279,6 +279,8 @@ class Ownership:
         """What holds from one state to the next."""
         status.check(status.state_of(_entry(self._value(before, 0, keys.status_out(NAME)))), status.state_of(self._entry(after)))
         assert self._fence(after).epoch >= self._fence(before).epoch, "the epoch went back"
+        if label == "unlock" and self._fence(before).open and not self._fence(after).open:
+            assert not self._left(before), "an idle channel ends while a message waits (invariant 6)"
         if label.startswith("get "):
             after = replace(after, got=(*after.got, label.removeprefix("get ")))
         if label == "resolve backout":

@@ -22,6 +22,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import batches, keys, ownership, receiver, stopping
 from qsg.rules.lanes import LaneReader, Position
 from qsg.rules.slots import FENCED, REFUSED, Slot
+from qsg.store.contract import unchanged
 
 Patch = pytest.MonkeyPatch
 
@@ -107,6 +108,10 @@ def lanes_read_past_the_shortest_page(patch: Patch) -> None:
     patch.setattr(LaneReader, "_release", release)
 
 
+def doorbells_not_compared(patch: Patch) -> None:
+    patch.setattr(ownership, "nothing_changed_after", lambda prefix, revision: unchanged(b"nothing", 0))
+
+
 def record_without_fence_and_base(patch: Patch) -> None:
     patch.setattr(Bond, "ours", lambda self: [])
     patch.setattr(receiver, "is_base", lambda record, before: True)
@@ -122,6 +127,7 @@ FOUND_BY: list[tuple[Bug, str, str]] = [
     (unknown_taken_for_refused, "puts, blame", "told as refused, and committed"),
     (numbers_not_compared, "puts, late copies", "a number was put twice"),
     (lanes_read_past_the_shortest_page, "lanes", "deleted unsent|handed out behind"),
+    (doorbells_not_compared, "idle", "ends while a message waits"),
     (record_without_fence_and_base, "receiving", "committed twice"),
 ]
 
