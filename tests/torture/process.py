@@ -1,7 +1,8 @@
 """The product's processes with a wall clock that can be stepped: `python -m torture.process serve|initiator CONFIG`.
 
 The file named by `TORTURE_CLOCK` says by how many seconds this process's clock is off; it may change at any moment. The product has no
-such switch: the clock is replaced before any of it is loaded.
+such switch: `time.time_ns`, the only clock on the wall that it reads, is replaced before any of it is loaded. (`time.time` is not: gRPC
+makes deadlines of it that its own code, in C, holds against the machine's clock.)
 """
 
 from __future__ import annotations
@@ -26,9 +27,6 @@ class Clock:
     def time_ns(self) -> int:
         return self._real() + self._offset_ns
 
-    def time(self) -> float:
-        return self.time_ns() / 1e9
-
     def follow(self) -> None:
         while True:
             time.sleep(LOOK_S)
@@ -43,7 +41,7 @@ class Clock:
 
 def main() -> int:
     clock = Clock(Path(os.environ[CLOCK]))
-    time.time_ns, time.time = clock.time_ns, clock.time
+    time.time_ns = clock.time_ns
     threading.Thread(target=clock.follow, name="clock", daemon=True).start()
     from qsg.process.run import main as product
 
