@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from simulation.landscape import Landscape
 
 LOCAL = "qsg.v1.Initiator"
+LEFT_S = 0.2
 
 
 class Pod:
@@ -108,6 +109,10 @@ class Pod:
         self.land.trace(process.name, f"exits with {status}")
         for store in stores.values():
             await store.close()
+        await asyncio.sleep(LEFT_S)
+        left = [task for task in process.tasks() if task is not asyncio.current_task()]
+        if left:
+            self.land.violation(f"{process.name} has ended and left {len(left)} tasks: {left[0].get_coro()}")
         if self.manager_process is process:
             self._ended("manager", process)
 

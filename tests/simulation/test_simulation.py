@@ -18,6 +18,8 @@ from simulation.shrink import shrink
 from simulation.tally import Tally
 from simulation.traces import Printer
 
+pytestmark = pytest.mark.timeout(300)  # a second or two each, on a machine that has nothing else to do
+
 ONCE_FAILED = {
     "a record of what was backed out outlives its segment": replace(draw(3002), poacher=True, quiet=()),
 }
