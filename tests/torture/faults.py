@@ -27,7 +27,7 @@ REPLACED_S = (1.9, 3.0)
 """For how long something is gone that must be replaced meanwhile."""
 SHORT_S = (0.3, 1.2)
 LOOK_S = 0.05
-HIT_S = 5.0
+HIT_S = 6.0
 """A place of the code that is not reached for so long is left."""
 HOUR_S = 3600.0
 JUNK = b"junk/"
@@ -297,10 +297,12 @@ async def kill_a_queue_manager(scene: Scene) -> None:
     scene.group.kill(who, "queue-manager")
 
 
+kill_the_owners_initiator = killing(owner, "initiator")
+
 PROVOKED: dict[str, Provoke] = {
-    "ownership.": killing(owner, "initiator"),
-    "sender.after_bind": killing(owner, "initiator"),
-    "receiver.after_bind": killing(owner, "initiator"),
+    "ownership.": kill_the_owners_initiator,
+    "sender.after_bind": kill_the_owners_initiator,
+    "receiver.after_bind": kill_the_owners_initiator,
     "recovery.": killing(owner, "queue-manager"),
     "membership.": kill_a_queue_manager,
     "committer.before_repeat": lost_answers,

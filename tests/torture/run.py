@@ -192,7 +192,7 @@ class Torture:
         results = await asyncio.gather(
             *(self._inflict(kind, POINT_KINDS[kind][1]) for kind in chosen),
             *(self._inflict(kind, KINDS[kind]) for kind in more),
-            *(self._provoke(provoke, 0.3 + 1.5 * n) for n, provoke in enumerate(provocations)),
+            *(self._provoke(provoke, 0.3 + n) for n, provoke in enumerate(provocations)),
             return_exceptions=True,
         )
         for kind, result in zip(chosen, results, strict=False):
@@ -209,7 +209,8 @@ class Torture:
         chosen: list[str] = []
         for kind in list(self._points):
             kills = sum(other.startswith("kill") for other in chosen)
-            if len(chosen) < STORM and not (kind.startswith("kill") and kills == STORM_KILLS):
+            twice = POINT_KINDS[kind][0] in {POINT_KINDS[other][0] for other in chosen}
+            if len(chosen) < STORM and not twice and not (kind.startswith("kill") and kills == STORM_KILLS):
                 chosen.append(kind)
                 self._points.remove(kind)
         return chosen
