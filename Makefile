@@ -8,17 +8,17 @@ SEEDS ?= 1000
 FROM ?= 0
 MINUTES ?= 10
 
-.PHONY: demo test test-fast check format proto lock clean etcd model simulate torture planted fuzz
+.PHONY: demo test test-fast check format proto lock clean etcd model simulate torture planted fuzz e2e
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.run          ## the main job: a group and a remote queue manager, with owners killed again and again
 	$(BIN)/qsg demo $(ARGS)
 
 test: $(VENV)/.dev etcd     ## all tests but the demos: rules, services, stores (memory, SQLite, real etcd), real processes
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m "not cluster"
 
 test-fast: $(VENV)/.dev     ## without real etcd and without processes
-	$(BIN)/pytest -q -m "not etcd and not processes"
+	$(BIN)/pytest -q -m "not etcd and not processes and not cluster"
 
 model: $(VENV)/.dev         ## every state of a small group, through the real rules
 	PYTHONPATH=tests $(BIN)/python -m model $(ARGS)
@@ -28,6 +28,9 @@ simulate: $(VENV)/.dev      ## whole queue managers in virtual time: SEEDS=1000 
 
 torture: $(VENV)/.dev etcd  ## real processes on a real etcd, with every kind of fault: MINUTES=10
 	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
+
+e2e: $(VENV)/.dev           ## on the Kubernetes cluster of KUBECONFIG; without one it says how to get one
+	$(BIN)/pytest -q -s -m cluster tests/cluster
 
 planted: $(VENV)/.dev       ## planted bugs: which level finds each, and how soon
 	PYTHONPATH=tests $(BIN)/python -m planted $(ARGS)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qsg.manager.peers import SERVICE, PeerUnreachable
+from qsg.manager.peers import SERVICE, SILENT_S, PeerUnreachable
 from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
@@ -119,6 +119,39 @@ async def test_a_verdict_half_done_is_finished_by_whoever_sees_it() -> None:
             while b"m/X" in t.prefix("app1", keys.MEMBERS):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert t.prefix("app1", keys.MEMBERS) == [b"m/Y"]
+
+
+@simulated
+async def test_a_link_whose_beats_have_ended_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect, or frames that are stuck: what the others know of a member must not stand still for ever."""
+    async with town("X", "Y") as t:
+        x, y = t.stations["X"].peers, t.stations["Y"].peers
+        assert x is not None and y is not None
+        beat = x._beat
+
+        def fresh() -> bool:
+            (line,) = y.status()
+            return bool(line["linked"]) and float(str(line["silent_ms"])) < 500
+
+        def fail() -> peer_pb2.PeerBeat:
+            monkeypatch.setattr(x, "_beat", beat)
+            raise KeyError("a defect")
+
+        monkeypatch.setattr(x, "_beat", fail)
+        await asyncio.sleep(1.0)
+        assert fresh()
+
+        async def stuck(stream: object) -> None:
+            monkeypatch.undo()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(x, "_send_beats", stuck)
+        t.network.reset("X-qm", "Y-qm")
+        await asyncio.sleep(1.0)
+        assert not fresh()
+        await asyncio.sleep(SILENT_S)
+        assert fresh()
+        assert sorted(t.prefix("admin", keys.MEMBERS)) == [b"m/X", b"m/Y"]
 
 
 class Lagging(Faults):

@@ -30,6 +30,8 @@ SERVICE = "qsg.v1.Peer"
 BEAT_S = 0.25
 LOOK_S = 0.1
 """How often silences are judged."""
+SILENT_S = 4.0
+"""A link that says nothing for so long is made anew: its beats may have ended, or be stuck on their way. Verdicts are sooner."""
 CONNECT_S = 0.5
 PAUSE_S = 0.1
 REQUEST_S = 2.0
@@ -220,7 +222,9 @@ class PeerLinks:
             link.reached, link.refused, link.stream, link.heard_at = hello.incarnation, False, stream, loop.time()
             log.info("linked", member=link.member, incarnation=hello.incarnation)
             while True:
-                self._heard(link, await stream.receive())
+                async with asyncio.timeout(SILENT_S):
+                    frame = await stream.receive()
+                self._heard(link, frame)
         except (TransportError, TimeoutError) as error:
             log.info("link ended", member=link.member, error=repr(error))
         finally:
@@ -293,6 +297,9 @@ class PeerLinks:
                     continue
         except TransportError as error:
             log.debug("beats ended", peer=stream.peer, error=repr(error))
+        except Exception:
+            log.exception("beats failed", peer=stream.peer)
+            await stream.close()  # the peer makes a new link
         finally:
             self._due.pop(due, None)
 
