@@ -18,8 +18,8 @@ from typing import Any
 Object = dict[str, Any]
 
 HOW_TO = (
-    "end-to-end tests need a cluster: set KUBECONFIG (for kind: `kind create cluster --config any configuration of several nodes`, and load the image with "
-    "`kind load docker-image`), QSG_IMAGE to an image that its nodes have, and for the death of nodes QSG_CLUSTER_COMMAND"
+    "end-to-end tests need a cluster of several nodes: set KUBECONFIG (with kind: `kind create cluster`, then `kind load docker-image`), "
+    "QSG_IMAGE to an image that its nodes have, and for the death of nodes QSG_CLUSTER_COMMAND"
 )
 WAIT_S = 120.0
 
