@@ -348,13 +348,16 @@ def test_what_is_written_between_two_looks_at_the_quota_counts() -> None:
         server = MemoryServer()
         c = committer(server, server.client(), 1)
         c.has_room(60_000)
-        taken = 0
+        await c.commit(Unit(puts=[message(1_000, size=2_000)]))
+        assert not c.look.is_set()
+        taken = 1
         with pytest.raises(Refusal) as refused:
             while True:
                 await c.commit(Unit(puts=[message(taken, size=2_000)]))
                 taken += 1
         assert refused.value.reason is Reason.STORAGE_NOT_AVAILABLE
         assert 20 <= taken <= 30
+        assert c.look.is_set(), "others write too: it is time to look again"
         header = server.get(get_prefix(keys.headers("Q"))).kvs[0].key
         await c.commit(Unit(ops=[Delete(header)], taken=[Taken("Q", 1, 2_000)]))
         c.has_room(60_000)

@@ -116,6 +116,7 @@ async def test_a_member_that_ends_as_a_whole_hands_its_channels_over(tmp_path: P
 
         await eventually(moved, 15, "the other member has the channel")
         assert group.logged(event="draining", at=owner)
+        await eventually(lambda: group.logged(event="initiator lost", at=owner), 15, "the queue manager has ended")
         lost = group.logged(event="initiator lost", at=owner)
         assert [line["cause"] for line in lost] == ["given up here"], "the initiator ended before its queue manager had handed over"
         await flow.moves()

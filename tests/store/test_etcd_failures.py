@@ -282,8 +282,8 @@ async def test_a_full_store_refuses_puts_and_lets_go_of_what_is_deleted(tmp_path
     async with support.running(tmp_path / "etcd", options=options) as cluster, opened(cluster.endpoints) as store:
         written = 0
         with pytest.raises(NoSpace):
-            for i in range(200):
-                await store.txn([], [Put(PREFIX + b"%03d" % i, bytes(64 * 1024))], timeout_s=5)
+            for i in range(2000):  # etcd counts what it has written back, ten times a second
+                await store.txn([], [Put(PREFIX + b"%04d" % i, bytes(64 * 1024))], timeout_s=5)
                 written += 1
         assert written > 10
         status = await store.status()

@@ -24,6 +24,8 @@ from qsg.store.contract import Limits, Store
 
 log = structlog.get_logger()
 
+LOOK_SHARE = 1 / 8
+"""Who has written so much of the room that was left looks again."""
 FULL_S = 1.0
 """How long puts are refused at once after the store said that it is full."""
 
@@ -60,6 +62,9 @@ class Committer:
         self.revision = incarnation
         self._room: float | None = None
         """Bytes that may still be written until puts are refused; None: no limit is known."""
+        self._look_at = 0.0
+        self.look = asyncio.Event()
+        """Set when it is time to find out again how much room there is: others write too."""
         self._full_until = 0.0
         self._told_fenced, self._told = fenced, answered
         self.is_fenced = False
@@ -114,11 +119,14 @@ class Committer:
     def has_room(self, room: float | None) -> None:
         """Told from outside, now and then: how much more may be written."""
         self._room = room
+        self._look_at = (1 - LOOK_SHARE) * (room or 0.0)
 
     def wrote(self, size: int) -> None:
         """What we write between two looks counts: a store that is filled to its very quota takes no write, and cannot be drained."""
         if self._room is not None:
             self._room -= size
+            if self._room <= self._look_at:
+                self.look.set()
 
     def full(self) -> None:
         self._full_until = asyncio.get_running_loop().time() + FULL_S

@@ -8,6 +8,7 @@ hold at a commit is compared there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ NEAR_S = 0.4
 QUOTA_SHARE = 0.7
 """Puts are refused while more of the quota than this is in use."""
 QUOTA_EVERY_S = 1.0
+QUOTA_PAUSE_S = 0.05
+"""Between two looks at the quota, at least."""
 
 
 class Structure:
@@ -191,4 +194,8 @@ class Structure:
                 if full != (full := room is not None and room <= 0):
                     log.warning("puts are refused" if full else "puts are taken again", structure=self.name, in_use=status.bytes_in_use)
                 self._committer.has_room(room)
-            await asyncio.sleep(QUOTA_EVERY_S)
+            await asyncio.sleep(QUOTA_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUOTA_EVERY_S - QUOTA_PAUSE_S):
+                    await self._committer.look.wait()
+            self._committer.look.clear()
