@@ -22,22 +22,23 @@ CHECK_S = 0.1
 ENDED_MAX = 16
 """Servers that were ended and still have calls; of more than that the oldest lose them."""
 
-Make = Callable[[str], tuple[grpc.aio.Server, int]]
-"""A server bound to an address, not started, and its port. Raises `RuntimeError` when the address cannot be had."""
+Make = Callable[[], grpc.aio.Server]
+Bind = Callable[[grpc.aio.Server, str], int]
+"""Binds a server to an address; its port. Raises `RuntimeError`, or answers 0, when the address cannot be had."""
 
 
 class KeptServer:
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, bind: Bind) -> None:
         self.address = ""
         """As bound."""
-        self._make = make
+        self._make, self._bind = make, bind
         self._server: grpc.aio.Server | None = None
         self._ended: deque[grpc.aio.Server] = deque()
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self, address: str) -> None:
         """Raises `RuntimeError`."""
-        server, port = self._make(address)
+        server, port = await self._bound(address)
         self.address = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
         self._server = server
         await server.start()
@@ -51,6 +52,18 @@ class KeptServer:
             await _stop(server, grace_s)
         self._ended.clear()
         self._server = None
+
+    async def _bound(self, address: str) -> tuple[grpc.aio.Server, int]:
+        """A server that is not started. One that got no address is ended: gRPC does not do so when it is only dropped."""
+        server = self._make()
+        try:
+            port = self._bind(server, address)
+            if not port:
+                raise RuntimeError("no port")
+        except RuntimeError:
+            await _stop(server, None)
+            raise
+        return server, port
 
     async def _keep(self, server: grpc.aio.Server) -> None:
         while True:
@@ -66,7 +79,7 @@ class KeptServer:
     async def _again(self) -> grpc.aio.Server:
         while True:
             try:
-                server, _ = self._make(self.address)
+                server, _ = await self._bound(self.address)
             except RuntimeError as error:
                 log.error("the address cannot be had again", address=self.address, error=str(error))
                 await asyncio.sleep(CHECK_S)

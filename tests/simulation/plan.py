@@ -29,7 +29,7 @@ FLOWS = (
     Flow("s-g", "S", "TO.G"),
     Flow("r-s", "R", "TO.S"),
     Flow("s-r", "S", "TO.R"),
-    Flow("bridged", "R", "TO.BRIDGE"),
+    Flow("bridged", "R", "TO.BRIDGE", ordered=False),  # a unit that was lost comes back behind what was got meanwhile
     Flow("work", "G", "WORK", ordered=False),
     Flow("g-r-unit", "G", "TO.R", "unit"),
     Flow("r-g-unit", "R", "TO.G", "unit"),

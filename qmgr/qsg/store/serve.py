@@ -64,15 +64,12 @@ class StoreServer:
         try:
             handlers = self._handlers()
 
-            def make(address: str) -> tuple[grpc.aio.Server, int]:
+            def make() -> grpc.aio.Server:
                 server = grpc.aio.server(options=OPTIONS)
                 server.add_generic_rpc_handlers((handlers,))
-                port = server.add_insecure_port(address)
-                if not port:
-                    raise RuntimeError("no port")
-                return server, port
+                return server
 
-            self._server = KeptServer(make)
+            self._server = KeptServer(make, lambda server, address: int(server.add_insecure_port(address)))
             try:
                 await self._server.start(self.address)
             except RuntimeError as e:

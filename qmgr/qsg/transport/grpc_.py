@@ -295,12 +295,10 @@ class GrpcTransport:
     async def listen(self, address: str, handlers: Mapping[str, Handler]) -> GrpcListener:
         service = _Service(handlers)
 
-        def make(at: str) -> tuple[grpc.aio.Server, int]:
-            server = grpc.aio.server(handlers=[service], options=SERVER_OPTIONS)
-            port = server.add_insecure_port(at) if self._tls is None else server.add_secure_port(at, self._tls.server())
-            return server, port
+        def bind(server: grpc.aio.Server, at: str) -> int:
+            return int(server.add_insecure_port(at) if self._tls is None else server.add_secure_port(at, self._tls.server()))
 
-        server = KeptServer(make)
+        server = KeptServer(lambda: grpc.aio.server(handlers=[service], options=SERVER_OPTIONS), bind)
         try:
             await server.start(address)
         except RuntimeError as e:
