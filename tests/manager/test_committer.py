@@ -360,6 +360,12 @@ def test_what_is_written_between_two_looks_at_the_quota_counts() -> None:
         assert c.look.is_set(), "others write too: it is time to look again"
         header = server.get(get_prefix(keys.headers("Q"))).kvs[0].key
         await c.commit(Unit(ops=[Delete(header)], taken=[Taken("Q", 1, 2_000)]))
+        c.has_room(100, slack=10_000)
+        for n in range(3):
+            await c.commit(Unit(puts=[message(2_000 + n, size=2_000)]))
+        c.has_room(-100, slack=10_000)
+        with pytest.raises(Refusal):
+            await c.commit(Unit(puts=[message(3_000)]))
         c.has_room(60_000)
         await c.commit(Unit(puts=[message(99)]))
         c.has_room(None)

@@ -24,7 +24,7 @@ from qsg.store.contract import Limits, Store
 
 log = structlog.get_logger()
 
-LOOK_SHARE = 1 / 8
+LOOK_SHARE = 1 / 16
 """Who has written so much of the room that was left looks again."""
 FULL_S = 1.0
 """How long puts are refused at once after the store said that it is full."""
@@ -62,7 +62,7 @@ class Committer:
         self.revision = incarnation
         self._room: float | None = None
         """Bytes that may still be written until puts are refused; None: no limit is known."""
-        self._look_at = 0.0
+        self._look_at, self._refuse_at = 0.0, 0.0
         self.look = asyncio.Event()
         """Set when it is time to find out again how much room there is: others write too."""
         self._full_until = 0.0
@@ -113,12 +113,14 @@ class Committer:
         return await future
 
     def refuses_growth(self) -> bool:
-        over_quota = self._room is not None and self._room <= 0
+        over_quota = self._room is not None and self._room <= self._refuse_at
         return over_quota or (self._full_until > 0 and asyncio.get_running_loop().time() < self._full_until)
 
-    def has_room(self, room: float | None) -> None:
-        """Told from outside, now and then: how much more may be written."""
+    def has_room(self, room: float | None, slack: float = 0.0) -> None:
+        """Told from outside, now and then: how much more may be written. Where there was any, what we write ourselves may go beyond it by
+        `slack` until the next look, which may find that others have made room."""
         self._room = room
+        self._refuse_at = -slack if room is not None and room > 0 else 0.0
         self._look_at = (1 - LOOK_SHARE) * (room or 0.0)
 
     def wrote(self, size: int) -> None:

@@ -34,6 +34,8 @@ READ_S = 5.0
 NEAR_S = 0.4
 QUOTA_SHARE = 0.7
 """Puts are refused while more of the quota than this is in use."""
+QUOTA_SLACK = 0.1
+"""So much more of it a member may write by itself before it has looked again."""
 QUOTA_EVERY_S = 1.0
 QUOTA_PAUSE_S = 0.05
 """Between two looks at the quota, at least."""
@@ -193,7 +195,7 @@ class Structure:
                 room = QUOTA_SHARE * status.bytes_quota - status.bytes_in_use if status.bytes_quota else None
                 if full != (full := room is not None and room <= 0):
                     log.warning("puts are refused" if full else "puts are taken again", structure=self.name, in_use=status.bytes_in_use)
-                self._committer.has_room(room)
+                self._committer.has_room(room, QUOTA_SLACK * (status.bytes_quota or 0))
             await asyncio.sleep(QUOTA_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUOTA_EVERY_S - QUOTA_PAUSE_S):
