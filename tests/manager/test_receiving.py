@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from qsg.manager.getting import GetSpec
 from qsg.manager.link import SessionFailed
 from qsg.manager.placing import Placer
 from qsg.manager.queue_store import QueueStore
@@ -167,6 +168,25 @@ async def test_a_full_queue_is_retried_then_the_rest_are_dead_letters(two: Rig) 
     dead = await two.messages("DLQ")
     assert [(m.payload, m.dead_letter.reason) for m in dead] == [(b"c", Reason.Q_FULL)]
     assert two.seen.paused >= 1
+
+
+async def test_a_batch_waits_for_room_with_what_came_before_committed(two: Rig) -> None:
+    """The queue is full of the batch's own first messages: only when these are committed can anybody make room for the rest."""
+    channel = two.r.catalog.channel("X.TO.R")
+    assert channel is not None
+    await two.r.catalog.define_channel(channel.model_copy(update={"message_retry_count": 500}))
+    await two.placer.queues.define(Queue(name="TARGET", max_depth=1))
+    script = await connect(two)
+    await script.send(script.batch(script.segment(["a", "b", "c"], ("TARGET", "R"))))
+    await script.send(script.batch(script.segment(["d"], ("TARGET", "R"))))
+    got: list[bytes] = []
+    async with asyncio.timeout(10):
+        while len(got) < 4:
+            got += [g.message.payload for g in await two.r.queues.get(GetSpec("TARGET", wait_ms=5_000))]
+    assert got == [b"a", b"b", b"c", b"d"]
+    while (await script.confirm()).number < 2:
+        pass
+    assert await two.messages("DLQ") == []
 
 
 async def test_message_retry_ends_when_the_queue_takes_messages_again(two: Rig) -> None:

@@ -115,6 +115,9 @@ class Deliverer:
                         if not self._channel.use_dead_letter_queue:
                             raise why
                         return placement
+                if any(held.reservation is not None for held in self._reserved):
+                    # What this unit has placed already may be what the queue is full of: it must be committed for anybody to make room.
+                    raise Refusal(Reason.SYNCPOINT_LIMIT_REACHED, f"{destination[0]} is full of what comes before in the same batch")
                 left -= 1
                 self._paused(True)
                 await asyncio.sleep(self._channel.message_retry_ms / 1000)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -203,11 +204,20 @@ class Inflow:
             pending = _Pending(group, self._record, after, batch.number if last else 0)
             self._record = after
             async with self._building:
-                unit = await self._unit(pending)
-                await task_failpoint("receiver.before_commit")
-                pending.task = asyncio.get_running_loop().create_task(self._structure.commit(unit, affinity=self._affinity))
+                pending.task = asyncio.get_running_loop().create_task(await self._committing(pending))
                 self._pending.append(pending)
                 self._to_confirm.set()
+
+    async def _committing(self, pending: _Pending) -> Coroutine[Any, Any, Committed]:
+        """What commits it. A batch that must be cut in two fails at once: it is its turn only behind those before it."""
+        try:
+            unit = await self._unit(pending)
+        except Refusal as refusal:
+            if refusal.reason is not Reason.SYNCPOINT_LIMIT_REACHED:
+                raise
+            return _refused(refusal)
+        await task_failpoint("receiver.before_commit")
+        return self._structure.commit(unit, affinity=self._affinity)
 
     async def _unit(self, pending: _Pending) -> Unit:
         """The messages and the record that covers them, in one unit."""
@@ -296,6 +306,8 @@ class Inflow:
         for pending in self._pending:
             assert pending.task is not None
             await asyncio.wait([pending.task])
+            if pending.task.exception() is not None:
+                pending.release(committed=False)  # those before it may wait for just this room
         for pending in self._pending:
             assert pending.task is not None
             if pending.task.exception() is not None:
@@ -362,3 +374,7 @@ def _done(committed: Committed) -> asyncio.Task[Committed]:
         return committed
 
     return asyncio.get_running_loop().create_task(answer())
+
+
+async def _refused(refusal: Refusal) -> Committed:
+    raise refusal
