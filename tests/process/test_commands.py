@@ -146,6 +146,12 @@ async def test_a_stop_right_after_its_owner_was_killed(group: ConfiguredGroup, f
 async def test_stopped_stays_stopped_until_started_by_command(group: ConfiguredGroup, flow: Flow) -> None:
     async with connected(group) as at, connected(group, REMOTE) as r:
         assert (await at.command("stop", channel=OUT_CHANNEL))["status"] == "STOPPED"
+
+        async def taken() -> bool:
+            return int((await r.inquire_queue("FROM.QSG"))["depth"]) == 0
+
+        await eventually(taken, 10, "what had come before the stop is got")
+        await asyncio.sleep(0.5)
         arrived = flow.ways[0].ledger.received
         for member in MEMBERS:
             group.kill(member, "queue-manager")
