@@ -78,6 +78,7 @@ class Story:
         self.land, self.plan, self.events = land, plan, events
         self.faults = Faults(land)
         self.drained_s = 0.0
+        self.commands_out = 0
         self.operator = Process(land.loop, "app-operator")
         self.world = World(self.operator.wall_ms, Random(f"{land.seed} operator"))
 
@@ -134,6 +135,13 @@ class Story:
             app.start()
 
     async def _command(self, event: Event) -> None:
+        self.commands_out += 1
+        try:
+            await self._carry_out(event)
+        finally:
+            self.commands_out -= 1
+
+    async def _carry_out(self, event: Event) -> None:
         place = SENDERS[event.where]
         arguments: dict[str, object] = {"channel": event.where}
         if event.kind == "stop":
@@ -194,7 +202,9 @@ class Story:
         return not any(app.producing for app in self.land.apps)
 
     async def _start(self, channel: str) -> None:
-        """Until it is told that the channel runs, or was not stopped."""
+        """Until it is told that the channel runs, or was not stopped. A stop that was asked for before may still be on its way."""
+        while self.commands_out:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
         while True:
             try:
                 await self._ask(SENDERS[channel], "start", {"channel": channel, "wait_s": 1})
