@@ -102,6 +102,8 @@ def test_conventions_of_the_definitions(kind: str) -> None:
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert crd["spec"]["scope"] == "Namespaced"
     assert crd["spec"]["names"]["categories"] == ["qsg"]
+    # `kubectl get qsg NAME` would mean the category, and fail.
+    assert crd["spec"]["names"]["shortNames"] != crd["spec"]["names"]["categories"]
     (version,) = crd["spec"]["versions"]
     assert version["subresources"]["status"] == {}
     assert schema(kind, "status")["default"] == {"observedGeneration": -1}
