@@ -45,7 +45,7 @@ class Chaos:
 
     async def act(self) -> None:
         name = self.chance.choices(
-            ["kill", "start", "initiator", "partner", "reset", "stop", "go", "drain", "cut"], [3, 6, 2, 2, 2, 1, 3, 1, 1]
+            ["kill", "start", "initiator", "partner", "reset", "stop", "go", "drain", "cut", "move"], [3, 6, 2, 2, 2, 1, 3, 1, 1, 2]
         )[0]
         if not self.alive():
             name = "start"
@@ -90,6 +90,9 @@ class Chaos:
 
     async def go(self) -> None:
         await self._command("start")
+
+    async def move(self) -> None:
+        await self._command("move", to=self.chance.choice(["", *MEMBERS]))
 
     async def _command(self, name: str, **arguments: object) -> None:
         try:

@@ -322,6 +322,22 @@ async def test_an_operation_is_done_once() -> None:
     assert ("orders-to-bank", "OperationSucceeded", "Normal") in w.api.events()
 
 
+@pytest.mark.parametrize(("owner", "state"), [("ORDERS.1", "Succeeded"), ("ORDERS.0", "Failed")])
+async def test_a_planned_move_names_a_pod_and_tells_where_the_channel_is(owner: str, state: str) -> None:
+    w = await World().up()
+    answer = {"moved": owner == "ORDERS.1", "from": "ORDERS.0", "owner": owner, "ready": "ORDERS.1", "status": "RUNNING"}
+    w.members.answers["move"] = answer
+    asked = {"annotations": {names.OPERATION: json.dumps({"id": "1", "verb": "move", "to": "orders-1"})}}
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER, **asked)
+    for _ in range(3):
+        await w()
+    assert w.members.arguments["move"] == {"channel": "ORDERS.TO.BANK", "to": "ORDERS.1"}
+    last = w.api.status(CHANNEL, "orders-to-bank")["lastOperation"]
+    assert (last["verb"], last["state"]) == ("move", state)
+    assert "from ORDERS.0 to ORDERS.1" in last["message"] or "it is RUNNING on ORDERS.0" in last["message"]
+    assert ("orders-to-bank", f"Operation{state}", "Normal" if state == "Succeeded" else "Warning") in w.api.events()
+
+
 async def test_an_operation_that_was_cut_off_is_not_repeated() -> None:
     w = await World().up()
     asked = {"annotations": {names.OPERATION: json.dumps({"id": "1", "verb": "ping"})}}
@@ -338,7 +354,7 @@ async def test_an_operation_that_was_cut_off_is_not_repeated() -> None:
     [
         ("reset", "not JSON"),
         ("[]", "expected"),
-        ('{"id": "1", "verb": "format"}', "verb: one of ping, reset, resolve, start"),
+        ('{"id": "1", "verb": "format"}', "verb: one of move, ping, reset, resolve, start"),
         ('{"id": "1", "verb": "ping", "sequence": 1}', "ping has no sequence"),
     ],
 )

@@ -82,6 +82,11 @@ async def test_channel_commands_from_every_member(group: ConfiguredGroup, flow: 
             started = await at.command("start", channel=OUT_CHANNEL)
             assert started["status"] in ("RUNNING", "BINDING", "STARTING"), started
             await becomes(at, "RUNNING")
+            before = await status(at, OUT_CHANNEL)
+            moved = await at.command("move", channel=OUT_CHANNEL)
+            assert moved["moved"] and moved["owner"] not in ("", before["owner"]), moved
+            assert moved["takeover"]["cause"] == "moved by command"
+            assert (await at.command("move", channel=OUT_CHANNEL, to=before["owner"]))["owner"] == before["owner"]
             inactive = await at.command("stop", channel=OUT_CHANNEL, status="inactive")
             assert inactive["status"] in ("INACTIVE", "RUNNING", "STARTING", "BINDING"), "traffic triggers it again"
             await becomes(at, "RUNNING")
@@ -106,6 +111,8 @@ async def test_channel_commands_from_every_member(group: ConfiguredGroup, flow: 
         ("stop", {"channel": OUT_CHANNEL, "status": "asleep"}, Reason.OPTIONS_ERROR),
         ("stop", {"channel": OUT_CHANNEL, "wait_s": "long"}, Reason.OPTIONS_ERROR),
         ("stop", {"channel": OUT_CHANNEL, "wait_s": -5}, Reason.OPTIONS_ERROR),
+        ("move", {"channel": OUT_CHANNEL, "to": "W"}, Reason.UNKNOWN_OBJECT_Q_MGR),
+        ("move", {"channel": IN_CHANNEL}, Reason.CHANNEL_TYPE_ERROR),
         ("resolve", {"channel": OUT_CHANNEL}, Reason.OPTIONS_ERROR),
         ("resolve", {"channel": OUT_CHANNEL, "action": "commit", "record": "!!"}, Reason.OPTIONS_ERROR),
         ("reset", {"channel": OUT_CHANNEL, "sequence": "one"}, Reason.OPTIONS_ERROR),

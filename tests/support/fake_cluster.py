@@ -127,7 +127,7 @@ class FakeApi(Api):
 
 
 class FakeMembers(Members):
-    """Members with definitions and a status table of their own. `refuse`: what a command is refused with."""
+    """Members with definitions and a status table of their own. `refuse`: what a command is refused with; `answers`: what else it tells."""
 
     def __init__(self, name: str, changed: Callable[[], None]) -> None:
         self.seen = Seen()
@@ -138,7 +138,10 @@ class FakeMembers(Members):
         self.depths: dict[str, int] = {}
         self.settings: dict[str, Any] = {}
         self.commands: list[tuple[str, str]] = []
+        self.arguments: dict[str, dict[str, Any]] = {}
+        """The last of each command."""
         self.refuse: dict[tuple[str, str], qsg.QsgError] = {}
+        self.answers: dict[str, dict[str, Any]] = {}
         self.closed = False
 
     async def close(self) -> None:
@@ -176,6 +179,7 @@ class FakeMembers(Members):
             raise NotConnected(self.seen.error)
         what = str(arguments.get("channel") or arguments.get("name") or arguments.get("definition", {}).get("name", ""))
         self.commands.append((name, what))
+        self.arguments[name] = arguments
         if (name, what) in self.refuse:
             raise self.refuse[name, what]
         if name == "define":
@@ -193,7 +197,7 @@ class FakeMembers(Members):
             self.seen.channels.pop((what, ""), None)
         elif name == "stop":
             self.state(what, "STOPPED", reason=int(Reason.STOPPED_BY_COMMAND))
-        return {"channel": what, "done": True}
+        return {"channel": what, "done": True} | self.answers.get(name, {})
 
     def _define(self, arguments: dict[str, Any]) -> None:
         definition = arguments["definition"]

@@ -51,7 +51,7 @@ class Served:
         self.member = await self.group.member("X")
         administration = Administration(self.member.catalog, self.member.queues)
         commands, inquiries = administration.commands(), administration.inquiries()
-        for name in ("start", "stop", "resolve", "reset", "ping"):
+        for name in ("start", "stop", "move", "resolve", "reset", "ping"):
             commands[name] = self._recorder(name)
         inquiries["status"] = self._status
         inquiries["group"] = self._group
@@ -67,6 +67,8 @@ class Served:
             self.commands.append((name, arguments))
             if arguments.get("channel") == "NONE":
                 raise Refusal(Reason.CHANNEL_NOT_FOUND, "no channel NONE")
+            if name == "move":
+                return STATUS | {"moved": arguments["to"] != "Z", "from": "Y", "ready": arguments["to"]}
             return STATUS | {"deleted": 5, "risk": "", "sequence": arguments.get("sequence", 1), "address": "r:1414", "ms": 1.5}
 
         return command

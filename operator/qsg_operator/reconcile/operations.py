@@ -1,4 +1,4 @@
-"""Operations that are not state: start, reset, resolve, ping, asked for by an annotation, done once, with their outcome in the status.
+"""Operations that are not state: start, move, reset, resolve, ping. An annotation asks, it is done once, the status has the outcome.
 
     kubectl annotate --overwrite schan/orders-to-bank qsg.dev/operation='{"id": "1", "verb": "reset", "sequence": 1}'
 
@@ -19,6 +19,7 @@ from qsg_operator.members import Members, NotConnected
 
 VERBS: dict[str, tuple[str, ...]] = {
     "start": (),
+    "move": ("to",),
     "ping": ("bytes",),
     "reset": ("sequence",),
     "resolve": ("action", "record", "force"),
@@ -69,6 +70,8 @@ def parse(text: str) -> Operation:
     wrong = sorted(set(arguments) - set(VERBS[verb]))
     if wrong:
         raise BadOperation(f"{verb} has no {', '.join(wrong)}")
+    if isinstance(arguments.get("to"), str):
+        arguments["to"] = names.mq_name(arguments["to"])  # a pod will do: its member is called after it
     return Operation(data["id"][:64], verb, arguments)
 
 
@@ -80,5 +83,14 @@ async def carry_out(members: Members, channel: str, operation: Operation) -> tup
         return "Unknown", str(error)
     except qsg.QsgError as error:
         return "Failed", error.detail or str(error)
+    if operation.verb == "move":
+        return _moved(answer)
     told = ", ".join(f"{key}: {value}" for key, value in sorted(answer.items()) if key != "channel" and value not in ("", None))
     return "Succeeded", told[:500]
+
+
+def _moved(answer: dict[str, Any]) -> tuple[str, str]:
+    if answer["moved"]:
+        return "Succeeded", f"from {answer['from']} to {answer['owner']}"
+    now = f"{answer['status']} on {answer['owner']}" if answer["owner"] else answer["status"]
+    return "Failed", f"{answer['ready'] or 'the other member'} was not seen to run it: it is {now}"

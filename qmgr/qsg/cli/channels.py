@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from rich.console import Group
 
 import qsg
-from qsg.cli.common import Connect, Format, Output, Watch, call, channel_names, confirm, emit, err, facts, out, show, table_of
+from qsg.cli.common import FAILED, Connect, Format, Output, Watch, call, channel_names, confirm, emit, err, facts, out, show, table_of
 from qsg.cli.definitions import from_options, refuse_invalid
 from qsg.rules.definitions import Channel
 
-app = typer.Typer(no_args_is_help=True, help="Channels: list, show, status, start, stop, resolve, reset, ping, define, delete.")
+app = typer.Typer(no_args_is_help=True, help="Channels: list, show, status, start, stop, move, resolve, reset, ping, define, delete.")
 group_app = typer.Typer(no_args_is_help=True, help="The queue-sharing group.")
 
 Name = Annotated[str, typer.Argument(help="Name of the channel.", show_default=False, autocompletion=channel_names)]
@@ -119,6 +119,23 @@ def stop(
     result = _command(connect, output, "stop", channel=name, mode=mode, status=to, wait_s=wait_s)
     if output is Format.TABLE:
         out.print(_now(result), highlight=False)
+
+
+@app.command()
+def move(
+    name: Name,
+    to: Annotated[str, typer.Option("--to", metavar="MEMBER", help="Nothing = the member that suits best.")] = "",
+    wait_s: Annotated[float, typer.Option(min=0, max=60, help="How long to wait until it runs there.")] = 5.0,
+    connect: Connect = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Moves a running channel to another member, with nothing lost and hardly a pause. Exit code 1: it was not seen to run elsewhere."""
+    result = _command(connect, output, "move", channel=name, to=to, wait_s=wait_s)
+    if output is Format.TABLE:
+        out.print(_now(result), highlight=False)
+    if not result["moved"]:
+        err.print(f"not seen to run on {result['ready'] or 'another member'} yet", highlight=False)
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -74,8 +74,9 @@ class Asking:
         self._refusals = 0
 
     def taken(self) -> None:
-        """The channel runs here: the next trouble is a new one."""
+        """The channel runs here: the next trouble is a new one, and a move that came back is over."""
         self._refusals = 0
+        self.care.handing_over, self.care.ready = False, ""
 
     def nobody_to_hand_to(self) -> bool:
         office = self.care.office

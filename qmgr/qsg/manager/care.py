@@ -29,6 +29,8 @@ class Care:
     """A planned move."""
     ready: str = ""
     """The member that has made itself ready for a planned move."""
+    move_cause: str = "drain"
+    """Why it is moved, for the record of the takeover."""
     written: pb.ChannelStatus | None = None
     """The entry as we have just written it, so that it need not be read."""
     left: Sight | None = None

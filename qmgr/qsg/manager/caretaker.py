@@ -104,10 +104,8 @@ class Caretaker:
             self.care.order_stop(force=force)
 
     def hand_over(self) -> None:
-        """A planned move: another member is made ready, what is in flight is finished, then that one is asked."""
-        self.care.handing_over = True
-        self.care.elsewhere = True
-        self.care.not_before = 0.0
+        """A planned stop: another member is made ready, what is in flight is finished, then that one is asked."""
+        self._give_away("drain")
         self._move = asyncio.get_running_loop().create_task(self._hand_over(), name=f"move {self.name}")
 
     async def _hand_over(self) -> None:
@@ -116,6 +114,28 @@ class Caretaker:
                 await make_ready(self.care)
         finally:
             self.stop(force=False)
+
+    async def move(self, to: str) -> str:
+        """A planned move by command, to the member `to` ("" = the best other), whose name is the answer: it is ready, and is asked next.
+
+        Raises `Refusal`, and then nothing was begun: the channel runs on here.
+        """
+        held, care = self.held, self.care
+        if held is None or care.handing_over or care.stop is not None:
+            raise Refusal(Reason.CHANNEL_IN_USE, f"{self.name} is not simply running on {care.office.driver.member}: nothing to move")
+        refusal = await make_ready(care, to)
+        if not care.ready:
+            raise refusal or Refusal(Reason.HOST_NOT_AVAILABLE, "there is no other member that could run it")
+        if self.held is not held or care.handing_over or care.stop is not None:
+            raise Refusal(Reason.CHANGED_MEANWHILE, f"{self.name} has ended, or was told to")
+        self._give_away("moved by command")
+        self.stop(force=False)
+        return care.ready
+
+    def _give_away(self, cause: str) -> None:
+        self.care.handing_over, self.care.move_cause = True, cause
+        self.care.elsewhere = True
+        self.care.not_before = 0.0
 
     def abandon(self) -> None:
         """Its structure is out of reach, so the sender may hang in a commit: it is cut off."""

@@ -112,6 +112,7 @@ class ChannelSupervisor:
         if self.peers is not None:
             self.peers.requests["start"] = self._start_requested
             self.peers.requests["prepare"] = self._prepare_requested
+            self.peers.requests["move"] = self._move_requested
             self.peers.requests["cut_off"] = self._cut_off_requested
         self._started = True
         self._tell_peers()
@@ -176,7 +177,7 @@ class ChannelSupervisor:
             return None
         return Place(definition, admin, queue.structure)
 
-    def _only_at(self, place: Place) -> str:
+    def only_at(self, place: Place) -> str:
         """The one member that can run the channel: an internal one that leads to its private store."""
         queue = self.catalog.queue(place.queue)
         return internal.only_at(queue) if queue is not None else ""
@@ -217,8 +218,8 @@ class ChannelSupervisor:
             raise Refusal(Reason.CHANNEL_NOT_FOUND, f"no sender channel {channel} with a transmission queue here")
         if self.office.draining or not self._started:
             raise Refusal(Reason.DRAINING, f"{self.member} is ending")
-        if self._only_at(place) not in ("", self.member):
-            raise Refusal(Reason.CHANNEL_CONFIG_ERROR, f"{channel} runs on {self._only_at(place)} only")
+        if self.only_at(place) not in ("", self.member):
+            raise Refusal(Reason.CHANNEL_CONFIG_ERROR, f"{channel} runs on {self.only_at(place)} only")
         care = self._care.get(channel)
         if care is not None:
             if care.held is not None:
@@ -273,6 +274,16 @@ class ChannelSupervisor:
             raise Refusal(Reason.DRAINING, f"{self.member} is ending")
         return await get_ready(self.link, self.find, request)
 
+    async def _move_requested(self, asking: str, request: peer_pb2.Request) -> str:
+        return await self.give_away(request.move.channel, request.move.to)
+
+    async def give_away(self, channel: str, to: str) -> str:
+        """See `Caretaker.move`. Raises `Refusal`."""
+        care = self._care.get(channel)
+        if care is None:
+            raise Refusal(Reason.CHANNEL_NOT_ACTIVE, f"{channel} does not run on {self.member}")
+        return await care.move(to)
+
     async def _take_back(self, asking: str, channel: str) -> None:
         """An owner that asks for a start while its entry still says RUNNING cannot write the table (scenario 1): done for it."""
         place = self.find(channel)
@@ -316,7 +327,7 @@ class ChannelSupervisor:
         if now - self._asked.get(channel, -ASKED_S) < ASKED_S:
             return
         loads = self.office.loads() if place.admin != PRIVATE else [self.own_load()]
-        only = self._only_at(place)
+        only = self.only_at(place)
         if only:
             loads = [load for load in loads if load.member == only]
         best = balance.choose(loads, channel, {place.admin, place.structure})

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from qsg.manager.catalog import ADMIN
 from qsg.manager.channels import ChannelSupervisor
 from qsg.manager.link import SessionFailed
+from qsg.manager.planned import begin_move
 from qsg.pb import channel_pb2, initiator_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
@@ -30,6 +31,7 @@ from qsg.store.contract import Get, StoreError, get_prefix
 START_WAIT_S = 5.0
 """How long `start` waits to tell where it runs; it goes on anyway."""
 STOP_WAIT_S = 10.0
+MOVE_WAIT_S = 5.0
 WATCH_WAIT_S = 20.0
 WATCH_GATHER_S = 0.1
 """How long `watch` waits for further changes after the first, so that a recovery of many channels is not told one by one."""
@@ -45,13 +47,14 @@ class ChannelCommands:
     async def command(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Commands by name, with these arguments (all but `channel` optional):
 
-        start {channel, wait_s}; stop {channel, mode: quiesce|force, status: stopped|inactive, wait_s};
+        start {channel, wait_s}; stop {channel, mode: quiesce|force, status: stopped|inactive, wait_s}; move {channel, to, wait_s};
         resolve {channel, action: commit|backout, force, record}; reset {channel, sequence}; ping {channel, bytes};
         status {channel} ("" = all, a trailing * matches); group {}; watch {after, wait_s}.
         """
         handler = {
             "start": self.start,
             "stop": self.stop,
+            "move": self.move,
             "resolve": self.resolve,
             "reset": self.reset,
             "ping": self.ping,
@@ -115,6 +118,22 @@ class ChannelCommands:
             return entry is None or entry.state != pb.STOPPING or entry.partner_not_fenced
 
         return self._answer(place.channel, await self._until(place, over, wait_s))
+
+    async def move(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A planned move to the member `to`, or to the best other. `moved` False: it was begun, and the channel is not seen elsewhere yet,
+        or is back."""
+        place, wait_s = self._place(arguments), _seconds(arguments, MOVE_WAIT_S)
+        to = arguments.get("to") or ""
+        if not isinstance(to, str):
+            raise Refusal(Reason.OPTIONS_ERROR, "to: the name of a member")
+        before, ready = await begin_move(self._supervisor, place, to)
+
+        def over(entry: pb.ChannelStatus | None) -> bool:
+            return entry is None or (entry.state == pb.RUNNING and (entry.owner, entry.epoch) != (before.owner, before.epoch))
+
+        entry = await self._until(place, over, wait_s)
+        moved = over(entry) and entry is not None and entry.owner != before.owner
+        return {**self._answer(place.channel, entry), "from": before.owner, "ready": ready, "moved": moved}
 
     async def _until(self, place: Place, over: Any, wait_s: float) -> pb.ChannelStatus | None:
         """The entry once `over` holds, or as it is when the time has passed."""

@@ -279,7 +279,7 @@ class QueueManager:
         channels = ChannelCommands(self.supervisor)
         commands = self.administration.commands()
         inquiries = self.administration.inquiries()
-        for name in ("start", "stop", "resolve", "reset", "ping", "status", "group", "watch"):
+        for name in ("start", "stop", "move", "resolve", "reset", "ping", "status", "group", "watch"):
             commands[name] = partial(channels.command, name)
         commands["delete"] = partial(_delete, channels, commands["delete"])
         inquiries["status"] = lambda name: channels.command("status", {"channel": name})

@@ -26,23 +26,28 @@ PREPARE_S = 1.0
 """A move does not wait longer for the next member to be ready."""
 
 
-async def make_ready(care: Care) -> None:
-    """Asks other members, best first, until one is ready; `care.ready` is that one."""
+async def make_ready(care: Care, to: str = "") -> Refusal | None:
+    """Asks other members (or `to` alone), best first, until one is ready; `care.ready` is that one. Answers why the last was not."""
     office = care.office
+    why: Refusal | None = None
+    care.ready = ""
     loop = asyncio.get_running_loop()
     began = loop.time()
     for target in candidates(care):
-        if target == office.driver.member or office.peers is None:
+        if target == office.driver.member or office.peers is None or to not in ("", target):
             continue
         request = peer_pb2.Request(prepare=peer_pb2.PrepareStart(channel=care.name))
         try:
             await office.peers.request(target, request, PREPARE_S)
         except (Refusal, PeerUnreachable) as error:
             log.info("not ready to take it", channel=care.name, member=target, error=str(error))
+            detail = error.detail if isinstance(error, Refusal) else str(error)
+            why = Refusal(error.reason if isinstance(error, Refusal) else Reason.HOST_NOT_AVAILABLE, f"{target} is not ready: {detail}")
         else:
             care.ready = target
             log.info("next member is ready", channel=care.name, member=target, ms=round(1000 * (loop.time() - began), 1))
-            return
+            return None
+    return why
 
 
 async def get_ready(link: InitiatorLink, find: Callable[[str], Place | None], request: peer_pb2.Request) -> str:

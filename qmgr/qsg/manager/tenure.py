@@ -90,7 +90,7 @@ class Tenure:
             self.held = None
             await self.care.pause(0.0)
         elif self.care.handing_over and outcome.kind in ("stopped", "handed-over", "idle"):
-            takeover = self.care.takeover("drain")
+            takeover = self.care.takeover(self.care.move_cause)
             await self._release(held, lambda e: status.altered(e, pb.RECOVERING, self.care.now(), takeover=takeover), outcome)
             self.care.passage = Passage(asyncio.get_running_loop().time())
         elif outcome.kind in ("stopped", "handed-over", "idle"):

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11qsg/pb/peer.proto\x12\x06qsg.v1\"\x1a\n\tPeerFrame\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\";\n\x05Hello\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\t\"R\n\x07Silence\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x11\n\tsilent_ms\x18\x03 \x01(\r\x12\x0f\n\x07refused\x18\x04 \x01(\x08\"\x8e\x01\n\x08PeerBeat\x12!\n\x08silences\x18\x01 \x03(\x0b\x32\x0f.qsg.v1.Silence\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\x12\x14\n\x0c\x63hannels_max\x18\x03 \x01(\r\x12\x11\n\tinitiator\x18\x04 \x01(\x08\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x12\n\nstructures\x18\x06 \x03(\t\"\x96\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x04\x12%\n\x05start\x18\x02 \x01(\x0b\x32\x14.qsg.v1.StartChannelH\x00\x12!\n\x07\x63ut_off\x18\x04 \x01(\x0b\x32\x0e.qsg.v1.CutOffH\x00\x12\'\n\x07prepare\x18\x05 \x01(\x0b\x32\x14.qsg.v1.PrepareStartH\x00\x42\x06\n\x04kindJ\x04\x08\x03\x10\x04\"\x94\x01\n\x0cStartChannel\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0c\n\x04\x66rom\x18\x03 \x01(\t\x12\x11\n\tdetect_ms\x18\x04 \x01(\x01\x12\x10\n\x08since_ms\x18\x05 \x01(\x04\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12\x1f\n\x05known\x18\x07 \x03(\x0b\x32\x10.qsg.v1.KnownKey\"U\n\x08KnownKey\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x04\x12\x17\n\x0f\x63reate_revision\x18\x04 \x01(\x04\"\x1f\n\x0cPrepareStart\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\"0\n\x06\x43utOff\x12\x11\n\tstructure\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"3\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*_\n\rPeerFrameType\x12\r\n\tPEER_NONE\x10\x00\x12\x0e\n\nPEER_HELLO\x10\x01\x12\r\n\tPEER_BEAT\x10\x02\x12\x10\n\x0cPEER_REQUEST\x10\x03\x12\x0e\n\nPEER_REPLY\x10\x04\x32\x38\n\x04Peer\x12\x30\n\x04Link\x12\x11.qsg.v1.PeerFrame\x1a\x11.qsg.v1.PeerFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11qsg/pb/peer.proto\x12\x06qsg.v1\"\x1a\n\tPeerFrame\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\";\n\x05Hello\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\t\"R\n\x07Silence\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x11\n\tsilent_ms\x18\x03 \x01(\r\x12\x0f\n\x07refused\x18\x04 \x01(\x08\"\x8e\x01\n\x08PeerBeat\x12!\n\x08silences\x18\x01 \x03(\x0b\x32\x0f.qsg.v1.Silence\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\x12\x14\n\x0c\x63hannels_max\x18\x03 \x01(\r\x12\x11\n\tinitiator\x18\x04 \x01(\x08\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x12\n\nstructures\x18\x06 \x03(\t\"\xbb\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x04\x12%\n\x05start\x18\x02 \x01(\x0b\x32\x14.qsg.v1.StartChannelH\x00\x12!\n\x07\x63ut_off\x18\x04 \x01(\x0b\x32\x0e.qsg.v1.CutOffH\x00\x12\'\n\x07prepare\x18\x05 \x01(\x0b\x32\x14.qsg.v1.PrepareStartH\x00\x12#\n\x04move\x18\x06 \x01(\x0b\x32\x13.qsg.v1.MoveChannelH\x00\x42\x06\n\x04kindJ\x04\x08\x03\x10\x04\"\x94\x01\n\x0cStartChannel\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0c\n\x04\x66rom\x18\x03 \x01(\t\x12\x11\n\tdetect_ms\x18\x04 \x01(\x01\x12\x10\n\x08since_ms\x18\x05 \x01(\x04\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12\x1f\n\x05known\x18\x07 \x03(\x0b\x32\x10.qsg.v1.KnownKey\"U\n\x08KnownKey\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x04\x12\x17\n\x0f\x63reate_revision\x18\x04 \x01(\x04\"\x1f\n\x0cPrepareStart\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\"*\n\x0bMoveChannel\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\"0\n\x06\x43utOff\x12\x11\n\tstructure\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"3\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*_\n\rPeerFrameType\x12\r\n\tPEER_NONE\x10\x00\x12\x0e\n\nPEER_HELLO\x10\x01\x12\r\n\tPEER_BEAT\x10\x02\x12\x10\n\x0cPEER_REQUEST\x10\x03\x12\x0e\n\nPEER_REPLY\x10\x04\x32\x38\n\x04Peer\x12\x30\n\x04Link\x12\x11.qsg.v1.PeerFrame\x1a\x11.qsg.v1.PeerFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qsg.pb.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PEERFRAMETYPE']._serialized_start=874
-  _globals['_PEERFRAMETYPE']._serialized_end=969
+  _globals['_PEERFRAMETYPE']._serialized_start=955
+  _globals['_PEERFRAMETYPE']._serialized_end=1050
   _globals['_PEERFRAME']._serialized_start=29
   _globals['_PEERFRAME']._serialized_end=55
   _globals['_HELLO']._serialized_start=57
@@ -42,17 +42,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERBEAT']._serialized_start=203
   _globals['_PEERBEAT']._serialized_end=345
   _globals['_REQUEST']._serialized_start=348
-  _globals['_REQUEST']._serialized_end=498
-  _globals['_STARTCHANNEL']._serialized_start=501
-  _globals['_STARTCHANNEL']._serialized_end=649
-  _globals['_KNOWNKEY']._serialized_start=651
-  _globals['_KNOWNKEY']._serialized_end=736
-  _globals['_PREPARESTART']._serialized_start=738
-  _globals['_PREPARESTART']._serialized_end=769
-  _globals['_CUTOFF']._serialized_start=771
-  _globals['_CUTOFF']._serialized_end=819
-  _globals['_REPLY']._serialized_start=821
-  _globals['_REPLY']._serialized_end=872
-  _globals['_PEER']._serialized_start=971
-  _globals['_PEER']._serialized_end=1027
+  _globals['_REQUEST']._serialized_end=535
+  _globals['_STARTCHANNEL']._serialized_start=538
+  _globals['_STARTCHANNEL']._serialized_end=686
+  _globals['_KNOWNKEY']._serialized_start=688
+  _globals['_KNOWNKEY']._serialized_end=773
+  _globals['_PREPARESTART']._serialized_start=775
+  _globals['_PREPARESTART']._serialized_end=806
+  _globals['_MOVECHANNEL']._serialized_start=808
+  _globals['_MOVECHANNEL']._serialized_end=850
+  _globals['_CUTOFF']._serialized_start=852
+  _globals['_CUTOFF']._serialized_end=900
+  _globals['_REPLY']._serialized_start=902
+  _globals['_REPLY']._serialized_end=953
+  _globals['_PEER']._serialized_start=1052
+  _globals['_PEER']._serialized_end=1108
 # @@protoc_insertion_point(module_scope)

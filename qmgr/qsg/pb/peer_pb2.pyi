@@ -154,6 +154,7 @@ class Request(google.protobuf.message.Message):
     START_FIELD_NUMBER: builtins.int
     CUT_OFF_FIELD_NUMBER: builtins.int
     PREPARE_FIELD_NUMBER: builtins.int
+    MOVE_FIELD_NUMBER: builtins.int
     id: builtins.int
     @property
     def start(self) -> global___StartChannel: ...
@@ -161,6 +162,8 @@ class Request(google.protobuf.message.Message):
     def cut_off(self) -> global___CutOff: ...
     @property
     def prepare(self) -> global___PrepareStart: ...
+    @property
+    def move(self) -> global___MoveChannel: ...
     def __init__(
         self,
         *,
@@ -168,10 +171,11 @@ class Request(google.protobuf.message.Message):
         start: global___StartChannel | None = ...,
         cut_off: global___CutOff | None = ...,
         prepare: global___PrepareStart | None = ...,
+        move: global___MoveChannel | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cut_off", b"cut_off", "kind", b"kind", "prepare", b"prepare", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cut_off", b"cut_off", "id", b"id", "kind", b"kind", "prepare", b"prepare", "start", b"start"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["start", "cut_off", "prepare"] | None: ...
+    def HasField(self, field_name: typing.Literal["cut_off", b"cut_off", "kind", b"kind", "move", b"move", "prepare", b"prepare", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cut_off", b"cut_off", "id", b"id", "kind", b"kind", "move", b"move", "prepare", b"prepare", "start", b"start"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["start", "cut_off", "prepare", "move"] | None: ...
 
 global___Request = Request
 
@@ -248,6 +252,24 @@ class PrepareStart(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["channel", b"channel"]) -> None: ...
 
 global___PrepareStart = PrepareStart
+
+@typing.final
+class MoveChannel(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: builtins.int
+    TO_FIELD_NUMBER: builtins.int
+    channel: builtins.str
+    to: builtins.str
+    def __init__(
+        self,
+        *,
+        channel: builtins.str = ...,
+        to: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["channel", b"channel", "to", b"to"]) -> None: ...
+
+global___MoveChannel = MoveChannel
 
 @typing.final
 class CutOff(google.protobuf.message.Message):

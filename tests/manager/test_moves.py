@@ -1,0 +1,149 @@
+"""Planned moves by command: from any member, to a named one or the best, with nothing lost; refused moves change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from qsg.manager.link import SessionFailed
+from qsg.pb import records_pb2 as pb
+from qsg.rules.reasons import Reason, Refusal
+from support.channel_group import CHANNEL, Station, Town, owner, texts, town
+from support.simulated import simulated
+
+APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
+
+
+def others(t: Town, first: str) -> list[Station]:
+    return [s for s in t.stations.values() if s.name not in (first, "R") and s.alive]
+
+
+@APART
+@pytest.mark.parametrize("asked", ["owner", "target", "third"])
+@simulated
+async def test_a_channel_moves_to_the_member_named_under_load(asked: str, apart: bool) -> None:
+    async with town("X", "Y", "Z", apart=apart) as t:
+        await t.put(texts(0, 2), t.stations["X"])
+        first = await owner(t)
+        await t.until_arrived(texts(0, 2))
+        target, third = others(t, first)
+        at = {"owner": t.stations[first], "target": target, "third": third}[asked]
+        moving = asyncio.create_task(at.command("move", channel=CHANNEL, to=target.name))
+        for sent in range(2, 42, 2):
+            await t.put(texts(sent, sent + 2), third)
+            await asyncio.sleep(0.001)
+        answer = await moving
+        assert (answer["moved"], answer["from"], answer["owner"], answer["status"]) == (True, first, target.name, "RUNNING")
+        await t.until_arrived(texts(0, 42))
+        entry = await t.until(pb.RUNNING, owner=target.name)
+        assert (entry.takeover.cause, entry.takeover.to) == ("moved by command", target.name)
+        assert entry.takeover.resume_ms < 50
+        # It is an ordinary channel again, and can be moved back at once.
+        assert (await third.command("move", channel=CHANNEL, to=first))["owner"] == first
+        await t.put(texts(42, 44), third)
+        await t.until_arrived(texts(0, 44))
+
+
+@simulated
+async def test_without_a_name_the_best_other_member_has_it() -> None:
+    async with town("X", "Y", "Z") as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        first = await owner(t)
+        answer = await t.stations[first].command("move", channel=CHANNEL)
+        assert answer["moved"] and answer["owner"] in {s.name for s in others(t, first)}
+
+
+@simulated
+async def test_a_move_that_nobody_is_ready_for_changes_nothing() -> None:
+    async def never_ready(order: object) -> None:
+        raise SessionFailed(Reason.HOST_UNREACHABLE, "not in this test")
+
+    async with town("X", "Y", "Z") as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        first = await owner(t)
+        epoch = (await t.until(pb.RUNNING)).epoch
+        target, third = others(t, first)
+        for station in (target, third):
+            station.pair.link.prepare = never_ready  # type: ignore[method-assign]
+        for to in ("", target.name):
+            with pytest.raises(Refusal, match="is not ready: not in this test") as caught:
+                await third.command("move", channel=CHANNEL, to=to)
+            assert caught.value.reason is Reason.HOST_UNREACHABLE
+        await t.put(texts(1, 3), third)
+        await t.until_arrived(texts(0, 3))
+        entry = await t.until(pb.RUNNING, owner=first)
+        assert entry.epoch == epoch and not entry.takeovers
+
+
+@APART
+@simulated
+async def test_a_target_that_dies_when_it_is_ready_holds_up_nothing(apart: bool) -> None:
+    async with town("X", "Y", apart=apart) as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        first = await owner(t)
+        await t.until_arrived(texts(0, 1))
+        (target,) = others(t, first)
+
+        async def dies(*arguments: Any, **more: Any) -> None:
+            raise Refusal(Reason.NO_INITIATOR, "it has just gone")
+
+        target.supervisor.start_channel = dies  # type: ignore[method-assign]
+        answer = await t.stations[first].command("move", channel=CHANNEL, to=target.name, wait_s=1)
+        assert (answer["moved"], answer["owner"], answer["ready"]) == (False, first, target.name)
+        await t.put(texts(1, 3), target)
+        await t.until_arrived(texts(0, 3))
+        # Back where it was, as any other: a stop is a stop, not a move.
+        assert (await target.command("stop", channel=CHANNEL))["status"] == "STOPPED"
+
+
+@simulated
+async def test_moves_that_cannot_be_are_refused() -> None:
+    async with town("X", "Y") as t:
+        x = t.stations["X"]
+        with pytest.raises(Refusal, match="is inactive"):
+            await x.command("move", channel=CHANNEL)
+        await t.put(texts(0, 1), x)
+        first = await owner(t)
+        cases: list[tuple[dict[str, object], Reason]] = [
+            ({"to": first}, Reason.CHANNEL_ALREADY_RUNNING),
+            ({"to": "W"}, Reason.UNKNOWN_OBJECT_Q_MGR),
+            ({"to": 5}, Reason.OPTIONS_ERROR),
+        ]
+        for arguments, reason in cases:
+            with pytest.raises(Refusal) as caught:
+                await x.command("move", channel=CHANNEL, **arguments)
+            assert caught.value.reason is reason
+        await x.command("stop", channel=CHANNEL)
+        with pytest.raises(Refusal, match="is stopped"):
+            await x.command("move", channel=CHANNEL)
+        with pytest.raises(Refusal) as caught:
+            await t.stations["R"].command("move", channel=CHANNEL)
+        assert caught.value.reason is Reason.CHANNEL_TYPE_ERROR
+
+
+@simulated
+async def test_a_channel_that_stays_with_its_member_is_not_moved() -> None:
+    async with town("X", "Y", disposition="fixed-shared") as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        await owner(t)
+        with pytest.raises(Refusal, match="fixed-shared"):
+            await t.stations["X"].command("move", channel=CHANNEL)
+
+
+@simulated
+async def test_two_moves_at_once_are_one() -> None:
+    async with town("X", "Y", "Z") as t:
+        await t.put(texts(0, 1), t.stations["X"])
+        first = await owner(t)
+        target, third = others(t, first)
+        work = [s.command("move", channel=CHANNEL, to=s.name) for s in (target, third)]
+        answers = await asyncio.gather(*work, return_exceptions=True)
+        refused = [a for a in answers if isinstance(a, Refusal)]
+        done = [a for a in answers if isinstance(a, dict)]
+        assert len(refused) + len(done) == 2 and done
+        entry = await t.until(pb.RUNNING)
+        assert entry.owner in (target.name, third.name)
+        await t.put(texts(1, 2), third)
+        await t.until_arrived(texts(0, 2))
