@@ -13,6 +13,7 @@ from qsg.manager.backend import QueueManagerBackend
 from qsg.manager.clients import SERVICE, ClientService
 from qsg.rules.reasons import Reason, Refusal
 from qsg.transport.grpc_ import GrpcTransport
+from qsg.transport.tls import TlsFiles
 from support.members import Group, Member, shared
 
 STATUS = {
@@ -35,7 +36,8 @@ STATUS = {
 class Served:
     """Member X of group G with queues A and B; channel commands are only recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: TlsFiles | None = None) -> None:
+        self._tls = tls
         self.loop = asyncio.new_event_loop()
         self.group = Group()
         self.address = ""
@@ -57,7 +59,7 @@ class Served:
         inquiries["group"] = self._group
         backend = QueueManagerBackend(self.member.queues, commands, inquiries)
         self._service = ClientService(member="X", group="G", backend=backend, world=self.member.world)
-        self._listener = await GrpcTransport().listen("127.0.0.1:0", {SERVICE: self._service.handler})
+        self._listener = await GrpcTransport(self._tls).listen("127.0.0.1:0", {SERVICE: self._service.handler})
         self.address = self._listener.address
         for name in "AB":
             await self.member.queues.define(shared(name))
@@ -87,8 +89,8 @@ class Served:
 
 
 @contextmanager
-def served() -> Iterator[Served]:
-    made = Served()
+def served(tls: TlsFiles | None = None) -> Iterator[Served]:
+    made = Served(tls)
     thread = threading.Thread(target=made.loop.run_forever, name="served")
     thread.start()
     try:

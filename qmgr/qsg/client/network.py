@@ -11,8 +11,8 @@ from qsg.client.errors import OptionsError
 from qsg.transport.contract import Transport, Unreachable
 
 
-def transport(ca: str = "", certificate: str = "", key: str = "") -> Transport:
-    """`ca`, `certificate`, `key`: PEM files; none of them: no TLS. Raises OptionsError for files that cannot be read."""
+def transport(ca: str = "", certificate: str = "", key: str = "", *, server_name: str = "") -> Transport:
+    """`ca`, `certificate`, `key`: PEM files; none of them: no TLS. `server_name`: see `qsg.connect`. Raises OptionsError."""
     import ssl
 
     from qsg.transport.grpc_ import GrpcTransport
@@ -23,7 +23,7 @@ def transport(ca: str = "", certificate: str = "", key: str = "") -> Transport:
     if bool(certificate) != bool(key):
         raise OptionsError("certificate and key go together")
     try:
-        return GrpcTransport(TlsFiles(*(Path(path) if path else None for path in (ca, certificate, key))))
+        return GrpcTransport(TlsFiles(*(Path(path) if path else None for path in (ca, certificate, key))), server_name=server_name)
     except (OSError, ssl.SSLError) as problem:
         raise OptionsError(f"TLS: {problem}") from problem
 

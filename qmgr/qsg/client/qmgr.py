@@ -49,6 +49,7 @@ def connect(
     ca: str | Path = "",
     certificate: str | Path = "",
     key: str | Path = "",
+    server_name: str = "",
     transport: Transport | None = None,
     world: World | None = None,
 ) -> QueueManager:
@@ -58,6 +59,7 @@ def connect(
     `queue_manager`: accept only this queue manager or group. `producer`: a name that is unique among living applications; puts are then
     done exactly once, and in order. `connect_s`, `reconnect_s`: how long the first connect, and a call after a loss, waits for a member.
     `ca`, `certificate`, `key`: PEM files for TLS; default: the environment's QSG_CA, QSG_CERTIFICATE, QSG_KEY. `transport` replaces gRPC.
+    `server_name`, default QSG_SERVER_NAME: the name that members' certificates must have, where it is not the one that is connected to.
     """
     text = addresses or os.environ.get("QSG_CONNECT", "") or DEFAULT_ADDRESS
     listed = text.split(",") if isinstance(text, str) else list(text)
@@ -71,7 +73,7 @@ def connect(
         tls = [
             str(given) or os.environ.get(name, "") for given, name in ((ca, "QSG_CA"), (certificate, "QSG_CERTIFICATE"), (key, "QSG_KEY"))
         ]
-        transport = network.transport(*tls)
+        transport = network.transport(*tls, server_name=server_name or os.environ.get("QSG_SERVER_NAME", ""))
         # With TLS the name is needed to check the certificate, so gRPC itself resolves it.
         resolve = None if any(tls) else network.resolve
     options = LinkOptions(cleaned, application, queue_manager, producer, connect_s, reconnect_s, resolve=resolve)

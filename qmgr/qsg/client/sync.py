@@ -70,6 +70,7 @@ def connect(
     ca: str | Path = "",
     certificate: str | Path = "",
     key: str | Path = "",
+    server_name: str = "",
     transport: Transport | None = None,
     world: World | None = None,
 ) -> QueueManager:
@@ -85,6 +86,7 @@ def connect(
             ca=ca,
             certificate=certificate,
             key=key,
+            server_name=server_name,
             transport=transport,
             world=world,
         )
