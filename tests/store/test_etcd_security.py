@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from qsg.process.etcd import EtcdOptions, ServerTls, tool
 from qsg.store.contract import Get, NotApplied, Put, StoreError
+from qsg_operator.certificates import CA, CERTIFICATE, KEY, Leaf, issued, new_authority
 from support.etcd import opened, running
 
 pytestmark = pytest.mark.etcd
@@ -45,6 +47,32 @@ async def test_tls_both_ways(tmp_path: Path) -> None:
         async with opened(cluster.endpoints, **ours) as store:
             kv = (await store.get(Get(b"k"))).first
             assert kv is not None and kv.version == 1
+
+
+async def test_certificates_that_were_replaced_are_taken_up_by_the_next_connection(tmp_path: Path) -> None:
+    """A member that has run for months meets an etcd that was started again: the certificate of the first connection has ended long ago."""
+    names = Leaf("etcd", ("127.0.0.1", "localhost")), Leaf("member")
+    files = {leaf.common_name: {name: tmp_path / f"{leaf.common_name}-{name}" for name in (CERTIFICATE, KEY, CA)} for leaf in names}
+
+    def write() -> None:
+        now = datetime.now(UTC)
+        authority = new_authority("authority", now)
+        for leaf in names:
+            for name, data in issued(leaf, None, authority, now).items():
+                files[leaf.common_name][name].write_bytes(data)
+
+    write()
+    server, member = files["etcd"], files["member"]
+    tls = ServerTls(server[CERTIFICATE], server[KEY], server[CA])
+    async with running(tmp_path / "etcd", options=EtcdOptions(fsync=False, tls=tls)) as cluster:
+        async with opened(cluster.endpoints, ca=member[CA], cert=member[CERTIFICATE], key=member[KEY]) as store:
+            await store.txn([], [Put(b"k", b"1")], timeout_s=5)
+            cluster.kill(0)
+            write()
+            await cluster.restart(0)
+            await store.txn([], [Put(b"k", b"2")], timeout_s=5)
+            kv = (await store.get(Get(b"k"))).first
+            assert kv is not None and kv.value == b"2"
 
 
 async def test_users_log_in_and_again_when_their_token_is_no_longer_known(tmp_path: Path) -> None:

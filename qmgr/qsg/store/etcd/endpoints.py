@@ -54,12 +54,21 @@ _CLOSE_GRACE_S = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """PEM files of TLS; read anew for each connection, so that rotated certificates are taken up."""
+    """PEM files of TLS; read anew for each channel. One that cannot connect is made anew when they have changed, so that rotated
+    certificates are taken up."""
 
     ca: Path
     cert: Path | None = None
     key: Path | None = None
     server_name: str = ""
+
+    def stamp(self) -> tuple[object, ...]:
+        """Changes when the files do."""
+        try:
+            stats = [path.stat() for path in (self.ca, self.cert, self.key) if path is not None]
+        except OSError:
+            return ()
+        return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats)
 
     def credentials(self) -> Any:
         cert = self.cert.read_bytes() if self.cert else None
@@ -78,6 +87,8 @@ class Endpoint:
         self.misses = 0
         """Deadlines missed in a row."""
         self._security = security
+        self._stamp: tuple[object, ...] = ()
+        """Of the files that the channel was made with."""
         self._channel: Any = None
         self._calls: dict[str, Any] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -101,6 +112,7 @@ class Endpoint:
         else:
             if self._security.server_name:
                 options.append(("grpc.ssl_target_name_override", self._security.server_name))
+            self._stamp = self._security.stamp()
             self._channel = grpc.aio.secure_channel(self.address, self._security.credentials(), options=options)
         for name, (path, response) in _UNARY.items():
             self._calls[name] = self._channel.unary_unary(_SERVICE + path, _serialize, response.FromString)
@@ -111,6 +123,11 @@ class Endpoint:
         """The connection's state now; asks for a connection when there is none."""
         self._open()
         state: grpc.ChannelConnectivity = self._channel.get_state(try_to_connect=True)
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and self._security is not None and self._security.stamp() != self._stamp:
+            # A channel connects again and again with the certificates that it began with.
+            self.renew()
+            self._open()
+            state = self._channel.get_state(try_to_connect=True)
         return state
 
     async def connected(self, until: float) -> bool:
