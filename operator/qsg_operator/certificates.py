@@ -1,8 +1,8 @@
-"""Certificates: an authority, and leaves signed by it that are renewed in time. Pure but for the drawing of keys; `now` comes in.
+"""Certificates signed by an authority, and renewed in time. Pure but for the drawing of keys; `now` comes in.
 
 What is stored is the `data` of a Secret of type kubernetes.io/tls, as cert-manager makes it: tls.crt, tls.key, ca.crt (PEM). Invariant:
-what `issued` answers fits the request (names, authority) and is good for a third of its life at least. Not done: renewal of an
-authority, which lives for ten years; a new one is a new Secret, and every leaf of it follows.
+what `issued` answers fits the request (names, authority) and is good for a third of its life at least; it says whom to trust, as the
+authority's own ca.crt does. The authority itself is made and renewed by `qsg_operator.authority`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-AUTHORITY_LIFE = timedelta(days=3650)
 LEAF_LIFE = timedelta(days=90)
 CLOCKS_DIFFER = timedelta(hours=1)
 
@@ -48,47 +47,35 @@ class Leaf:
         return found
 
 
-def new_authority(common_name: str, now: datetime) -> Data:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _name(common_name)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCKS_DIFFER)
-        .not_valid_after(now + AUTHORITY_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(authority=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    return {CERTIFICATE: pem, KEY: _private_pem(key), CA: pem}
-
-
 def issued(leaf: Leaf, present: Mapping[str, bytes] | None, authority: Mapping[str, bytes], now: datetime) -> Data:
     """`present` when it is still right, else a new certificate. Raises `BadSecret` for an authority that cannot sign."""
-    certificate, key = _authority(authority)
+    certificate, key = signer_of(authority)
+    trusted = trusted_by(authority)
     if present is not None and fits(leaf, present, certificate, now):
-        return dict(present)
-    return _sign(leaf, certificate, key, authority[CERTIFICATE], now)
+        return {**present, CA: trusted}
+    return _sign(leaf, certificate, key, trusted, now)
+
+
+def trusted_by(authority: Mapping[str, bytes]) -> bytes:
+    """Its ca.crt, while its own certificate is among those; else that alone."""
+    own = x509.load_pem_x509_certificate(authority[CERTIFICATE])
+    try:
+        return authority[CA] if own in x509.load_pem_x509_certificates(authority[CA]) else authority[CERTIFICATE]
+    except (KeyError, ValueError):
+        return authority[CERTIFICATE]
 
 
 def fits(leaf: Leaf, present: Mapping[str, bytes], authority: x509.Certificate, now: datetime) -> bool:
     try:
         certificate = x509.load_pem_x509_certificate(present[CERTIFICATE])
         key = serialization.load_pem_private_key(present[KEY], None)
-        (root,) = x509.load_pem_x509_certificates(present[CA])
         certificate.verify_directly_issued_by(authority)
     except (KeyError, ValueError, TypeError, InvalidSignature):
         return False
     life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     return (
-        root == authority
-        and certificate.public_key() == key.public_key()
-        and certificate.subject == _name(leaf.common_name)
+        certificate.public_key() == key.public_key()
+        and certificate.subject == name_of(leaf.common_name)
         and _names_of(certificate) == set(leaf.alternative_names())
         and certificate.not_valid_before_utc <= now
         and now < certificate.not_valid_after_utc - life / 3
@@ -118,7 +105,8 @@ def check(data: Mapping[str, bytes]) -> None:
         raise BadSecret(f"{KEY} is not the key of {CERTIFICATE}")
 
 
-def _authority(data: Mapping[str, bytes]) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def signer_of(data: Mapping[str, bytes]) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Certificate and key of an authority. Raises `BadSecret`."""
     try:
         certificate = x509.load_pem_x509_certificate(data[CERTIFICATE])
         key: PrivateKeyTypes = serialization.load_pem_private_key(data[KEY], None)
@@ -139,21 +127,21 @@ def _sign(leaf: Leaf, authority: x509.Certificate, signer: ec.EllipticCurvePriva
     purposes = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if leaf.names else [])
     builder = (
         x509.CertificateBuilder()
-        .subject_name(_name(leaf.common_name))
+        .subject_name(name_of(leaf.common_name))
         .issuer_name(authority.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCKS_DIFFER)
         .not_valid_after(min(now + LEAF_LIFE, authority.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(authority=False), critical=True)
+        .add_extension(usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if leaf.names:
         builder = builder.add_extension(x509.SubjectAlternativeName(leaf.alternative_names()), critical=False)
     certificate = builder.sign(signer, hashes.SHA256())
-    return {CERTIFICATE: certificate.public_bytes(serialization.Encoding.PEM), KEY: _private_pem(key), CA: ca}
+    return {CERTIFICATE: certificate.public_bytes(serialization.Encoding.PEM), KEY: private_pem(key), CA: ca}
 
 
 def _names_of(certificate: x509.Certificate) -> set[x509.GeneralName]:
@@ -163,15 +151,15 @@ def _names_of(certificate: x509.Certificate) -> set[x509.GeneralName]:
         return set()
 
 
-def _name(common_name: str) -> x509.Name:
+def name_of(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
-def _usage(*, authority: bool) -> x509.KeyUsage:
+def usage(*, authority: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not authority,
         content_commitment=False,

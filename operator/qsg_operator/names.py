@@ -23,6 +23,11 @@ OPERATION = f"{GROUP}/operation"
 CONFIG_HASH = f"{GROUP}/config-hash"
 """Annotation on pods: a change of it rolls them."""
 
+RENEW = f"{GROUP}/renew"
+"""Annotation on the Secret of an authority: a time; one that was made before is renewed."""
+TRUST_HASH = f"{GROUP}/trust-hash"
+"""Annotation on etcd's pods, which read whom to trust at their start only."""
+
 MANAGED_BY = "app.kubernetes.io/managed-by"
 APP = "app.kubernetes.io/name"
 INSTANCE = "app.kubernetes.io/instance"

@@ -8,7 +8,8 @@ import pytest
 from cryptography import x509
 
 from qsg_operator import certificates, names
-from qsg_operator.certificates import BadSecret, Leaf, expiry, issued, new_authority
+from qsg_operator.authority import new_authority
+from qsg_operator.certificates import BadSecret, Leaf, expiry, issued
 from qsg_operator.children.certificates import authorities, server_name, wanted
 from support.owners import group, manager
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qsg.transport.tls import TlsFiles
-from qsg_operator import certificates, names
+from qsg_operator import authority, certificates, names
 from qsg_operator.plugin import NotFound, certificate_files, choose, ready, secret_of
 from support.served import served
 
@@ -95,9 +95,9 @@ class Stage:
 def pems() -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The members' certificate, which does not say localhost, and the applications'."""
     now = datetime.now(UTC)
-    authority = certificates.new_authority("shop/qsg-ca", now)
+    signer = authority.new_authority("shop/qsg-ca", now)
     server = certificates.Leaf("ORDERS", ("orders-client.shop.svc",))
-    return certificates.issued(server, None, authority, now), certificates.issued(certificates.Leaf("orders-client"), None, authority, now)
+    return certificates.issued(server, None, signer, now), certificates.issued(certificates.Leaf("orders-client"), None, signer, now)
 
 
 @pytest.fixture

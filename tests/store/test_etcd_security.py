@@ -11,7 +11,8 @@ import pytest
 
 from qsg.process.etcd import EtcdOptions, ServerTls, tool
 from qsg.store.contract import Get, NotApplied, Put, StoreError
-from qsg_operator.certificates import CA, CERTIFICATE, KEY, Leaf, issued, new_authority
+from qsg_operator.authority import new_authority
+from qsg_operator.certificates import CA, CERTIFICATE, KEY, Leaf, issued
 from support.etcd import opened, running
 
 pytestmark = pytest.mark.etcd

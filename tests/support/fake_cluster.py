@@ -103,7 +103,11 @@ class FakeApi(Api):
         return copy.deepcopy(self.objects.get((kind, namespace, name)))
 
     async def apply(self, child: Object) -> Object:
-        self._call("apply", child["kind"], child["metadata"]["name"])
+        meta = child["metadata"]
+        self._call("apply", child["kind"], meta["name"])
+        present = self.objects.get((child["kind"], meta["namespace"], meta["name"]))
+        if "resourceVersion" in meta and (present is None or present["metadata"]["resourceVersion"] != meta["resourceVersion"]):
+            raise ApiError(409, "Conflict")
         return self._store(child)
 
     async def create(self, child: Object) -> Object:

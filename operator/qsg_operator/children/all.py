@@ -18,11 +18,12 @@ class Spare:
     stores: dict[str, bool] = field(default_factory=dict)
 
 
-def children(owner: Owner, spare: Spare) -> list[Object]:
+def children(owner: Owner, spare: Spare, store_trust: str = "") -> list[Object]:
+    """`store_trust`: changes when etcd must learn anew whom to trust."""
     found: list[Object] = []
     for one in structures(owner):
         if one.managed is not None:
-            store = etcd.stateful_set(owner, one)
+            store = etcd.stateful_set(owner, one, store_trust)
             name = store["metadata"]["name"]
             found += [
                 etcd.service(owner, one),

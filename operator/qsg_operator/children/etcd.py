@@ -29,12 +29,13 @@ def service(owner: Owner, structure: StructureOf) -> Object:
     return headless(owner, names.store(owner.base, structure.name), component(structure.name), ports)
 
 
-def stateful_set(owner: Owner, structure: StructureOf) -> Object:
+def stateful_set(owner: Owner, structure: StructureOf, trust: str = "") -> Object:
     store = structure.managed
     assert store is not None
     name, part = names.store(owner.base, structure.name), component(structure.name)
     made = child(owner, "apps/v1", "StatefulSet", name, part)
     selector = owner.labels(part)
+    meta: Object = {"labels": selector} | ({"annotations": {names.TRUST_HASH: trust}} if trust and store.tls else {})
     made["spec"] = {
         "replicas": store.members,
         "serviceName": name,
@@ -42,7 +43,7 @@ def stateful_set(owner: Owner, structure: StructureOf) -> Object:
         "selector": {"matchLabels": selector},
         "updateStrategy": {"type": "RollingUpdate"},
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": store.storage.when_deleted, "whenScaled": "Retain"},
-        "template": {"metadata": {"labels": selector}, "spec": _pod(owner, structure)},
+        "template": {"metadata": meta, "spec": _pod(owner, structure)},
         "volumeClaimTemplates": [volume_claim(owner, "data", part, store.storage.size, store.storage.class_name)],
     }
     return made

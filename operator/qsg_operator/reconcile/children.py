@@ -10,7 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from qsg_operator import certificates, names
+import structlog
+
+from qsg_operator import authority, certificates, names
 from qsg_operator.api import ApiError
 from qsg_operator.cache import Object
 from qsg_operator.certificates import BadSecret
@@ -23,6 +25,8 @@ from qsg_operator.members import Way
 from qsg_operator.reconcile.context import Context, is_ours, settled, together
 from qsg_operator.reconcile.target import TargetState
 
+log = structlog.get_logger()
+
 
 class Conflict(Exception):
     """Something of the name is there, and is not ours."""
@@ -34,7 +38,7 @@ def digest(value: object) -> str:
 
 async def apply_children(context: Context, owner: Owner, state: TargetState, can_lose: Spare, *, all_anew: bool) -> None:
     """Raises `ApiError`, `Conflict`, after the others were applied."""
-    made = children(owner, can_lose)
+    made = children(owner, can_lose, state.store_trust)
     for stage in ([c for c in made if c["kind"] != "StatefulSet"], [c for c in made if c["kind"] == "StatefulSet"]):
         await together([_apply(context, owner, state, child, all_anew=all_anew) for child in stage])
 
@@ -67,6 +71,8 @@ async def _not_anothers(context: Context, owner: Owner, kind: str, namespace: st
 async def reconcile_certificates(context: Context, owner: Owner, state: TargetState) -> None:
     """Makes and renews Secrets, and finds out how members are reached. Raises `ApiError`, `BadSecret`."""
     signers = {name: await _authority(context, owner, name, owned=owned) for name, owned in authorities(owner).items()}
+    store = signers.get(names.store_authority(owner.base), {})
+    state.store_trust = digest(store[certificates.CA].decode())[:16] if authority.several(store) else ""
     data: dict[str, Mapping[str, bytes]] = {}
     for one in wanted(owner):
         data[one.secret] = await _certificate(context, owner, one, signers[one.authority])
@@ -103,19 +109,32 @@ async def _given(context: Context, owner: Owner, name: str) -> Mapping[str, byte
 
 
 async def _authority(context: Context, owner: Owner, name: str, *, owned: bool) -> Mapping[str, bytes]:
+    """As it is kept up: two targets that share one, or two operators, do not overwrite each other's."""
     found = await context.api.get("Secret", owner.namespace, name)
-    if found is not None:
-        return decoded(found)
-    data = certificates.new_authority(f"{owner.namespace}/{name}", context.now())
+    common_name, component = authority.name_for(owner.namespace, name), "store" if owned else "authority"
+    if found is None:
+        data = authority.new_authority(common_name, context.now())
+        try:
+            await context.api.create(secret(owner, name, component, data, owned=owned))
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            found = await context.api.get("Secret", owner.namespace, name)
+            if found is None:
+                raise
+        else:
+            return data
+    present = decoded(found)
     try:
-        await context.api.create(secret(owner, name, "store" if owned else "authority", data, owned=owned))
-    except ApiError as error:
-        if error.status != 409:
-            raise
-        found = await context.api.get("Secret", owner.namespace, name)
-        if found is None:
-            raise
-        return decoded(found)
+        asked = authority.asked_time((found["metadata"].get("annotations") or {}).get(names.RENEW, ""))
+        data = authority.kept_up(present, common_name, context.now(), made_before=asked)
+    except BadSecret as error:
+        raise BadSecret(f"Secret {name}: {error}") from error
+    if data != present:
+        made = secret(owner, name, component, data, owned=owned)
+        made["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
+        await context.api.apply(made)
+        log.info("authority", secret=name, namespace=owner.namespace, overlap=authority.NEXT_CERTIFICATE in data)
     return data
 
 

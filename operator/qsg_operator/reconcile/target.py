@@ -20,6 +20,8 @@ class TargetState:
     certificates_for: str = ""
     way: Way = field(default_factory=lambda: Way((), ""))
     expires: str = ""
+    store_trust: str = ""
+    """Of the store's authorities, when there are several: etcd's pods are started again when it changes."""
     defined_for: str = ""
     defined_at: float = float("-inf")
     refused: dict[Mark, str] = field(default_factory=dict)
