@@ -122,6 +122,7 @@ def test_n2_resolve_commit_deletes_exactly_what_the_partner_showed() -> None:
     refused(Reason.OPTIONS_ERROR, model, "X", commit(b"another stream"))
     assert model.run(model.me["X"], commit(stream)).deleted == 1
     assert model.left() == 1
+    refused(Reason.NOT_IN_DOUBT, model, "X", commit(stream))
 
 
 def test_m6_a_reset_changes_numbers_and_never_positions() -> None:
@@ -143,14 +144,14 @@ def test_m6_a_partner_that_lost_its_record_stops_the_channel_and_the_status_says
     bind says *bound before*; the channel ends STOPPED, in doubt, with the reason, until an operator decides."""
     model = Model("X")
     model.put(1)
-    running(model, "X")
+    held = running(model, "X")
     model.partner.fences.clear()
     model.partner.records.clear()
 
     assert model.run(model.me["X"], stop(model, model.me["X"])) is True
     entry = model.entry()
     assert entry is not None and entry.state == pb.STOPPED and entry.in_doubt and entry.reason == Reason.NO_RECORD
-    assert model.fence().open
+    assert model.fence().open and model.fence().stream == held.stream
 
 
 def test_p10_confirmations_do_not_starve_a_stop() -> None:

@@ -1,43 +1,18 @@
-"""A group with an application structure beside its admin structure: queues there, internal channels between structures, loss of one."""
+"""A group with an application structure beside its admin structure: queues there, and internal channels between structures."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 
 import pytest
 
-from qsg.manager.queues import PutRequest
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.internal import internal_queue
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.unit import Fenced, OutcomeUnknown
 from support.simulated import simulated
-from support.whole import DLQ, Universe, numbered, queue, receiver, sender, universe, xmitq
-
-R_TO_G = sender("R.TO.G", "G", "X:1415", "Y:1415", "Z:1415", partner="G")
-MOVED = internal_queue("admin", "app1")
-
-
-async def group(made: Universe, *members: str, home: str = "") -> None:
-    """R sends to the group over a receiver at home in `home`; the group sends to R over a transmission queue in app1."""
-    await made.host("R", "", queue("IN"), queue(DLQ), receiver("G.TO.R"), R_TO_G, xmitq("G"))
-    shared = (
-        queue("NEAR", structure="admin"),
-        queue("FAR", structure="app1"),
-        queue(DLQ, structure="admin"),
-        xmitq("R", "app1"),
-        sender("G.TO.R", "R", "R:1414", partner="R"),
-        receiver("R.TO.G", structure=home),
-    )
-    for number, member in enumerate(members):
-        await made.host(member, "G", *(shared if number == 0 else ()), queue("OWN"))
-
-
-def nothing_on_the_way(made: Universe, *names: str, server: str = "G admin") -> None:
-    for name in names:
-        assert made.found(server, keys.headers(name)) == [], name
+from support.structures import MOVED, group, nothing_on_the_way
+from support.whole import DLQ, numbered, queue, receiver, sender, universe, xmitq
 
 
 @simulated
@@ -246,151 +221,6 @@ async def test_applications_cannot_put_to_an_internal_transmission_queue() -> No
         assert refused.value.reason is Reason.XMIT_Q_USAGE_ERROR
 
 
-# Loss of a structure at one member (scenario 1b)
-
-
-@simulated
-async def test_a_member_that_loses_an_application_structure_is_safe_and_comes_back() -> None:
-    async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["X"].put("IN", *numbered(0, 5), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 5))
-        first = (await u.state("G.TO.R", pb.RUNNING)).owner
-        other = "Y" if first == "X" else "X"
-        u[first].stores["app1"].cut()
-        await u[other].put("IN", *numbered(5, 10), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 10), 5.0)
-        assert (await u.state("G.TO.R", pb.RUNNING)).owner == other
-        # What lies elsewhere goes on at the member meanwhile.
-        await u[first].put("NEAR", "still here")
-        assert not u[first].manager.fenced.is_set()
-        await asyncio.sleep(10)
-        incarnations = u[first].incarnations
-        u[first].stores["app1"].heal()
-        await asyncio.sleep(3)
-        assert u[first].incarnations == incarnations + 1, "its key in app1 was deleted at its own request: it joins anew"
-        assert {"X", "Y"} == {keys.unname(kv.key[len(keys.MEMBERS) :]) for kv in u.found("G app1", keys.MEMBERS)}
-        await u[first].put("IN", *numbered(10, 15), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 15))
-
-
-@pytest.mark.parametrize("structure", ["admin", "app1"])
-@simulated
-async def test_streams_both_ways_while_one_member_after_the_other_loses_a_structure(structure: str) -> None:
-    """Exactly once and in order, whoever of the two runs what at that moment."""
-    async with universe("admin", "app1") as u:
-        await group(u, "X", "Y", "Z")
-        sent: dict[str, list[str]] = {"IN": [], "NEAR": [], "FAR": []}
-        owners: set[str] = set()
-        for round_ in range(9):
-            cut = "XYZ"[round_ % 3]
-            at = "XYZ"[(round_ + 1) % 3]
-            async with asyncio.timeout(20):
-                while not u[at].serving:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            for name, more in sent.items():
-                texts = numbered(len(more), len(more) + 20)
-                more += texts
-                where, manager = (u[at], "R") if name == "IN" else (u["R"], "G")
-                await where.put(name, *texts, queue_manager=manager)
-                if name == "NEAR":
-                    await asyncio.sleep(0.002 * round_)
-                    u[cut].stores[structure].cut()
-            await asyncio.sleep((1.0, 3.0, 8.0)[round_ // 3])
-            owners |= {entry.owner for entry in u.entries() if entry.channel == "G.TO.R"}
-            u[cut].stores[structure].heal()
-            await asyncio.sleep(1.0)
-        await asyncio.sleep(8)
-        await u["R"].until("IN", sent["IN"], 20.0)
-        await u["Z"].until("NEAR", sent["NEAR"], 20.0)
-        await u["Z"].until("FAR", sent["FAR"], 20.0)
-        assert len(owners) > 1 and await u["X"].texts(DLQ) == []
-        assert all(u[member].serving for member in "XYZ")
-
-
-@simulated
-async def test_what_a_cut_off_member_was_putting_is_settled() -> None:
-    """A put into the lost structure is not answered wrongly: it arrives if it was told to be committed, and once at most."""
-    async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["X"].put("FAR", "before")
-        u["X"].stores["app1"].cut()
-        putting = asyncio.create_task(u["X"].manager.queues.put([PutRequest("FAR", pb.Message(payload=b"meanwhile"))]))
-        await asyncio.sleep(10)
-        assert not putting.done() or putting.exception() is not None
-        u["X"].stores["app1"].heal()
-        await asyncio.wait([putting], timeout=10)
-        await asyncio.sleep(3)
-        texts = await u["Y"].texts("FAR")
-        assert putting.done()
-        assert texts == (["before"] if putting.exception() is not None else ["before", "meanwhile"]), putting
-
-
-@simulated
-async def test_a_target_structure_out_of_the_movers_reach_is_moved_by_another() -> None:
-    async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["R"].put("FAR", "one", queue_manager="G")
-        await u["X"].until("FAR", ["one"])
-        first = (await u.state(MOVED, pb.RUNNING)).owner
-        other = "Y" if first == "X" else "X"
-        u[first].stores["app1"].cut()
-        await u["R"].put("FAR", "two", queue_manager="G")
-        await u[other].until("FAR", ["one", "two"], 8.0)
-        assert (await u.state(MOVED, pb.RUNNING)).owner == other
-
-
-@simulated
-async def test_a_member_starts_without_an_application_structure_that_is_out_of_its_reach() -> None:
-    """What lies elsewhere works at once; its channels of the lost structure run at the others; it joins when the structure answers."""
-    async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["X"].put("IN", *numbered(0, 5), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 5))
-        owner = (await u.state("G.TO.R", pb.RUNNING)).owner
-        other = "Y" if owner == "X" else "X"
-        await u[owner].kill()
-        u.out_of_reach.add((owner, "app1"))
-        host = await u.again(owner)
-        assert host.manager.absent == ["app1"]
-        await host.put("NEAR", "works")
-        with pytest.raises(Refusal) as refused:
-            await host.put("FAR", "refused")
-        assert refused.value.reason is Reason.STRUCTURE_NOT_AVAILABLE
-        await u["R"].put("FAR", "by way of the home", queue_manager="G")
-        await u[other].until("FAR", ["by way of the home"])
-        await u[other].put("IN", *numbered(5, 10), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 10))
-        assert (await u.state("G.TO.R", pb.RUNNING)).owner == other
-        assert (await u[other].manager.queues.depth("NEAR")).messages == 1
-        host.stores["app1"].heal()
-        await asyncio.sleep(12)
-        assert host.incarnations == 3 and host.manager.absent == []
-        assert await host.texts("FAR") == ["by way of the home"]
-
-
-@simulated
-async def test_a_left_over_channel_of_a_structure_that_its_owner_cannot_join_is_given_to_others() -> None:
-    """The whole group was down; the first to come back finds its own entry, and cannot reach the queue."""
-    async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["X"].put("IN", *numbered(0, 5), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 5))
-        owner = (await u.state("G.TO.R", pb.RUNNING)).owner
-        other = "Y" if owner == "X" else "X"
-        await u["R"].kill()
-        await u[other].put("IN", *numbered(5, 10), queue_manager="R")
-        await u[other].kill()
-        await u[owner].kill()
-        u.out_of_reach.add((owner, "app1"))
-        await u.again("R")
-        await u.again(owner)
-        await asyncio.sleep(8)
-        await u.again(other)
-        await u["R"].until("IN", numbered(0, 10))
-        assert (await u.state("G.TO.R", pb.RUNNING)).owner == other
-
-
 @simulated
 async def test_a_drain_does_not_wait_for_what_only_this_member_can_run() -> None:
     async with universe("admin", "app1") as u:
@@ -430,31 +260,6 @@ async def test_from_a_private_store_to_a_structure_while_the_member_dies() -> No
         nothing_on_the_way(u, internal_queue("private", "app1"), server="private X")
 
 
-@pytest.mark.parametrize("seconds", [1.0, 4.0, 15.0])
-@simulated
-async def test_an_application_structure_out_of_everybodys_reach(seconds: float) -> None:
-    """Nobody can be asked to take over. What lies elsewhere moves meanwhile; when it answers again everything goes on, once."""
-    async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        for source, name, manager in (("R", "NEAR", "G"), ("R", "FAR", "G"), ("X", "IN", "R")):
-            await u[source].put(name, *numbered(0, 5), queue_manager=manager)
-        await u["R"].until("IN", numbered(0, 5))
-        await u["X"].until("FAR", numbered(0, 5))
-        for member in "XY":
-            u[member].stores["app1"].cut()
-        await u["R"].put("FAR", *numbered(5, 10), queue_manager="G")
-        await u["R"].put("NEAR", *numbered(5, 10), queue_manager="G")
-        await u["Y"].until("NEAR", numbered(0, 10), 3.0)
-        await asyncio.sleep(seconds)
-        for member in "XY":
-            u[member].stores["app1"].heal()
-        await asyncio.sleep(5)
-        await u["X"].until("FAR", numbered(0, 10))
-        await u["Y"].put("IN", *numbered(5, 10), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 10))
-        assert all(u[member].serving for member in "XY")
-
-
 @simulated
 async def test_a_partner_cannot_bind_to_an_internal_channel() -> None:
     async with universe("admin", "app1") as u:
@@ -480,97 +285,3 @@ async def test_a_full_queue_in_another_structure() -> None:
         assert await u["X"].texts("TIGHT") == numbered(0, 2)
         (letter,) = await u["X"].until(DLQ, ["m0002"])
         assert (letter.dead_letter.reason, letter.dead_letter.queue) == (Reason.Q_FULL, "TIGHT")
-
-
-class Chaos:
-    """R and X's applications send to queues of both structures and to a private queue of Y, while things fail at random."""
-
-    ROADS = (("R", "NEAR", "G", "NEAR"), ("R", "FAR", "G", "FAR"), ("R", "OWN", "Y", "OWN"), ("APP", "OWN", "Y", "OWN"))
-
-    def __init__(self, made: Universe, seed: int) -> None:
-        self.made, self.chance = made, random.Random(seed)
-        self.sent: dict[tuple[str, str], list[str]] = {(road[0], road[3]): [] for road in self.ROADS}
-        self.story: list[str] = []
-
-    def living(self) -> list[str]:
-        return [m for m in "XYZ" if self.made[m].serving and not self.made[m].manager.fenced.is_set()]
-
-    async def put(self) -> None:
-        source, name, queue_manager, target = self.chance.choice(self.ROADS)
-        at = source if source == "R" else self.chance.choice(self.living() or ["R"])
-        if source != "R" and at in ("R", "Y"):
-            return
-        sent = self.sent[source, target]
-        text = f"{source}{len(sent):04d}"
-        try:
-            async with asyncio.timeout(3):
-                await self.made[at].put(name, text, queue_manager=queue_manager)
-            sent.append(text)
-        except (Refusal, Fenced, OutcomeUnknown, TimeoutError) as error:
-            self.story.append(f"{text} at {at}: {error!r}")
-            sent.append(f"?{text}")
-
-    async def act(self) -> None:
-        name = self.chance.choices(["kill", "again", "initiator", "reset", "cut", "nothing"], [3, 5, 2, 2, 2, 2])[0]
-        member = self.chance.choice("XYZ")
-        self.story.append(f"{asyncio.get_running_loop().time():.2f} {name} {member}")
-        host = self.made[member]
-        if name == "kill" and host.alive and len(self.living()) > 1:
-            await host.kill()
-        elif name == "again" and not host.alive:
-            await self.made.again(member)
-        elif name == "initiator" and host.alive:
-            self.made.network.reset(member, f"{member}-qm")
-        elif name == "reset":
-            self.made.network.reset("R", member)
-        elif name == "cut" and host.alive:
-            store = host.stores[self.chance.choice(["admin", "app1"])]
-            store.cut()
-            await asyncio.sleep(self.chance.choice([0.1, 0.6, 2.5, 7.0]))
-            store.heal()
-
-    async def settle(self) -> None:
-        for member in "XYZ":
-            if not self.made[member].alive:
-                await self.made.again(member)
-        for _ in range(60):
-            await asyncio.sleep(0.5)
-            if not self.waiting() and len(self.living()) == 3:
-                return
-
-    def waiting(self) -> list[str]:
-        shared = [internal_queue("admin", t) for t in ("app1", "private.X", "private.Y", "private.Z")]
-        left = [name for name in shared if self.made.found("G admin", keys.headers(name))]
-        return left + (["G at R"] if self.made.found("private R", keys.headers("G")) else [])
-
-    async def check(self) -> None:
-        told = "\n".join(self.story[-30:])
-        assert not self.waiting(), (self.waiting(), [str(e) for e in self.made.entries()], told)
-        assert await self.made["X"].texts(DLQ) == [], told
-        found = {
-            "NEAR": await self.made["X"].texts("NEAR"),
-            "FAR": await self.made["X"].texts("FAR"),
-            "OWN": await self.made["Y"].texts("OWN"),
-        }
-        for (source, target), sent in self.sent.items():
-            arrived = [text for text in found[target] if text.startswith(source)]
-            sure = [text for text in sent if not text.startswith("?")]
-            assert [text for text in arrived if text in set(sure)] == sure, (source, target, told)
-            assert len(set(arrived)) == len(arrived), (source, target, told)
-            assert {f"?{text}" for text in arrived if text not in set(sure)} <= set(sent), (source, target, told)
-
-
-@pytest.mark.parametrize("seed", range(6))
-@simulated
-async def test_chaos_between_structures(seed: int) -> None:
-    async with universe("admin", "app1") as u:
-        await group(u, "X", "Y", "Z")
-        await u["R"].manager.queues.define(queue("Y", type="remote", remote_queue_manager="Y", transmission_queue="G"))
-        chaos = Chaos(u, seed)
-        for _ in range(40):
-            for _ in range(chaos.chance.randrange(6)):
-                await chaos.put()
-            await chaos.act()
-            await asyncio.sleep(chaos.chance.choice([0.0, 0.003, 0.02, 0.1, 0.5, 2.0]))
-        await chaos.settle()
-        await chaos.check()

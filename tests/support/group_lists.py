@@ -17,6 +17,7 @@ from qsg.store.contract import get_prefix
 from support.group_model import Model, Walk
 
 TRIGGER = Occasion("trigger", 1_000)
+APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
 
 
 def taken(model: Model, member: str, occasion: Occasion = TRIGGER) -> Held:

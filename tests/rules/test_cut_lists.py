@@ -1,0 +1,196 @@
+"""Every list cut off behind each of its steps, another member's lists behind it, and the first taken up again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys, status
+from qsg.rules.handover import left_behind
+from qsg.rules.ownership import (
+    Occasion,
+    release,
+    release_idle,
+    take,
+)
+from qsg.rules.reasons import Refusal
+from qsg.rules.steps import Me, PartnerNotReached
+from qsg.rules.stopping import carry_stop, command_start
+from qsg.rules.unit import CompareFailed, Fenced
+from qsg.store.contract import Delete, Put
+from support.group_lists import APART, TRIGGER, go_on, note, recover_all, running, stop
+from support.group_model import Model, Walk
+
+Maker = Callable[[Model, Me], Generator[Any, Any, Any]]
+
+
+def start_and_send(model: Model, me: Me) -> Generator[Any, Any, None]:
+    held = yield from take(me, model.place, TRIGGER, model.draw)
+    note(model, me, held)
+    yield from model.sender(held)
+
+
+def hand_over(model: Model, me: Me) -> Generator[Any, Any, None]:
+    held = yield from take(me, model.place, TRIGGER, model.draw)
+    note(model, me, held)
+    last = yield from model.sender(held, leave_last=True)
+    yield from release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True, last=last)
+    model.told = left_behind(held)
+
+
+def take_as_told(model: Model, me: Me) -> Generator[Any, Any, None]:
+    """A start request with what the last release left behind, however long ago that was."""
+    known = model.told
+    entry = status.parse(known.value(keys.status_out("TO.R"))) if known is not None else None
+    requester = entry.owner if entry is not None else ""
+    held = yield from take(me, model.place, Occasion("request", model.now, requester), model.draw, known)
+    note(model, me, held)
+    yield from model.sender(held)
+
+
+def start_and_end(model: Model, me: Me) -> Generator[Any, Any, None]:
+    held = yield from take(me, model.place, TRIGGER, model.draw)
+    note(model, me, held)
+    yield from model.sender(held)
+    yield from release_idle(held)
+
+
+def start_and_stop(model: Model, me: Me) -> Generator[Any, Any, None]:
+    yield from start_and_send(model, me)
+    yield from stop(model, me)
+
+
+def command(model: Model, me: Me) -> Generator[Any, Any, None]:
+    yield from command_start(me, model.place, model.now, model.draw)
+    held = yield from take(me, model.place, Occasion("own", model.now), model.draw)
+    note(model, me, held)
+    yield from model.sender(held)
+
+
+def force_stop(model: Model, me: Me) -> Generator[Any, Any, None]:
+    yield from stop(model, me)
+
+
+LISTS: dict[str, Maker] = {
+    "send": start_and_send,
+    "hand over": hand_over,
+    "take as told": take_as_told,
+    "end": start_and_end,
+    "start, stop": start_and_stop,
+    "stop": force_stop,
+    "recover": go_on,
+    "command": command,
+}
+EXPECTED = (Refusal, Fenced, CompareFailed, PartnerNotReached)
+
+
+def walk_on(walk: Walk, at_most: int = 1_000) -> None:
+    while not walk.done and at_most:
+        walk.step()
+        at_most -= 1
+    if walk.error is not None and not isinstance(walk.error, EXPECTED):
+        raise walk.error
+
+
+def settle_down(model: Model, member: str) -> None:
+    """Everything else is dead for good: the survivor recovers, starts what is to be started, and must succeed (invariant 6)."""
+    for other in model.me:
+        if other != member:
+            model.kill(other)
+    me = model.new_initiator(member)
+    model.run(me, recover_all(model, me))
+    entry = model.entry()
+    if entry is not None and entry.state == pb.STOPPED:
+        model.run(me, command_start(me, model.place, model.now, model.draw))
+    elif entry is not None and entry.state == pb.STOPPING:
+        assert model.run(me, carry_stop(me, model.place, model.now, model.draw, "QSG"))
+        settle_down(model, member)
+        return
+    occasion = TRIGGER if entry is None or entry.state == pb.INACTIVE else Occasion("own", model.now)
+    held = model.run(me, take(me, model.place, occasion, model.draw))
+    model.run(me, model.sender(held))
+    assert model.run(me, release_idle(held))
+    assert model.left() == 0 and len(model.partner.committed) == model.messages, "lost"
+    assert model.entry() is None and model.lock() is None and not model.fence().open
+
+
+@APART
+@pytest.mark.parametrize("death", ["paused", "half dead", "dead"])
+@pytest.mark.parametrize("second", ["send", "stop", "recover", "command"])
+@pytest.mark.parametrize("first", LISTS)
+def test_a_list_cut_off_behind_any_step(first: str, second: str, death: str, apart: bool) -> None:
+    cut = 0
+    while True:
+        cut += 1
+        model = Model("X", "Y", "Z", apart=apart)
+        model.put(2)
+        if first in ("recover", "stop"):
+            walk_on(Walk(model, model.me["Z"], start_and_send(model, model.me["Z"])), 9)
+            if first == "recover":
+                model.kill("Z")
+        one = Walk(model, model.me["X"], LISTS[first](model, model.me["X"]))
+        walk_on(one, cut)
+        if one.done:
+            assert cut > 1
+            return
+        if death != "paused":
+            model.kill("X", *(["admin"] if death == "half dead" else []))
+        model.put(1)
+        two = Walk(model, model.me["Y"], go_on(model, model.me["Y"]))
+        walk_on(two)
+        three = Walk(model, model.me["Y"], LISTS[second](model, model.me["Y"]))
+        walk_on(three, 5)
+        walk_on(one, 3)  # the paused process wakes up
+        walk_on(three)
+        walk_on(one)
+        settle_down(model, "Y")
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_any_interleaving_of_lists(seed: int) -> None:
+    chance = random.Random(seed)
+    model = Model("X", "Y", "Z", apart=bool(seed % 2))
+    model.put(2)
+    walks: list[tuple[str, Walk]] = []
+    for _ in range(120):
+        member = chance.choice("XYZ")
+        act = chance.random()
+        if act < 0.03:
+            model.kill(member, *(["admin"] if chance.random() < 0.5 else []))
+            if chance.random() < 0.7:
+                model.join(member)
+        elif act < 0.06:
+            model.put()
+        elif act < 0.09:
+            model.partner.reachable = not model.partner.reachable
+        elif act < 0.12:
+            model.new_initiator(member)
+        elif act < 0.35 and len(walks) < 6:
+            me = model.me[member]
+            walks.append((member, Walk(model, me, LISTS[chance.choice(list(LISTS))](model, me))))
+        elif walks:
+            walk = chance.choice(walks)[1]
+            for _ in range(chance.randrange(1, 5)):
+                if not walk.done:
+                    walk.step()
+            walks = [(m, w) for m, w in walks if not w.done]
+    model.partner.reachable = True
+    survivor = chance.choice("XYZ")
+    model.join(survivor)
+    settle_down(model, survivor)
+
+
+def test_the_model_finds_a_lock_that_is_not_compared() -> None:
+    """The model is worth something: an instance whose write compares nothing is caught."""
+    model = Model("X", "Y", apart=False)
+    running(model, "X")
+    model.apply("admin", [Delete(keys.status_out("TO.R"))])
+    entry = pb.ChannelStatus(channel="TO.R", state=pb.STOPPED)
+    model.apply("admin", [Put(keys.status_out("TO.R"), status.image(entry))])
+
+    with pytest.raises(AssertionError, match="stopped channel"):
+        model.check()
