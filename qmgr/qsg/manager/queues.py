@@ -17,6 +17,7 @@ from qsg.failpoint import task_failpoint
 from qsg.manager import large
 from qsg.manager.browsing import Browser, BrowseSpec
 from qsg.manager.catalog import Catalog
+from qsg.manager.forgetting import ProducerCleaner
 from qsg.manager.getting import GetSpec, GetterLoop, GotMessage
 from qsg.manager.large import Stage, StageCleaner
 from qsg.manager.placing import Depth, Placement, Placer, check_message, check_size, depth_of, entry_of, release
@@ -67,14 +68,19 @@ class QueueService:
         self.placer = Placer(catalog, self.store)
         self.producers = Producers(world)
         self._loops: dict[tuple[str, str], GetterLoop] = {}
-        self._cleaner: asyncio.Task[None] | None = None
+        self._cleaners: list[asyncio.Task[None]] = []
         self._bells: list[tuple[Structure, Callable[[int, frozenset[str]], None]]] = []
 
     def start(self) -> None:
         for structure in self.catalog.structures.values():
             self._listen(structure)
         self.catalog.on_change.append(self._altered)
-        self._cleaner = asyncio.get_running_loop().create_task(StageCleaner(self.catalog).run(), name="cleaner of staged bodies")
+        loop = asyncio.get_running_loop()
+        producers = ProducerCleaner(self.catalog.structures, self.catalog.member, self.world)
+        self._cleaners = [
+            loop.create_task(StageCleaner(self.catalog).run(), name="cleaner of staged bodies"),
+            loop.create_task(producers.run(), name="cleaner of producers"),
+        ]
 
     def _listen(self, structure: Structure) -> None:
         def bell(revision: int, queues: frozenset[str]) -> None:
@@ -102,10 +108,11 @@ class QueueService:
         self._bells.clear()
         if self._altered in self.catalog.on_change:
             self.catalog.on_change.remove(self._altered)
-        cleaner, self._cleaner = self._cleaner, None
-        if cleaner is not None:
+        cleaners, self._cleaners = self._cleaners, []
+        for cleaner in cleaners:
             cleaner.cancel()
-            await asyncio.wait([cleaner])
+        if cleaners:
+            await asyncio.wait(cleaners)
         loops, self._loops = self._loops, {}
         for loop in loops.values():
             await loop.close()
