@@ -129,12 +129,33 @@ def test_who_does_not_hold_the_lock_confirms_nothing() -> None:
     assert "behind" in wrong
 
 
+def test_nobody_confirms_at_an_epoch_whose_lock_was_given_up() -> None:
+    store = Store()
+    x = store.join("X")
+    store.lock("X", x, 1)
+    store.put((keys.sender_progress("Q"), progress(5)), (keys.lock("Q"), None), writer="X")
+    (wrong,) = store.put((keys.sender_progress("Q"), progress(7)), writer="X")
+    assert "epoch 1, whose lock was given up" in wrong
+    store.put((keys.sender_fence("Q"), pb.SenderFence(epoch=2, stream=STREAM, channel="CH")), writer="X")
+    assert store.put((keys.sender_progress("Q"), progress(9)), writer="X") == [], "a stop, behind an epoch of its own"
+
+
+def test_who_was_declared_dead_writes_nothing() -> None:
+    store = Store()
+    store.join("X")
+    assert store.put((b"k", pb.Totals()), writer="X") == []
+    store.put((keys.member("X"), None))
+    (wrong,) = store.put((b"k", pb.Totals()), writer="X")
+    assert wrong == "X has written, and is not a member"
+
+
 def bound(epoch: int, instance: int, session: bytes = b"s", member: str = "X") -> pb.ReceiverFence:
     return pb.ReceiverFence(epoch=epoch, instance=instance, session=session, channel="CH", member=member)
 
 
 def test_a_receivers_record_only_grows() -> None:
     store = Store()
+    store.join("X")
     assert store.put((BOUND, bound(1, 1))) == []
     assert store.put((RECORD, progress(5, messages=3)), writer="X") == []
     assert store.history.moved == ["CH"]
@@ -146,6 +167,7 @@ def test_a_receivers_record_only_grows() -> None:
 
 def test_a_receiver_takes_nothing_from_an_older_epoch_or_session() -> None:
     store = Store()
+    store.join("Y")
     store.put((BOUND, bound(2, 1)))
     (wrong,) = store.put((BOUND, bound(1, 7)))
     assert "goes back" in wrong

@@ -242,6 +242,7 @@ class Ownership:
         )
         moved = self._on(replace(state, stores=stores), i, answer, prepared.store)
         if result.succeeded:
+            _check_holder(node, store, after)
             moved = self._witness(state, moved, prepared.label)
         return moved
 
@@ -377,6 +378,15 @@ class Ownership:
         parts += [joined(("cut", cut), (node.canon,)) for node, cut in walks]
         parts.append(part((state.budget, state.used)))
         return canonical.digest(parts, one_store=not self.limits.apart)
+
+
+def _check_holder(node: Node, before: Snapshot, after: Snapshot) -> None:
+    """A sender confirms only under the lock that it took."""
+    key = keys.sender_progress(XQ)
+    if node.note is None or before.get(key) == after.get(key):
+        return
+    lock = before.get(keys.lock(XQ))
+    assert lock is not None and lock.value == node.note[0], "messages are confirmed by who does not hold the lock (invariant 3)"
 
 
 class Survivor:

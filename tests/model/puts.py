@@ -24,7 +24,7 @@ from qsg.rules import keys
 from qsg.rules.lanes import Position
 from qsg.rules.reasons import Reason
 from qsg.rules.steps import Me
-from qsg.store.contract import Delete, Get, Put, Unavailable
+from qsg.store.contract import Delete, Get, Put, TxnResult, Unavailable
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,17 @@ class Puts:
         return replace(state, processes=processes, copies=tuple(c for c in state.copies if not c.hopeless(state.store)))
 
     def _txn(self, state: State, i: int) -> State:
-        txn: Txn = state.processes[i].request
-        store, result = state.store.txn(txn.compares, txn.ops, txn.else_ops)
+        store, result = self._applied(state, state.processes[i].request)
         return self._on(replace(state, store=store), i, Transacted(result))
+
+    def _applied(self, state: State, txn: Txn) -> tuple[Snapshot, TxnResult]:
+        """Whoever writes is a member: the guard that a transaction advances tells whose it is."""
+        store, result = state.store.txn(txn.compares, txn.ops, txn.else_ops)
+        for op in txn.ops if store is not state.store else ():
+            if op.key.startswith(keys.GUARDS):
+                member = keys.unname(op.key[len(keys.GUARDS) :].partition(b"/")[0])
+                assert store.get(keys.member(member)) is not None, f"{member} has written, and was declared dead (invariant 3)"
+        return store, result
 
     def _lost(self, state: State, i: int) -> State:
         txn: Txn = state.processes[i].request
@@ -197,7 +205,7 @@ class Puts:
 
     def _late(self, state: State, i: int) -> State:
         txn, rest = state.copies[i], (*state.copies[:i], *state.copies[i + 1 :])
-        store, _ = state.store.txn(txn.compares, txn.ops, txn.else_ops)
+        store, _ = self._applied(state, txn)
         return replace(state, store=store, copies=tuple(c for c in rest if not c.hopeless(store)))
 
     def _reply(self, state: State, i: int) -> State:
@@ -216,6 +224,10 @@ class Puts:
             return replace(client, committed=max(client.committed, request.number))
         if outcome.startswith("refused") and isinstance(request, Putting) and Reason.PRODUCER_FENCED.name not in outcome:
             return replace(client, refused=(*client.refused, request.message), again=tuple(sorted({*client.again, request.number})))
+        if outcome == "fenced" and isinstance(request, Putting):
+            # "Nothing of it was applied": true for ever, as who puts without a number puts it again at once.
+            attempts = tuple(tried + (n == request.number) for n, tried in enumerate(client.attempts, start=1))
+            client = replace(client, refused=(*client.refused, request.message), attempts=attempts)
         return replace(client, epoch=0)  # the connection is of no use any more
 
     def _kill(self, state: State, member: str) -> State:

@@ -185,7 +185,9 @@ def _outcome(error: BaseException | None) -> str:
             return "refused"
         case Refusal():
             return f"refused {error.reason.name}"
-        case Fenced() | OutcomeUnknown():
+        case Fenced():
+            return "fenced"
+        case OutcomeUnknown():
             return "connection lost"
     raise error
 

@@ -107,6 +107,9 @@ class Ownership:
         held = before is not None and live.get(before.member) == before.incarnation and self.lock == before
         if held and before is not None and writer and writer != before.member:
             wrong.append(f"{writer} confirmed messages of {self.queue} while {before.member} held its lock")
+        if before is None and self.lock is None and self.highest and self.fence.epoch == self.highest:
+            # A stop or a resolve settles without the lock too, but only behind an epoch of its own.
+            wrong.append(f"messages of {self.queue} were confirmed at epoch {self.highest}, whose lock was given up")
         return wrong
 
 
@@ -192,6 +195,8 @@ class StoreHistory:
     def _check(self, changes: dict[bytes, bytes | None], writer: str) -> Violations:
         self.moved, self.confirmed = [], []
         wrong: Violations = []
+        if writer and writer not in self.live:
+            wrong.append(f"{writer} has written, and is not a member")
         queues: dict[str, None] = {}
         streams: dict[bytes, None] = {}
         for key, value in changes.items():
