@@ -144,7 +144,7 @@ def test_who_was_declared_dead_writes_nothing() -> None:
     store = Store()
     store.join("X")
     assert store.put((b"k", pb.Totals()), writer="X") == []
-    store.put((keys.member("X"), None))
+    assert store.put((keys.member("X"), None), writer="X") == [], "its last: it carries a verdict against itself out"
     (wrong,) = store.put((b"k", pb.Totals()), writer="X")
     assert wrong == "X has written, and is not a member"
 

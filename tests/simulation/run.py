@@ -18,6 +18,7 @@ from simulation.landscape import SENDERS, Landscape
 from simulation.loop import Process, SimLoop
 from simulation.plan import END_S, LOAD_S, Event, Plan
 from simulation.tally import Counts
+from support.calls import Calls
 from support.whole import DLQ
 
 QUIET_S = LOAD_S + 10
@@ -55,10 +56,12 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
     asyncio.set_event_loop(loop)
     land.tracing = trace is not None
     result = Result(plan)
+    calls = Calls(lambda: loop.steps)
     try:
         story = Story(land, plan, plan.events if events is None else events)
         try:
-            loop.run_until_complete(story.run())
+            with calls.recording():
+                loop.run_until_complete(story.run())
         except RuntimeError as error:
             land.violation(f"the simulation cannot go on: {error}")
         result.drained_s = story.drained_s
@@ -67,7 +70,7 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
         loop.close()
         if collecting:
             gc.enable()
-    result.violations = land.violations
+    result.violations = [*land.violations, *calls.problems()]
     result.counts, result.events = land.tally.counts(), land.counted
     result.simulated_s, result.steps = loop.time(), loop.steps
     return result

@@ -178,7 +178,7 @@ class StoreHistory:
     def saw(self, events: Iterable[Event]) -> Violations:
         """One revision."""
         changes: dict[bytes, bytes | None] = {}
-        writer = ""
+        writer, before = "", frozenset(self.live)
         for event in events:
             kv = event.kv
             changes[kv.key] = None if event.deleted else kv.value
@@ -190,13 +190,14 @@ class StoreHistory:
                     self.live[member] = kv.create_revision
             elif kv.key.startswith(keys.GUARDS):
                 writer = keys.unname(kv.key[len(keys.GUARDS) :].partition(b"/")[0])
-        return self._check(changes, writer)
+        wrong = self._check(changes, writer)
+        if writer and writer not in self.live and writer not in before:
+            wrong.append(f"{writer} has written, and is not a member")
+        return wrong
 
     def _check(self, changes: dict[bytes, bytes | None], writer: str) -> Violations:
         self.moved, self.confirmed = [], []
         wrong: Violations = []
-        if writer and writer not in self.live:
-            wrong.append(f"{writer} has written, and is not a member")
         queues: dict[str, None] = {}
         streams: dict[bytes, None] = {}
         for key, value in changes.items():
