@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 import qsg
+from qsg.client.link import LinkOptions
 from qsg.manager.clients import SERVICE, ClientLimits
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
@@ -271,3 +272,13 @@ async def test_an_answer_that_does_not_fit_is_an_error_of_the_library(answer: pb
         with pytest.raises(qsg.QsgError):
             await (queue_manager.command("status") if answer.result else queue_manager.put("Q", b"x"))
     await listener.close()
+
+
+async def test_only_certificates_that_are_allowed_may_connect() -> None:
+    async with ClientGroup("X", allowed=("orders-client",)) as group:
+        options = LinkOptions(("X:1416",), connect_s=1)
+        async with qsg.QueueManager(options, group.network.transport("app", identity="orders-client"), group.world) as qmgr:
+            await qmgr.put("Q", b"")
+        for identity in ("BANK", ""):
+            with pytest.raises(qsg.NotAuthorized, match=f"certificate name '{identity}' is not allowed"):
+                await qsg.QueueManager(options, group.network.transport(f"app {identity}", identity=identity), group.world).open()

@@ -209,3 +209,17 @@ async def test_requests_are_answered_refused_or_unreachable() -> None:
         t.network.cut("X-qm", "Y-qm")
         with pytest.raises(PeerUnreachable):
             await peers.request("X", peer_pb2.Request(start=peer_pb2.StartChannel(channel="NONE")), 0.2)
+
+
+@simulated
+async def test_whoever_has_no_members_certificate_is_no_member() -> None:
+    """An application, or a partner, whose certificate the same authority has signed."""
+    async with town("X", "Y", identity="QSG") as t:
+        transport = t.network.transport("elsewhere", identity="orders-client")
+        stream = await transport.connect("X-qm:1416", SERVICE)
+        hello = peer_pb2.Hello(member="Y", incarnation=t.stations["Y"].structures["admin"].incarnation, group="QSG")
+        with pytest.raises(TransportError):
+            await stream.send(encode(peer_pb2.PEER_HELLO, hello))
+            async with asyncio.timeout(1):
+                await stream.receive()
+        assert (await t.stations["X"].command("group"))["members"][1]["linked"], "members hear each other"

@@ -13,6 +13,7 @@ import yaml
 from qsg.process.config import MemberConfig
 from qsg_operator import names
 from qsg_operator.children.all import Spare, children
+from qsg_operator.children.config import member_config
 from qsg_operator.children.objects import Object, Owner
 from support.owners import group, manager
 
@@ -51,6 +52,18 @@ def test_children_are_as_the_golden_file_says(case: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert path.read_text() == text
+
+
+def test_who_may_connect_is_in_the_members_configuration() -> None:
+    def names_of(owner: Owner) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        tls = MemberConfig.model_validate(member_config(owner, 0)).tls
+        assert tls is not None
+        return tls.peers, tls.clients
+
+    assert names_of(group()) == (("ORDERS",), ())
+    assert names_of(group(tls={"allowedClients": ["app"]})) == (("ORDERS",), ("ORDERS", "orders-client", "app"))
+    assert names_of(manager(tls={"allowedClients": ["app"]})) == ((), ("BANK", "bank-qm-client", "app"))
+    assert names_of(group(tls={"mode": "Secret", "secretName": "s", "allowedClients": ["app"]})) == ((), ("app",))
 
 
 @pytest.mark.parametrize("case", OWNERS)

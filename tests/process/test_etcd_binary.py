@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qsg.process import etcd, etcd_binary
+from qsg.process import etcd, etcd_binary, go_build
 
 
 def fake_etcd(folder: Path, version: str) -> Path:
@@ -28,7 +28,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [("etcd Version: 3.6.16\nGit SHA: 1a2b", (3, 6, 16)), ("go1.26", (1, 26, 0)), ("devel", (0, 0, 0)), ("v3.5.21-rc.0", (3, 5, 21))],
 )
 def test_versions(text: str, expected: tuple[int, int, int]) -> None:
-    assert etcd_binary.version_of(text) == expected
+    assert go_build.version_of(text) == expected
 
 
 @pytest.mark.parametrize("version", ["3.5.18", "3.6.0", "4.0.0"])

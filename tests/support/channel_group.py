@@ -77,6 +77,8 @@ class Town:
     network: MemoryNetwork = field(default_factory=MemoryNetwork)
     servers: dict[str, MemoryServer] = field(default_factory=dict)
     stations: dict[str, Station] = field(default_factory=dict)
+    identity: str = ""
+    """Name in the members' certificate, which no other may have."""
     wall_ms: int = 1_700_000_000_000
     built: int = 0
 
@@ -103,8 +105,9 @@ class Town:
             def own_load() -> Load:
                 return supervisor.own_load()
 
-            transport = self.network.transport(host)
-            peers = PeerLinks(members, structures["admin"].incarnation, transport, world, group=group, own_load=own_load)
+            transport = self.network.transport(host, self.identity)
+            allowed = (self.identity,) if self.identity else ()
+            peers = PeerLinks(members, structures["admin"].incarnation, transport, world, group=group, own_load=own_load, allowed=allowed)
         supervisor = ChannelSupervisor(
             member=name, group=group, structures=structures, catalog=catalog, link=linked.link, world=world, members=members, peers=peers
         )
@@ -191,9 +194,9 @@ class Town:
 
 
 @asynccontextmanager
-async def town(*members: str, apart: bool = False, **channel: Any) -> AsyncIterator[Town]:
+async def town(*members: str, apart: bool = False, identity: str = "", **channel: Any) -> AsyncIterator[Town]:
     """Members of QSG and R. `apart`: the transmission queue lies in a structure of its own. `channel`: attributes of the sender."""
-    made = Town(("admin", "app1") if apart else ("admin",))
+    made = Town(("admin", "app1") if apart else ("admin",), identity=identity)
     # As a network has it: what is sent arrives later, so that virtual time passes.
     made.network.delay = lambda source, target: 0.0005
     try:

@@ -16,13 +16,14 @@ from support.fake_backend import FakeBackend, FakeGroup
 
 
 class ClientGroup:
-    def __init__(self, members: str = "XYZ", limits: ClientLimits | None = None) -> None:
+    def __init__(self, members: str = "XYZ", limits: ClientLimits | None = None, allowed: tuple[str, ...] = ()) -> None:
         self.network = MemoryNetwork()
         self.durable = FakeGroup()
         self.services: dict[str, ClientService] = {}
         self.backends: dict[str, FakeBackend] = {}
         self.members = members
         self.limits = limits
+        self.allowed = allowed
         self.world = World(wall_ms=lambda: 1_000_000, random=random.Random(7))
         self._listeners: list[Any] = []
 
@@ -33,7 +34,7 @@ class ClientGroup:
 
     async def start(self, member: str) -> None:
         backend = self.backends[member] = FakeBackend(self.durable, member)
-        service = ClientService(member=member, group="QSG1", backend=backend, world=self.world, limits=self.limits)
+        service = ClientService(member=member, group="QSG1", backend=backend, world=self.world, limits=self.limits, allowed=self.allowed)
         self.services[member] = service
         self._listeners.append(await self.network.transport(member).listen(f"{member}:1416", {SERVICE: service.handler}))
 

@@ -46,7 +46,7 @@ def wanted(owner: Owner) -> list[Wanted]:
             *owner.pods.tls.additional_names,
         ]
         found.append(Wanted(names.tls(owner.base), authority, Leaf(owner.mq_name, tuple(hosts)), "member"))
-        found.append(Wanted(names.client_tls(owner.base), authority, Leaf(f"{owner.base}-client"), "member"))
+        found.append(Wanted(names.client_tls(owner.base), authority, Leaf(client_name(owner)), "member"))
     managed = [one for one in structures(owner) if one.managed is not None and one.managed.tls]
     if managed:
         authority = names.store_authority(owner.base)
@@ -56,6 +56,11 @@ def wanted(owner: Owner) -> list[Wanted]:
         found.append(Wanted(names.store_tls(owner.base), authority, Leaf(f"{owner.base}-store", tuple(hosts)), "store"))
         found.append(Wanted(names.store_client_tls(owner.base), authority, Leaf(f"{owner.base}-store-client"), "store"))
     return found
+
+
+def client_name(owner: Owner) -> str:
+    """In the certificate for applications, which the operator itself uses too."""
+    return f"{owner.base}-client"
 
 
 def server_name(owner: Owner) -> str:

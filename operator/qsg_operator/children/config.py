@@ -8,7 +8,7 @@ import json
 import yaml
 
 from qsg_operator import names
-from qsg_operator.children import structures
+from qsg_operator.children import certificates, structures
 from qsg_operator.children.objects import Object, Owner, child
 
 FOLDER = "/etc/qsg/config"
@@ -53,8 +53,19 @@ def member_config(owner: Owner, ordinal: int) -> Object:
     else:
         config["private_quota_bytes"] = getattr(owner.spec, "quota_bytes", 0)
     if tls_secret(owner):
-        config["tls"] = {"ca": f"{TLS_MOUNT}/ca.crt", "certificate": f"{TLS_MOUNT}/tls.crt", "key": f"{TLS_MOUNT}/tls.key"}
+        config["tls"] = {"ca": f"{TLS_MOUNT}/ca.crt", "certificate": f"{TLS_MOUNT}/tls.crt", "key": f"{TLS_MOUNT}/tls.key", **_names(owner)}
     return config
+
+
+def _names(owner: Owner) -> Object:
+    """In certificates: of whom members take for a member, and of who may use the client API."""
+    managed, found = owner.pods.tls.mode == "Managed", {}
+    if managed and owner.group is not None:
+        found["peers"] = [owner.mq_name]
+    if owner.pods.tls.allowed_clients:
+        own = [owner.mq_name, certificates.client_name(owner)] if managed else []
+        found["clients"] = [*own, *owner.pods.tls.allowed_clients]
+    return found
 
 
 def config_map(owner: Owner) -> Object:

@@ -63,6 +63,8 @@ class Tls(Spec):
     """Managed: where the operator keeps the authority (made when it is not there); who shares it trusts each other."""
     additional_names: Names = Field(default=(), max_length=32)
     """Managed: host names and addresses for the certificate, beside those of the Services."""
+    allowed_clients: Names = Field(default=(), max_length=64)
+    """Names in certificates that may use the client API, beside those made here; () = any that the authority has signed."""
     secret_name: ObjectName = ""
     """Secret: a Secret with tls.crt, tls.key and ca.crt, as cert-manager makes it."""
 

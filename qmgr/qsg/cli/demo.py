@@ -25,8 +25,8 @@ from rich.table import Table
 import qsg
 from qsg.cli.common import cell
 from qsg.process.demo import KILLS, Demo, Plan, Result
-from qsg.process.etcd_binary import CannotProvide
 from qsg.process.etcd_cluster import EtcdFailed
+from qsg.process.go_build import CannotProvide
 from qsg.process.ledger import Counts
 from qsg.process.local import REMOTE, LocalGroup
 

@@ -99,6 +99,9 @@ class Connection:
         except (ProtocolViolation, DecodeError) as problem:
             await self._connected(Reason.PROTOCOL_ERROR, str(problem))
             return False
+        if self._service.allowed and self._stream.identity not in self._service.allowed:
+            await self._connected(Reason.NOT_AUTHORIZED, f"certificate name {self._stream.identity!r} is not allowed here")
+            return False
         if connect.queue_manager and connect.queue_manager not in self._service.names:
             asked = f"this is {self._service.member} of {self._service.name}, not {connect.queue_manager}"
             await self._connected(Reason.Q_MGR_NAME_ERROR, asked)

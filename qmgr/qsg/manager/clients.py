@@ -27,11 +27,23 @@ __all__ = ["SERVICE", "Backend", "ClientLimits", "ClientService", "Got", "Work"]
 
 
 class ClientService:
-    """Serves connections of applications. `names`: the queue manager names that may be asked for (LOCAL NAME and GROUP NAME)."""
+    """Serves connections of applications. `names`: the queue manager names that may be asked for (LOCAL NAME and GROUP NAME).
+
+    `allowed`: names in certificates that may connect; () = any.
+    """
 
     def __init__(
-        self, *, member: str, group: str, backend: Backend, world: World, names: Collection[str] = (), limits: ClientLimits | None = None
+        self,
+        *,
+        member: str,
+        group: str,
+        backend: Backend,
+        world: World,
+        names: Collection[str] = (),
+        limits: ClientLimits | None = None,
+        allowed: Collection[str] = (),
     ) -> None:
+        self.allowed = frozenset(allowed)
         self.member = member
         self.name = group or member
         self.names = frozenset(names) | {name for name in (member, group) if name}

@@ -66,6 +66,9 @@ class Options:
     """Applied where they are absent."""
     highest: Mapping[str, int] = field(default_factory=dict)
     """Structure -> the highest revision that this member ever saw there."""
+    peer_names: tuple[str, ...] = ()
+    client_names: tuple[str, ...] = ()
+    """Names in certificates: of members of the group, and of who may use the client API. () = any."""
 
 
 LocalListen = Callable[[Callable[[Stream], Awaitable[None]]], Awaitable[Listener]]
@@ -241,6 +244,7 @@ class QueueManager:
                 self._world,
                 group=o.group,
                 own_load=lambda: self.supervisor.own_load(),
+                allowed=o.peer_names,
             )
             handlers[PEER] = self.peers.serve
         self.supervisor = ChannelSupervisor(
@@ -271,7 +275,7 @@ class QueueManager:
         self.link.on_lost = self.supervisor.initiator_lost
         commands, self._inquiries = self._vocabulary()
         backend = QueueManagerBackend(self.queues, commands, self._inquiries)
-        self.clients = ClientService(member=o.member, group=o.group, backend=backend, world=self._world)
+        self.clients = ClientService(member=o.member, group=o.group, backend=backend, world=self._world, allowed=o.client_names)
         return handlers
 
     def _vocabulary(self) -> tuple[dict[str, Command], dict[str, Inquiry]]:

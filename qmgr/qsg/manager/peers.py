@@ -9,7 +9,7 @@ Does not guarantee delivery: a request is answered, refused, or `PeerUnreachable
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 import structlog
@@ -65,7 +65,10 @@ class _Link:
 
 
 class PeerLinks:
-    """`own_load` answers this member's load now. `requests` maps a kind of request ("start", "cut_off") to who answers it."""
+    """`own_load` answers this member's load now. `requests` maps a kind of request ("start", "cut_off") to who answers it.
+
+    `allowed`: names in certificates that a member may have; () = any. Whoever opens a link to us with another is sent away.
+    """
 
     def __init__(
         self,
@@ -76,7 +79,9 @@ class PeerLinks:
         *,
         group: str,
         own_load: Callable[[], Load],
+        allowed: Collection[str] = (),
     ) -> None:
+        self._allowed = frozenset(allowed)
         self.members, self.incarnation, self.group = members, incarnation, group
         self.requests: dict[str, Answerer] = {}
         self.own_load = own_load
@@ -252,6 +257,10 @@ class PeerLinks:
 
     async def serve(self, stream: Stream) -> None:
         """Handles one stream of service `qsg.v1.Peer`."""
+        if self._allowed and stream.identity not in self._allowed:
+            log.warning("this certificate is no member's", peer=stream.peer, identity=stream.identity)
+            await stream.close()
+            return
         working: set[asyncio.Task[None]] = set()
         current = asyncio.current_task()
         assert current is not None

@@ -33,6 +33,10 @@ class TlsConfig(Definition):
     ca: Path
     certificate: Path
     key: Path
+    peers: tuple[str, ...] = ()
+    """Names in certificates that members of this group have; () = any that `ca` has signed."""
+    clients: tuple[str, ...] = ()
+    """Names in certificates that may use the client API; () = any that `ca` has signed."""
 
 
 class MemberConfig(Definition):

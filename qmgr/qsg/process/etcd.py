@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from qsg.process.etcd_binary import CannotProvide, ensure, tool
+from qsg.process.etcd_binary import ensure, tool
 from qsg.process.etcd_cluster import EtcdCluster, EtcdFailed, EtcdOptions, ServerTls
+from qsg.process.go_build import CannotProvide
 
 __all__ = ["CannotProvide", "EtcdCluster", "EtcdFailed", "EtcdOptions", "ServerTls", "ensure", "main", "tool"]
 

@@ -141,6 +141,8 @@ async def _incarnations(
             lease_ttl_s=config.lease_ttl_s,
             definitions=definitions,
             highest=dict(revisions.seen),
+            peer_names=config.tls.peers if config.tls else (),
+            client_names=config.tls.clients if config.tls else (),
         )
         return QueueManager(
             options,
