@@ -8,13 +8,13 @@ SEEDS ?= 1000
 FROM ?= 0
 MINUTES ?= 10
 
-.PHONY: demo test test-fast check format proto lock clean etcd model simulate torture planted fuzz e2e
+.PHONY: demo test test-fast check format proto lock clean etcd helm model simulate torture planted fuzz e2e
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.run          ## the main job: a group and a remote queue manager, with owners killed again and again
 	$(BIN)/qsg demo $(ARGS)
 
-test: $(VENV)/.dev etcd     ## all tests but the demos: rules, services, stores (memory, SQLite, real etcd), real processes
+test: $(VENV)/.dev etcd helm ## all tests but the demos: rules, services, stores (memory, SQLite, real etcd), real processes
 	$(BIN)/pytest -q -m "not cluster"
 
 test-fast: $(VENV)/.dev     ## without real etcd and without processes
@@ -50,6 +50,9 @@ format: $(VENV)/.dev
 
 etcd: $(VENV)/.run          ## a real etcd for tests: from the PATH, the cache, or built from its Go module
 	@$(BIN)/python -m qsg.process.etcd ensure
+
+helm: $(VENV)/.dev          ## helm for the tests of the chart: from the PATH, the cache, or built from its Go module
+	@PYTHONPATH=tests $(BIN)/python -m support.helm
 
 proto:                      ## regenerates qmgr/qsg/pb with the oldest supported generator
 	tools/proto.sh

@@ -1,11 +1,9 @@
-"""The chart: what it renders, and what it refuses. Needs helm (in PATH or named by HELM); the rest of the tests read files only."""
+"""The chart: what it renders, and what it refuses, with helm (see `support.helm`); the rest of the tests read files only."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -22,17 +20,20 @@ from qsg_operator.runtime import CHILDREN, RESOURCES
 from qsg_operator.selftest import resources as selftest_resources
 from qsg_operator.settings import Settings
 from support.crds import CHART, defaulted, schema, unknown
+from support.helm import ensure
 
-HELM = os.environ.get("HELM") or shutil.which("helm")
-with_helm = pytest.mark.skipif(HELM is None, reason="no helm: put it into PATH or name it in HELM")
+with_helm = pytest.mark.timeout(1800)
+"""The first may have to build it."""
 EVERYTHING = (
     "replicas=2,networkPolicy.enabled=true,metrics.serviceMonitor.enabled=true,metrics.rules.enabled=true,metrics.dashboard.enabled=true"
 )
 
 
+HELM = cache(ensure)
+
+
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    assert HELM is not None
-    return subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([HELM(), *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 @cache
