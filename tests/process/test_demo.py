@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from qsg.cli import demo as command
 from qsg.cli.main import build
 from qsg.process.children import bound_to_parent
-from qsg.process.demo import Result, Takeover
+from qsg.process.demo import Demo, Result, Takeover
 from qsg.process.ledger import Counts, Ledger, payload
 from support.group import eventually
 
@@ -179,3 +179,19 @@ def test_the_table_of_takeovers_fits() -> None:
     assert "queue-manager  R.TO.QSG" in text
     assert "1234  12346" in text
     assert len(text.splitlines()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("told", "is_told"),
+    [
+        ({"from": "Z", "to": "X", "at_ms": 1040, "resume_ms": 30}, True),
+        ({"from": "Z", "to": "X", "at_ms": 1040, "resume_ms": 0}, False),  # not yet resumed
+        ({"from": "Y", "to": "X", "at_ms": 3600, "resume_ms": 1482}, True),  # by way of Y: the partner did not answer X in time at first
+        ({"from": "Y", "to": "X", "at_ms": 900, "resume_ms": 30}, False),  # of an earlier fault
+        ({}, False),
+    ],
+)
+def test_a_takeover_in_several_steps_is_told_by_its_last(told: dict[str, Any], is_told: bool) -> None:
+    takeover = Takeover("member", "QSG.TO.R", "Z", "X", at=1.0, wall_ms=1000.0)
+    assert Demo._note_parts(takeover, {"takeover": told | {"claim_ms": 5.0}}) is is_told
+    assert takeover.resume_ms == (told["resume_ms"] if is_told else 0.0)
