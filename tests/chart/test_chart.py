@@ -178,12 +178,17 @@ def test_notes_name_what_the_examples_make() -> None:
     assert len(named) == 4 and named <= made
 
 
-def examples() -> list[dict[str, Any]]:
-    paths = sorted((CHART / "examples").glob("*.yaml"))
+def examples(folder: str = "examples") -> list[dict[str, Any]]:
+    paths = sorted((CHART / folder).glob("*.yaml"))
     return [one for path in paths for one in yaml.safe_load_all(path.read_text())]
 
 
-@pytest.mark.parametrize("one", [*examples(), *selftest_resources("ops")], ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
+MORE = [one for one in examples("examples/more") if one["apiVersion"] == names.API_VERSION]
+
+
+@pytest.mark.parametrize(
+    "one", [*examples(), *MORE, *selftest_resources("ops")], ids=lambda one: f"{one['kind']}-{one['metadata']['name']}"
+)
 def test_examples_are_what_the_schemas_take(one: dict[str, Any]) -> None:
     of = schema(one["kind"], "spec")
     spec = defaulted(one["spec"], of)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 
 import qsg
 from qsg.process.children import bound_to_parent, free_ports
+from qsg.process.etcd import EtcdCluster, tool
 from support.group import ConfiguredGroup, connected, eventually, running
 
 pytestmark = pytest.mark.processes
@@ -125,6 +128,58 @@ def refused(group: ConfiguredGroup) -> set[str]:
     return {line["at"] for line in lines}
 
 
+@pytest.mark.etcd
+@pytest.mark.timeout(180)
+async def test_an_etcd_back_from_a_snapshot(tmp_path: Path) -> None:
+    """Saved by a member's way to it, restored by etcd's own tool, accepted by a word in the configuration."""
+    members, copy = ("X", "Y"), tmp_path / "admin.db"
+    async with running(tmp_path / "group", members=members, store="etcd", etcd_members=1) as group:
+        async with connected(group) as qmgr:
+            await qmgr.put("SHARED", "before")
+            save = "store", "save", "admin", copy, "--config", group.configs["X"]
+            code, told = await run(*save)
+            assert (code, "bytes saved" in told) == (0, True), told
+            assert (await run(*save))[0] == 1, "what is there is left"
+            await qmgr.put("SHARED", "after")
+        assert group.etcd is not None
+        restored_from(copy, group.etcd)
+        await group.etcd.restart(0)
+        await eventually(lambda: refused(group) == set(members), 60, "both members refuse")
+        for m in members:
+            group.configs[m].write_text(yaml.safe_dump(group.config(m) | {"accept_restored": "2026-11-26"}))
+        for m in members:
+            async with qsg.connect(group.addresses[m], connect_s=60):
+                pass
+        async with connected(group) as qmgr:
+            assert (await qmgr.get("SHARED", wait_ms=5000)).payload == b"before"
+            with pytest.raises(qsg.NoMessageAvailable):
+                await qmgr.get("SHARED")
+
+
+def restored_from(copy: Path, etcd: EtcdCluster) -> None:
+    """As docs/restore.yaml does it."""
+    etcd.kill(0)
+    (member,) = etcd.members
+    shutil.rmtree(member.directory / "data")
+    peer = f"http://127.0.0.1:{member.peer_port}"
+    arguments = {
+        "data-dir": member.directory / "data",
+        "name": member.name,
+        "initial-cluster": f"{member.name}={peer}",
+        "initial-advertise-peer-urls": peer,
+        "bump-revision": 1_000_000_000,
+    }
+    command = [
+        tool("etcdutl"),
+        "snapshot",
+        "restore",
+        copy,
+        *(f"--{name}={value}" for name, value in arguments.items()),
+        "--mark-compacted",
+    ]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+
+
 @pytest.mark.timeout(90)
 async def test_a_private_store_back_from_a_snapshot(tmp_path: Path) -> None:
     path, address = member_file(tmp_path)
@@ -148,3 +203,31 @@ async def test_a_private_store_back_from_a_snapshot(tmp_path: Path) -> None:
         assert (await qmgr.get("A")).payload == b"before"
     server.kill()
     await server.wait()
+
+
+@pytest.mark.timeout(90)
+async def test_a_word_accepts_what_was_restored_once(tmp_path: Path) -> None:
+    path, address = member_file(tmp_path)
+    store, copy = tmp_path / "data" / "private.db", tmp_path / "copy.db"
+
+    async def served() -> None:
+        server = await start("serve", "--config", path)
+        async with qsg.connect(address, connect_s=20) as qmgr:
+            await qmgr.command("define", kind="queue", definition={"name": "A"}, replace=True)
+        server.kill()
+        await server.wait()
+
+    async def restore() -> None:
+        store.unlink()
+        assert (await run("store", "restore", copy, store))[0] == 0
+
+    await served()
+    assert (await run("store", "snapshot", store, copy))[0] == 0
+    await served()
+    await restore()
+    path.write_text(path.read_text() + "accept_restored: first\n")
+    await served()
+    await restore()
+    assert await (await start("serve", "--config", path)).wait() == 1, "the word is used up"
+    path.write_text(path.read_text().replace("first", "second"))
+    await served()

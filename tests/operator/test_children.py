@@ -12,9 +12,12 @@ import yaml
 
 from qsg.process.config import MemberConfig
 from qsg_operator import names
+from qsg_operator.children import etcd
 from qsg_operator.children.all import Spare, children
 from qsg_operator.children.config import member_config
-from qsg_operator.children.objects import Object, Owner
+from qsg_operator.children.objects import Object, Owner, container_security, pod_security
+from qsg_operator.children.structures import structures
+from qsg_operator.settings import Settings
 from support.owners import group, manager
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -189,3 +192,22 @@ def test_an_external_store_makes_no_etcd_and_no_password_goes_into_a_config_map(
     assert [name for kind, name in named(owner) if kind == "StatefulSet"] == ["orders"]
     config = yaml.safe_load(named(owner)["ConfigMap", "orders-config"]["data"]["orders-0.yaml"])
     assert config["structures"]["admin"]["credentials"] == "/etc/qsg/credentials/admin"
+
+
+def test_the_restore_in_the_documentation_fits_the_etcd_that_is_made() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "restore.yaml").read_text().replace("NUMBER", "1").replace("NAMESPACE", "shop")
+    pod = yaml.safe_load(text)
+    owner = group()
+    (structure,) = structures(owner)
+    made = etcd.stateful_set(owner, structure)
+    wanted = {flag.partition("=")[0]: flag.replace("$(POD_NAME)", "orders-store-1") for flag in etcd.arguments(owner, structure)}
+    (container,) = pod["spec"]["containers"]
+    for name in ("--data-dir", "--name", "--initial-cluster", "--initial-advertise-peer-urls"):
+        assert wanted[name] in container["command"]
+    assert container["image"] == Settings.from_environment({}).images.etcd
+    assert pod["spec"]["securityContext"] == pod_security()
+    for one in (container, *pod["spec"]["initContainers"]):
+        assert one["securityContext"] == container_security()
+        assert one["volumeMounts"] == [{"name": "data", "mountPath": etcd.DATA}]
+    claim = made["spec"]["volumeClaimTemplates"][0]["metadata"]["name"]
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == f"{claim}-orders-store-1"

@@ -43,6 +43,8 @@ def member_config(owner: Owner, ordinal: int) -> Object:
         "initiator_monitor": f"{EVERYWHERE}:{names.INITIATOR_HEALTH_PORT}",
         "initiator_linger_s": max(0, owner.pods.termination_grace_period_seconds - LINGER_BELOW_S),
     }
+    if owner.pods.accept_restored:
+        config["accept_restored"] = owner.pods.accept_restored
     if owner.group is not None:
         config |= {
             "group": owner.mq_name,

@@ -1,8 +1,8 @@
 """A managed etcd: StatefulSet and headless Service of one structure.
 
 Settings are those of docs/decisions/0010 and the measurements: small raft log (values are large), short election inside one site, periodic
-compaction as a safety net. The cluster's members never change, so `initial-cluster-state=new` is right at every start: who has data
-takes no notice of it.
+compaction as a safety net, in batches that free their pages soon (docs/decisions/0025). The cluster's members never change, so
+`initial-cluster-state=new` is right at every start: who has data takes no notice of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from qsg_operator import names
 from qsg_operator.children.objects import Object, Owner, child, container_security, headless, pod_security, scheduling, volume_claim
 from qsg_operator.children.structures import StructureOf, component, etcd_pods
+from qsg_operator.specs.group import ManagedStore
 
 DATA = "/var/lib/etcd"
 SERVER_TLS, CLIENT_TLS = "/etc/etcd/server", "/etc/etcd/client"
@@ -20,6 +21,7 @@ SETTINGS = (
     "--election-timeout=500",
     "--auto-compaction-mode=periodic",
     "--auto-compaction-retention=1m",
+    "--experimental-compaction-batch-limit=100",
     "--strict-reconfig-check=true",
 )
 
@@ -81,7 +83,7 @@ def _container(owner: Owner, structure: StructureOf) -> Object:
         "image": store.image or owner.images.etcd,
         "imagePullPolicy": owner.pods.image_pull_policy,
         "command": ["etcd", *arguments(owner, structure)],
-        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}],
+        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}, *_etcdctl(store)],
         "ports": [
             {"name": "client", "containerPort": names.ETCD_CLIENT_PORT, "protocol": "TCP"},
             {"name": "peer", "containerPort": names.ETCD_PEER_PORT, "protocol": "TCP"},
@@ -94,6 +96,16 @@ def _container(owner: Owner, structure: StructureOf) -> Object:
         "readinessProbe": probe("/health?exclude=NOSPACE", periodSeconds=5, timeoutSeconds=5, failureThreshold=3),
         "volumeMounts": mounts,
     }
+
+
+def _etcdctl(store: ManagedStore) -> list[Object]:
+    """So that `etcdctl ...` in this container speaks to its etcd."""
+    found = {"ETCDCTL_ENDPOINTS": f"{'https' if store.tls else 'http'}://127.0.0.1:{names.ETCD_CLIENT_PORT}"}
+    if store.tls:
+        found |= {
+            f"ETCDCTL_{name}": f"{CLIENT_TLS}/{file}" for name, file in (("CACERT", "ca.crt"), ("CERT", "tls.crt"), ("KEY", "tls.key"))
+        }
+    return [{"name": name, "value": value} for name, value in found.items()]
 
 
 def arguments(owner: Owner, structure: StructureOf) -> list[str]:

@@ -79,10 +79,11 @@ def _queue_manager(owner: Owner) -> Object:
 
 def _command_line(owner: Owner) -> list[Object]:
     """So that `qsg ...` in this container speaks to its queue manager."""
-    found = {"QSG_CONNECT": f"localhost:{names.CLIENT_PORT}"}
+    found = {"QSG_CONNECT": f"localhost:{names.CLIENT_PORT}", "QSG_CONFIG": f"{config.FOLDER}/$(POD_NAME).yaml"}
     if config.tls_secret(owner):
-        found |= {"QSG_CA": "ca.crt", "QSG_CERTIFICATE": "tls.crt", "QSG_KEY": "tls.key"}
-    return [{"name": name, "value": value if name == "QSG_CONNECT" else f"{config.TLS_MOUNT}/{value}"} for name, value in found.items()]
+        files = {"QSG_CA": "ca.crt", "QSG_CERTIFICATE": "tls.crt", "QSG_KEY": "tls.key"}
+        found |= {name: f"{config.TLS_MOUNT}/{file}" for name, file in files.items()}
+    return [{"name": name, "value": value} for name, value in found.items()]
 
 
 def _initiator(owner: Owner) -> Object:

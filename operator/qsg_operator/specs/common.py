@@ -81,6 +81,8 @@ class Pods(Spec):
     resources: Resources = Resources()
     scheduling: Scheduling = Scheduling()
     termination_grace_period_seconds: int = Field(default=60, ge=5, le=3600)
+    accept_restored: str = Field(default="", max_length=64)
+    """Your word that stores which came back from a snapshot may be used, once for each such word."""
 
 
 class Settings(Spec):

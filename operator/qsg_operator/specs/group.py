@@ -30,6 +30,8 @@ class ExternalStore(Spec):
     """ca.crt, and tls.crt with tls.key where etcd asks for a certificate; "" = no TLS."""
     auth_secret: ObjectName = ""
     """user and password; "" = none."""
+    quota_bytes: int = Field(default=0, ge=0, le=1_099_511_627_776)
+    """As etcd was given it, where it is older than 3.6 and does not tell; puts are refused before it is reached."""
 
 
 class StoreBase(Spec):

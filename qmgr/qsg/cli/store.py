@@ -60,6 +60,29 @@ def snapshot(
 
 
 @app.command()
+def save(
+    structure: Annotated[str, typer.Argument(help='"admin", or a further one.', show_default=False)],
+    target: Annotated[str, typer.Argument(help="A new file; - is standard output.", show_default=False)],
+    config: Annotated[Path, typer.Option("--config", envvar="QSG_CONFIG", exists=True, dir_okay=False, show_default=False)],
+) -> None:
+    """Saves a structure that lies in etcd, while work goes on, as a file for `etcdutl snapshot restore`."""
+    from qsg.process.config import ConfigError, load
+    from qsg.process.saving import save as save_to
+    from qsg.store.contract import StoreError
+
+    try:
+        member = load(config)
+        if structure not in member.structures:
+            raise ConfigError(f"{config}: there is no structure {structure} here")
+        size = save_to(member.structures[structure], target)
+    except ConfigError as error:
+        raise _fail(error, USAGE) from error
+    except (StoreError, OSError) as error:
+        raise _fail(error) from error
+    err.print(f"{structure}: {size} bytes saved", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def restore(
     source: Annotated[Path, typer.Argument(metavar="SNAPSHOT", show_default=False)],
     path: Annotated[Path, typer.Argument(help="The store's file; there must be none.", show_default=False)],

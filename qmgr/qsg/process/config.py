@@ -27,6 +27,8 @@ class StructureConfig(Definition):
     password: str = ""
     credentials: Path | None = None
     """Folder with the files `user` and `password`, instead of those here."""
+    quota_bytes: int = Field(default=0, ge=0)
+    """Of etcd, which does not tell it before 3.6; 0 = as it tells. Puts are refused before it is reached."""
 
 
 class TlsConfig(Definition):
@@ -65,6 +67,8 @@ class MemberConfig(Definition):
     lease_ttl_s: int = Field(default=5, ge=2, le=60)
     private_quota_bytes: int = Field(default=0, ge=0)
     tls: TlsConfig | None = None
+    accept_restored: str = ""
+    """Your word that structures which came back from a snapshot may be used, once for each such word: see `qsg store confirm`."""
     monitor: str = ""
     """host:port of the queue manager's /livez, /readyz and /metrics; "" = none."""
     initiator_monitor: str = ""

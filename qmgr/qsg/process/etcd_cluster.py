@@ -77,6 +77,7 @@ class EtcdOptions:
             f"--max-txn-ops={self.max_txn_operations}",
             "--auto-compaction-mode=periodic",
             "--auto-compaction-retention=1m",
+            "--experimental-compaction-batch-limit=100",  # of this name from 3.5 on; see docs/decisions/0025
             "--logger=zap",
             "--log-level=warn",
             "--log-outputs=stderr",

@@ -17,7 +17,7 @@ from qsg.manager.manager import Options, QueueManager
 from qsg.manager.membership import Displaced, process_of
 from qsg.process.aliases import AliasedTransport
 from qsg.process.config import ADMIN, ConfigError, MemberConfig
-from qsg.process.revisions import Revisions
+from qsg.process.revisions import Revisions, accept
 from qsg.process.security import store_of, transport_of
 from qsg.process.watched import watched
 from qsg.process.world import real_world
@@ -77,6 +77,7 @@ async def run(config: MemberConfig) -> int:
     try:
         definitions = read_definitions(config.definitions, {PRIVATE, *config.structures})
         transport = AliasedTransport(transport_of(config), config.aliases)
+        await accept(config)
         await private.open()
     except (ConfigError, StoreError) as error:
         log.error("cannot start", error=str(error))

@@ -30,6 +30,8 @@ REVISION_STEP = 1_000
 FILE = "revisions.json"
 CONFIRMED = "confirmed.json"
 ANSWER_S = 5.0
+ACCEPTED = "accepted"
+"""Holds the word of the configuration that was used last."""
 IN_USE_S = 3.0
 """A private store in use for so long is one that its member has accepted: one that refuses it ends at once, but is started again."""
 
@@ -95,6 +97,20 @@ async def confirm(config: MemberConfig) -> list[Confirmed]:
     if done:
         _write(config.data / CONFIRMED, _read(config.data / CONFIRMED) | {c.structure: c.revision for c in done})
     return done
+
+
+async def accept(config: MemberConfig) -> None:
+    """Confirms restored structures if the configuration has a word for it that was not used before. Raises `StoreError`.
+
+    The word is used up whether or not anything was restored, so that it never accepts what is restored later.
+    """
+    used = config.data / ACCEPTED
+    word = config.accept_restored
+    if not word or (used.exists() and used.read_text() == word):
+        return
+    for c in await confirm(config):
+        log.warning("a restored structure is accepted", structure=c.structure, revision=c.revision, last_seen=c.highest, word=word)
+    used.write_text(word)
 
 
 async def _confirm(config: MemberConfig, name: str, highest: int) -> int:

@@ -34,4 +34,5 @@ def store_of(config: StructureConfig) -> EtcdStore:
         key=config.key,
         user=user or None,
         password=password or None,
+        quota_bytes=config.quota_bytes,
     )

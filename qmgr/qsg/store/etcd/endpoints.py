@@ -31,6 +31,7 @@ _STREAMS: dict[str, tuple[str, type[Message]]] = {
     "watch": ("Watch/Watch", rpc_pb2.WatchResponse),
     "keep_alive": ("Lease/LeaseKeepAlive", rpc_pb2.LeaseKeepAliveResponse),
 }
+_DOWNLOADS: dict[str, tuple[str, type[Message]]] = {"snapshot": ("Maintenance/Snapshot", rpc_pb2.SnapshotResponse)}
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_retries", 0),  # also no transparent retry: a write is sent once
     ("grpc.enable_http_proxy", 0),
@@ -103,6 +104,10 @@ class Endpoint:
         self._open()
         return self._calls[name](metadata=metadata)
 
+    def download(self, name: str, request: Message, metadata: tuple[tuple[str, str], ...]) -> Any:
+        self._open()
+        return self._calls[name](request, metadata=metadata)
+
     def _open(self) -> None:
         if self._channel is not None:
             return
@@ -116,6 +121,8 @@ class Endpoint:
             self._channel = grpc.aio.secure_channel(self.address, self._security.credentials(), options=options)
         for name, (path, response) in _UNARY.items():
             self._calls[name] = self._channel.unary_unary(_SERVICE + path, _serialize, response.FromString)
+        for name, (path, response) in _DOWNLOADS.items():
+            self._calls[name] = self._channel.unary_stream(_SERVICE + path, _serialize, response.FromString)
         for name, (path, response) in _STREAMS.items():
             self._calls[name] = self._channel.stream_stream(_SERVICE + path, _serialize, response.FromString)
 

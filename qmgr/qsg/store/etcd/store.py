@@ -35,6 +35,7 @@ from qsg.store.etcd import codec, errors
 from qsg.store.etcd.endpoints import Security
 from qsg.store.etcd.leases import LeaseKeeper
 from qsg.store.etcd.pool import EndpointPool
+from qsg.store.etcd.snapshot import snapshot
 from qsg.store.etcd.watches import WatchHub
 
 _READ_TOTAL_S = 5.0
@@ -176,6 +177,10 @@ class EtcdStore:
             version=response.version,
             leader=f"{response.leader:x}" if response.leader else "",
         )
+
+    def snapshot(self) -> AsyncGenerator[bytes, None]:
+        """See `qsg.store.etcd.snapshot`."""
+        return snapshot(self._pool)
 
     async def close(self) -> None:
         self._pool.closed = True

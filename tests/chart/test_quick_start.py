@@ -1,0 +1,133 @@
+"""What README and NOTES tell people to type is what the chart, the examples and the operator make."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from chart.test_chart import EVERYTHING, examples, helm, of_kind, with_helm
+from qsg_operator import names
+from qsg_operator.children.certificates import wanted
+from qsg_operator.children.config import tls_secret
+from qsg_operator.children.structures import structures
+from support.crds import CHART, ROOT
+from support.owners import group, manager
+
+README = (ROOT / "README.md").read_text()
+QUICK_START = README.partition("## On Kubernetes")[2].partition("## What is promised")[0]
+COMMANDS = [line.strip().partition("  #")[0].rstrip() for line in QUICK_START.splitlines() if line.startswith("    ")]
+
+
+SHOWN = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: notes}
+data:
+  notes: {{ tpl (.Files.Get "notes") . | quote }}
+"""
+
+
+def notes(folder: Path, *values: str) -> str:
+    """Rendered by a template, as helm shows notes only when it has a cluster."""
+    chart = folder / "qsg"
+    shutil.copytree(CHART, chart)
+    (chart / "templates" / "NOTES.txt").rename(chart / "notes")
+    (chart / "templates" / "shown.yaml").write_text(SHOWN)
+    sets = [part for value in values for part in ("--set", value)]
+    done = helm("template", "qsg", str(chart), "--namespace", "qsg-system", "--kube-version", "1.34.0", "-s", "templates/shown.yaml", *sets)
+    assert done.returncode == 0, done.stderr
+    text: str = yaml.safe_load(done.stdout)["data"]["notes"]
+    return text
+
+
+def commands_of(text: str, namespace: str) -> list[str]:
+    """Without the namespace that is the default one anyway."""
+    found = [re.sub(r" +", " ", line.strip()) for line in text.splitlines() if line.startswith("  ")]
+    return [line.replace(f" -n {namespace}", "") for line in found]
+
+
+@with_helm
+def test_notes_and_readme_tell_the_same(tmp_path: Path) -> None:
+    told = commands_of(notes(tmp_path), "default")
+    assert told == [line for line in COMMANDS if line in told] and len(told) == 6
+
+
+@with_helm
+def test_notes_name_the_namespace_that_is_watched(tmp_path: Path) -> None:
+    told = notes(tmp_path, "watchNamespaces={shop,ops}", "test.enabled=false")
+    assert "for shop, ops" in told and "-n shop" in told and "helm test" not in told
+
+
+@with_helm
+def test_the_image_that_is_built_is_the_one_that_runs() -> None:
+    (build,) = [line.split()[3] for line in COMMANDS if line.startswith("docker build")]
+    (deployment,) = of_kind("Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == build and f"kind load docker-image {build}" in COMMANDS
+    assert container["imagePullPolicy"] == "IfNotPresent"
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None and build == f"qsg:{version[1]}"
+    assert f"image: {build}" in (ROOT / "docs" / "restore.yaml").read_text()
+
+
+def test_pods_and_queues_that_are_named_are_made() -> None:
+    made = {(one["kind"], one["metadata"]["name"]) for one in examples()}
+    assert {(names.QUEUE_SHARING_GROUP, "orders"), (names.QUEUE_MANAGER, "bank"), (names.SHARED_QUEUE, "payments")} <= made
+    pods = {group().pod(0), manager().pod(0)}
+    named = {line.split()[2] for line in COMMANDS if line.startswith("kubectl exec")}
+    assert named == pods
+    queues = {
+        one["spec"].get("queueName") or names.mq_name(one["metadata"]["name"]) for one in examples() if one["kind"] == names.SHARED_QUEUE
+    }
+    assert {line.split()[8] for line in COMMANDS if line.startswith("kubectl exec")} <= queues
+
+
+@with_helm
+def test_a_release_under_another_name_has_no_name_of_the_first() -> None:
+    done = helm(
+        "template", "second", str(CHART), "--kube-version", "1.34.0", *(p for v in (EVERYTHING, "crds.enabled=false") for p in ("--set", v))
+    )
+    named = [one["metadata"]["name"] for one in yaml.safe_load_all(done.stdout) if one]
+    assert named and all("second" in name for name in named)
+
+
+def example(kind: str, name: str) -> dict[str, Any]:
+    (found,) = [one for one in examples("examples/more") if (one["kind"], one["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def test_the_example_of_several_structures_has_a_queue_in_the_second() -> None:
+    owner = group("returns", **example(names.QUEUE_SHARING_GROUP, "returns")["spec"])
+    assert [one.name for one in structures(owner)] == ["admin", "busy"]
+    queue = example(names.SHARED_QUEUE, "parcels")["spec"]
+    assert (queue["group"], queue["structure"]) == ("returns", "busy")
+
+
+def test_the_example_of_an_external_store_brings_the_secrets_that_it_names() -> None:
+    owner = group("shipping", **example(names.QUEUE_SHARING_GROUP, "shipping")["spec"])
+    (structure,) = structures(owner)
+    assert structure.external is not None
+    assert set(example("Secret", structure.external.tls_secret)["stringData"]) == {"ca.crt", "tls.crt", "tls.key"}
+    assert set(example("Secret", structure.external.auth_secret)["stringData"]) == {"user", "password"}
+
+
+def test_the_example_of_cert_manager_has_the_names_that_members_are_reached_by() -> None:
+    owner = group("invoices", **example(names.QUEUE_SHARING_GROUP, "invoices")["spec"])
+    certificate = example("Certificate", "invoices")["spec"]
+    assert certificate["secretName"] == tls_secret(owner)
+    made_here = next(one for one in wanted(group("invoices")) if one.secret == "invoices-tls")
+    assert certificate["commonName"] == made_here.leaf.common_name
+    own = {name.replace(".shop.", ".default.") for name in made_here.leaf.names}
+    assert set(certificate["dnsNames"]) <= own and {"*.invoices-pods.default.svc", "invoices-portal.default.svc"} <= set(
+        certificate["dnsNames"]
+    )
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_is_of_a_program_that_is_named(line: str) -> None:
+    assert line.split()[0] in ("kind", "docker", "helm", "kubectl")
