@@ -12,6 +12,7 @@ import yaml
 
 from chart.test_chart import EVERYTHING, examples, helm, of_kind, with_helm
 from qsg_operator import names
+from qsg_operator.children.all import Spare, children
 from qsg_operator.children.certificates import wanted
 from qsg_operator.children.config import tls_secret
 from qsg_operator.children.structures import structures
@@ -126,6 +127,26 @@ def test_the_example_of_cert_manager_has_the_names_that_members_are_reached_by()
     assert set(certificate["dnsNames"]) <= own and {"*.invoices-pods.default.svc", "invoices-portal.default.svc"} <= set(
         certificate["dnsNames"]
     )
+
+
+def selects(policy: dict[str, Any], labels: dict[str, str]) -> bool:
+    selector = policy["spec"]["podSelector"]
+    expressions = selector.get("matchExpressions", ())
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(labels.get(e["key"]) in e["values"] for e in expressions)
+
+
+def test_the_example_of_network_policies_selects_the_pods_that_are_made_and_opens_their_ports() -> None:
+    owner = group()
+    ports: dict[str, set[int]] = {}
+    for child in children(owner, Spare()):
+        if child["kind"] == "StatefulSet":
+            labels = child["spec"]["template"]["metadata"]["labels"]
+            (policy,) = [one for one in examples("examples/more") if one["kind"] == "NetworkPolicy" and selects(one, labels)]
+            open_ports = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+            served = {port["containerPort"] for one in child["spec"]["template"]["spec"]["containers"] for port in one["ports"]}
+            assert open_ports == served
+            ports[policy["metadata"]["name"]] = open_ports
+    assert set(ports) == {"orders-store", "orders-members"}
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -205,14 +205,14 @@ async def test_a_private_store_back_from_a_snapshot(tmp_path: Path) -> None:
     await server.wait()
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(240)
 async def test_a_word_accepts_what_was_restored_once(tmp_path: Path) -> None:
     path, address = member_file(tmp_path)
     store, copy = tmp_path / "data" / "private.db", tmp_path / "copy.db"
 
     async def served() -> None:
         server = await start("serve", "--config", path)
-        async with qsg.connect(address, connect_s=20) as qmgr:
+        async with qsg.connect(address, connect_s=60) as qmgr:
             await qmgr.command("define", kind="queue", definition={"name": "A"}, replace=True)
         server.kill()
         await server.wait()

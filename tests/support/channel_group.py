@@ -194,9 +194,11 @@ class Town:
 
 
 @asynccontextmanager
-async def town(*members: str, apart: bool = False, identity: str = "", **channel: Any) -> AsyncIterator[Town]:
+async def town(
+    *members: str, apart: bool = False, identity: str = "", network: MemoryNetwork | None = None, **channel: Any
+) -> AsyncIterator[Town]:
     """Members of QSG and R. `apart`: the transmission queue lies in a structure of its own. `channel`: attributes of the sender."""
-    made = Town(("admin", "app1") if apart else ("admin",), identity=identity)
+    made = Town(("admin", "app1") if apart else ("admin",), network or MemoryNetwork(), identity=identity)
     # As a network has it: what is sent arrives later, so that virtual time passes.
     made.network.delay = lambda source, target: 0.0005
     try:
