@@ -1,4 +1,4 @@
-"""One release of the chart with its examples for all tests: a group `orders` of three, a queue manager `bank`, a channel each way."""
+"""One release of the chart with its examples for all tests, and traffic over them for each that asks for it."""
 
 from __future__ import annotations
 
@@ -9,56 +9,67 @@ from pathlib import Path
 
 import pytest
 
-from support.cluster_flow import Flow, Road
-from support.kubernetes import HOW_TO, Namespace, run
+from support.cluster_shop import CHANNELS, Figures, Release, Shop, Traffic, image
+from support.kubernetes import Namespace
 
-ROOT = Path(__file__).parents[2]
-OPERATOR = Namespace("qsg-system")
-CHANNELS = ("orders-to-bank", "orders-to-bank-at-bank", "bank-to-orders", "bank-to-orders-at-bank")
-GROUP, BANK = "orders-client:1416", "bank-qm-client:1416"
-
-
-def image() -> str:
-    if not os.environ.get("KUBECONFIG"):
-        raise AssertionError(HOW_TO)
-    return os.environ.get("QSG_IMAGE", "localhost/qsg:0.1.0")
+NAMESPACE = "qsg-e2e"
 
 
 @pytest.fixture(scope="session")
-def release() -> Iterator[Namespace]:
-    """The namespace of the examples, everything Ready; `installed_in_s` says how long that took."""
-    repository, _, tag = image().rpartition(":")
-    given = {"image.repository": repository, "image.tag": tag, "etcd.image": os.environ.get("QSG_ETCD_IMAGE", "localhost/etcd:3.5")}
-    values = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
-    began = time.monotonic()
-    run(["helm", "upgrade", "--install", "qsg", str(ROOT / "charts/qsg"), "-n", OPERATOR.name, "--create-namespace", *values])
-    shop = Namespace("qsg-e2e")
-    run(["kubectl", "create", "namespace", shop.name])
-    run(["kubectl", "label", "namespace", shop.name, "pod-security.kubernetes.io/enforce=restricted"])
-    shop.kubectl("apply", "-f", str(ROOT / "charts/qsg/examples"))
-    for channel in CHANNELS:
-        shop.wait("schan", channel, timeout_s=180)
-    print(f"from helm install to Ready: {time.monotonic() - began:.0f} s")  # noqa: T201
+def figures() -> Iterator[Figures]:
+    """What was measured, as a table at the end; in the file that QSG_FIGURES names too."""
+    found = Figures()
+    yield found
+    print(f"\n{found.table()}")  # noqa: T201
+    if os.environ.get("QSG_FIGURES"):
+        Path(os.environ["QSG_FIGURES"]).write_text(found.table() + "\n")
+
+
+@pytest.fixture(scope="session")
+def release() -> Release:
+    image()
+    return Release(Namespace("qsg-system"))
+
+
+@pytest.fixture(scope="session")
+def shop(release: Release, figures: Figures) -> Iterator[Shop]:
+    """The namespace of the examples, everything ready. QSG_KEEP: what is there is used, and left for the next run."""
+    shop = Shop(Namespace(NAMESPACE))
+    keep = bool(os.environ.get("QSG_KEEP"))
+    if not (keep and shop.namespace.exists()):
+        shop.namespace.create()
+        _install(shop, release, figures)
     yield shop
-    run(["kubectl", "delete", "namespace", shop.name, "--wait=false"])
-    run(["helm", "uninstall", "qsg", "-n", OPERATOR.name])
+    if not keep:
+        began = time.monotonic()
+        shop.namespace.remove()
+        figures.add("the examples' namespace deleted", f"{time.monotonic() - began:.0f} s", "30 s")
+        release.uninstall()
+
+
+def _install(shop: Shop, release: Release, figures: Figures) -> None:
+    began = time.monotonic()
+    release.install()
+    shop.apply_examples()
+    for channel in CHANNELS:
+        shop.namespace.wait("schan", channel, timeout_s=180)
+    traffic = Traffic(shop, figures)
+    try:
+        traffic.start()
+        took_s = time.monotonic() - began
+    finally:
+        traffic.end()
+    figures.add("helm install to Ready and the first message", f"{took_s:.0f} s", "60 s")
+    assert took_s < 180
+    shop.stopped_with_a_message()
 
 
 @pytest.fixture
-def traffic(release: Namespace) -> Iterator[tuple[Flow, Flow]]:
-    """500 messages a second of 1 KiB from the group to the bank, and some back; at the end nothing was lost, repeated or overtaken."""
-    roads = Road("flow-out", GROUP, "PAYMENTS", BANK, "PAYMENTS"), Road("flow-back", BANK, "RECEIPTS", GROUP, "RECEIPTS")
-    flows = (
-        Flow(release, image(), roads[0], "orders-client-tls"),
-        Flow(release, image(), roads[1], "orders-client-tls", rate_per_s=50),
-    )
+def traffic(shop: Shop, figures: Figures) -> Iterator[Traffic]:
+    shop.whole()
+    traffic = Traffic(shop, figures)
     try:
-        for flow in flows:
-            flow.start()
-        yield flows
-        for flow in flows:
-            result = flow.result or flow.finish()
-            wrong = {name: result[name] for name in ("lost", "duplicated", "unexpected", "out_of_order")}
-            assert result["clean"] and not any(wrong.values()), (flow.road.name, wrong, result["sent"], result["ok"])
+        traffic.start()
+        yield traffic
     finally:
-        release.kubectl("delete", "pod", "-l", "app=flow", "--ignore-not-found", "--grace-period=0", "--force")
+        traffic.end()

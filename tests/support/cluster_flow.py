@@ -18,6 +18,8 @@ RESTRICTED: Object = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 CERTIFICATES = {"QSG_CA": "ca.crt", "QSG_CERTIFICATE": "tls.crt", "QSG_KEY": "tls.key"}
+PAUSE_MS = 50
+"""Silences longer than this are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Flow:
             "name": "flow",
             "image": self.image,
             "imagePullPolicy": "IfNotPresent",
-            "command": ["qsg", "bench", "flow", "--json", "--rate", f"{self.rate_per_s:g}", *ends],
+            "command": ["qsg", "bench", "flow", "--json", "--rate", f"{self.rate_per_s:g}", "--pause-ms", str(PAUSE_MS), *ends],
             "securityContext": RESTRICTED,
         }
         spec: Object = {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container]}
@@ -64,6 +66,8 @@ class Flow:
 
     def start(self) -> None:
         self.namespace.apply(self.pod())
+
+    def started(self) -> None:
         eventually(lambda: self.arrived() > 0, what=f"{self.road.name}: the first message arrives", every_s=0.2)
 
     def last_line(self) -> dict[str, Any]:
@@ -88,11 +92,10 @@ class Flow:
         self.namespace.kubectl("exec", self.road.name, "--", "sh", "-c", "kill -TERM 1")
         eventually(lambda: "clean" in self.last_line(), 180, f"{self.road.name}: drained")
         self.result = self.last_line()
-        self.namespace.delete("pod", self.road.name, "--wait=false")
         return self.result
 
     def longest_pause_ms(self, since: float, until: float | None = None) -> float:
-        """Of the pauses that overlap a span of the wall clock, seconds; after `finish`."""
+        """Of the pauses that overlap a span of the wall clock, seconds; after `finish`. 0: none as long as `PAUSE_MS`."""
         end = time.time() if until is None else until
         found = [p["ms"] for p in self.result["pauses"] if p["until"] >= since and p["until"] - p["ms"] / 1000 <= end]
         return max(found, default=0.0)

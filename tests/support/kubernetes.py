@@ -19,13 +19,17 @@ Object = dict[str, Any]
 
 HOW_TO = (
     "end-to-end tests need a cluster of several nodes: set KUBECONFIG (with kind: `kind create cluster`, then `kind load docker-image`), "
-    "QSG_IMAGE to an image that its nodes have, and for the death of nodes QSG_CLUSTER_COMMAND"
+    "QSG_IMAGE and QSG_ETCD_IMAGE to images that its nodes have, and for the death of nodes QSG_CLUSTER_COMMAND"
 )
 WAIT_S = 120.0
 
 
 class CommandFailed(Exception):
     """What a command said on standard error."""
+
+
+class NotYet(Exception):
+    """What is not as it should be."""
 
 
 def run(command: Sequence[str], *, given: str | None = None, timeout_s: float = WAIT_S) -> str:
@@ -42,7 +46,7 @@ def eventually(condition: Callable[[], Any], timeout_s: float = WAIT_S, what: st
     while time.monotonic() < until:
         try:
             last = condition()
-        except CommandFailed as error:
+        except (CommandFailed, NotYet) as error:
             last = error
         else:
             if last:
@@ -84,6 +88,19 @@ class Namespace:
     def patch(self, kind: str, name: str, change: Object) -> None:
         self.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(change))
 
+    def exists(self) -> bool:
+        return bool(run(["kubectl", "get", "namespace", self.name, "--ignore-not-found", "-o", "name"]))
+
+    def create(self) -> Namespace:
+        """As restricted as can be; what was there under its name is gone before."""
+        run(["kubectl", "delete", "namespace", self.name, "--ignore-not-found", "--timeout=120s"], timeout_s=WAIT_S + 10)
+        run(["kubectl", "create", "namespace", self.name])
+        run(["kubectl", "label", "namespace", self.name, "pod-security.kubernetes.io/enforce=restricted"])
+        return self
+
+    def remove(self, within_s: float = WAIT_S) -> None:
+        run(["kubectl", "delete", "namespace", self.name, "--ignore-not-found", f"--timeout={within_s:g}s"], timeout_s=within_s + 10)
+
     def delete(self, kind: str, name: str, *more: str) -> None:
         self.kubectl("delete", kind, name, *more)
 
@@ -100,6 +117,11 @@ def condition(made: Mapping[str, Any], kind: str) -> Object:
 class Nodes:
     def __init__(self) -> None:
         self._command = shlex.split(os.environ.get("QSG_CLUSTER_COMMAND", ""))
+
+    @property
+    def can_die(self) -> bool:
+        """Whether somebody has said how nodes are killed."""
+        return bool(self._command)
 
     def _node(self, *arguments: str) -> str:
         if not self._command:

@@ -1,0 +1,83 @@
+"""Nodes that die, are cut off, or are drained, and the store's members, under load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.cluster_shop import Shop, Traffic
+from support.kubernetes import Nodes, eventually, run
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+NODE_MS, DEATH_MS, PLANNED_MS = 4_000, 1_000, 250
+
+
+@pytest.fixture
+def nodes() -> Nodes:
+    found = Nodes()
+    if not found.can_die:
+        pytest.skip("nobody said how a node is killed: QSG_CLUSTER_COMMAND")
+    return found
+
+
+@pytest.fixture
+def victim(shop: Shop, traffic: Traffic) -> Iterator[str]:
+    """The owner's node, which is not the bank's."""
+    node = shop.owner_away_from_bank()["node"]
+    yield node
+    run(["kubectl", "uncordon", node])
+
+
+def test_the_node_of_the_owner_is_killed(shop: Shop, victim: str, traffic: Traffic, nodes: Nodes) -> None:
+    before = shop.owner()
+    with traffic.through("node killed", NODE_MS):
+        nodes.kill(victim)
+        try:
+            traffic.moves()
+            shop.taken_over(before)
+        finally:
+            nodes.start(victim)
+
+
+def test_the_node_of_the_owner_is_cut_off_and_comes_back(shop: Shop, victim: str, traffic: Traffic, nodes: Nodes) -> None:
+    before = shop.owner()
+    with traffic.through("node cut off and healed", NODE_MS):
+        nodes.cut(victim)
+        try:
+            traffic.moves()
+            shop.taken_over(before)
+        finally:
+            nodes.heal(victim)
+        traffic.moves()
+
+
+def test_the_leader_of_the_store_is_killed(shop: Shop, traffic: Traffic) -> None:
+    leader = store_leader(shop)
+    with traffic.through("etcd's leader deleted by force", DEATH_MS):
+        shop.namespace.delete("pod", leader, "--grace-period=0", "--force")
+        traffic.moves()
+
+
+def store_leader(shop: Shop) -> str:
+    """The etcd that leads, as its metrics say."""
+    for n in range(3):
+        pod = f"orders-store-{n}"
+        path = f"/api/v1/namespaces/{shop.namespace.name}/pods/{pod}:2381/proxy/metrics"
+        if "etcd_server_is_leader 1" in run(["kubectl", "get", "--raw", path]):
+            return pod
+    raise AssertionError("no etcd leads")
+
+
+def test_the_node_of_the_owner_is_drained(shop: Shop, victim: str, traffic: Traffic) -> None:
+    before = shop.owner()
+    with traffic.through("node drained", PLANNED_MS):
+        arguments = ["--ignore-daemonsets", "--delete-emptydir-data", "--timeout=240s"]
+        run(["kubectl", "drain", victim, *arguments], timeout_s=250)
+        traffic.moves()
+        shop.taken_over(before)
+        pods = [p["metadata"]["name"] for p in shop.namespace.list("pod") if p["spec"].get("nodeName") == victim]
+        assert not pods
+        run(["kubectl", "uncordon", victim])
+        eventually(lambda: shop.namespace.get("pod", before["pod"])["status"]["phase"] == "Running", what="the member is back")
