@@ -100,7 +100,7 @@ def test_a_change_that_cannot_be_is_refused(shop: Shop, kind: str, name: str, ch
 @pytest.fixture
 def nobody(shop: Shop) -> Iterator[str]:
     """A channel to an address where nothing listens."""
-    spec = {**SENDER, "group": GROUP, "transmissionQueue": "NOBODY", "connectionNames": ["bank-qm-listener:9"]}
+    spec = {**SENDER, "group": GROUP, "transmissionQueue": "NOBODY", "connectionNames": ["bank-qm-0.bank-qm-pods:9"]}
     shop.namespace.apply(
         made("SharedQueue", "to-nobody", group=GROUP, queueName="NOBODY", type="Transmission"), made("SharedChannel", "to-nobody", **spec)
     )
@@ -115,5 +115,5 @@ def test_a_channel_to_nobody_is_not_ready_and_says_why(shop: Shop, nobody: str) 
     told = shop.namespace.kubectl("describe", "schan", nobody)
     print(told)  # noqa: T201
     assert "Retrying" in told
-    assert "bank-qm-listener:9" in told.split("Events:")[0].split("Conditions:")[1]
+    assert "bank-qm-0.bank-qm-pods:9" in told.split("Events:")[0].split("Conditions:")[1]
     assert "Retrying" in told.split("Events:")[1], "an Event tells it too"

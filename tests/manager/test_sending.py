@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -15,9 +17,9 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import Channel, Queue
 from qsg.rules.reasons import Reason
-from qsg.rules.unit import Cell, Change, NewMessage, Unit
+from qsg.rules.unit import Cell, Change, Committed, NewMessage, Unit
 from qsg.store.contract import Delete, get_prefix
-from qsg.store.memory import MemoryStore, RandomFaults
+from qsg.store.memory import Fault, Faults, MemoryStore, RandomFaults
 from support.channel_pair import STREAM, XMITQ, Rig, rig
 from support.lagging import lag
 from support.members import Member
@@ -192,6 +194,36 @@ async def test_every_cut_of_the_stream_is_survived_exactly_once() -> None:
         await two.settled()
         final.cancel()
         assert rounds > 2
+
+
+async def test_an_instance_under_the_same_lock_counts_nothing_that_the_one_before_has_deleted(two: Rig) -> None:
+    """The first ends while its delete is on the way to the store; the second binds before it has arrived there."""
+    store = two.x.stores["app1"]
+    await two.put([f"m{i}" for i in range(30)])
+    first = await two.sender()
+    settle = first._commit_settled
+    out = asyncio.Event()
+
+    async def settle_slowly(*arguments: Any) -> Committed:
+        store.faults = Slow()
+        out.set()
+        return await settle(*arguments)
+
+    first._commit_settled = settle_slowly  # type: ignore[method-assign]
+    running = two.start(first)
+    await out.wait()
+    await asyncio.sleep(0.02)
+    await cut(two, two.x, running)
+    store.faults = Faults()
+    two.start(Sender(replace(first.grant, instance=2), two.xp.link))
+    await two.put(["last"])
+    assert len(await two.until(31)) == 31
+    await two.settled()
+
+
+class Slow(Faults):
+    def request(self, kind: str) -> Fault:
+        return Fault(delay_s=0.3) if kind == "txn" else Fault()
 
 
 async def test_the_older_instance_is_fenced_at_both_ends(two: Rig) -> None:

@@ -23,6 +23,19 @@ def test_pauses_are_silences_while_something_is_on_its_way() -> None:
     assert pauses(ledger, 0.1, 1000) == [{"until": 1010.5, "ms": 480.0}]
 
 
+def test_the_longest_pauses_fit_into_one_line_of_a_log() -> None:
+    """Container runtimes cut lines at 16 KiB."""
+    ledger = Ledger(1)
+    ledger.sent(0, 1000)
+    for number in range(1, 1001):
+        at = 1e9 + number + (0.5 if number == 700 else 0.0)
+        ledger.arrived(payload(0, number, 1e9, 64), at)
+    found = pauses(ledger, 0.1, 1e9)
+    assert {"until": 2e9 + 700.5, "ms": 1500.0} in found
+    assert found == sorted(found, key=lambda pause: pause["until"])
+    assert len(json.dumps(found)) < 10_000
+
+
 @pytest.mark.processes
 @pytest.mark.timeout(120)
 async def test_flow(tmp_path: Path) -> None:

@@ -101,11 +101,17 @@ class Sender:
         """From bind to end."""
         reading = Prefetch(self._structure, self._queue, on_settled=self._settled_before, on_loaded=self._changed.set)
         opening = asyncio.ensure_future(self._link.open(open_order(self.grant)))
-        preparing = asyncio.ensure_future(reading.prepare())
+        preparing = asyncio.ensure_future(self._prepare(reading))
         try:
             return await self._bound_and_run(opening, preparing, reading)
         finally:
             await ended(preparing)
+
+    async def _prepare(self, reading: Prefetch) -> None:
+        if self.grant.instance > 1:
+            # Under the same lock the instance before may have a delete out: what it deletes must not be read, and counted, once more.
+            await self._structure.commit(Unit("after another", compares=self._ours()), slot=0)
+        await reading.prepare()
 
     async def _bound_and_run(self, opening: asyncio.Future[Session], preparing: asyncio.Future[None], reading: Prefetch) -> Outcome:
         forced = asyncio.ensure_future(self._force.wait())

@@ -18,6 +18,8 @@ from qsg.rules.world import World
 
 REPORT_S = 1.0
 LOOK_S = 0.05
+PAUSES_MAX = 100
+"""As many are told, the longest: one line of a container's log has room for 16 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,14 @@ async def run(plan: Plan, world: World, stop: asyncio.Event, tell: Callable[[dic
 
 
 def pauses(ledger: Ledger, at_least_s: float, offset_s: float) -> list[dict[str, float]]:
-    """Each silence: when it ended (seconds of the wall clock), and how long it was."""
+    """The longest silences, in order: when each ended (seconds of the wall clock), and how long it was."""
     found = []
     for i in range(1, len(ledger.arrivals)):
         gap = ledger.arrivals[i] - max(ledger.arrivals[i - 1], ledger.sent_times[i])
         if gap >= at_least_s:
             found.append({"until": round(ledger.arrivals[i] + offset_s, 3), "ms": round(1000 * gap, 1)})
-    return found
+    longest = sorted(found, key=lambda pause: -pause["ms"])[:PAUSES_MAX]
+    return sorted(longest, key=lambda pause: pause["until"])
 
 
 async def _until(stop: asyncio.Event, producers: list[asyncio.Task[None]], consumer: asyncio.Task[None]) -> None:
