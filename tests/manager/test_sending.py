@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from random import Random
-from typing import Any
 
 import pytest
 
 from qsg.manager import large
+from qsg.manager.flight import Mark
 from qsg.manager.queue_store import QueueStore
 from qsg.manager.sending import Outcome, Sender
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
+from qsg.rules.batches import Piece
 from qsg.rules.definitions import Channel, Queue
 from qsg.rules.reasons import Reason
 from qsg.rules.unit import Cell, Change, Committed, NewMessage, Unit
@@ -204,10 +205,10 @@ async def test_an_instance_under_the_same_lock_counts_nothing_that_the_one_befor
     settle = first._commit_settled
     out = asyncio.Event()
 
-    async def settle_slowly(*arguments: Any) -> Committed:
+    async def settle_slowly(pieces: list[Piece], marks: list[Mark]) -> Committed:
         store.faults = Slow()
         out.set()
-        return await settle(*arguments)
+        return await settle(pieces, marks)
 
     first._commit_settled = settle_slowly  # type: ignore[method-assign]
     running = two.start(first)
