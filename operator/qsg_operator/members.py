@@ -1,7 +1,8 @@
 """The way to the members of a group, or to a queue manager outside: the client API, as the command line uses it.
 
 Owns one connection a target, the long poll of the status table over it, and `seen`. Any member will do: the connection moves to another
-when its own is lost or drains. Not guaranteed: that `seen` is current; `seen.connected` says whether it is being kept up.
+when its own is lost or drains. Not guaranteed: that `seen` is current; `seen.connected` says whether it is being kept up, or
+was a moment ago.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ NUMBERS_S = 15.0
 AGES_MAX = 50
 """Transmission queues whose oldest message is looked at in one round."""
 RETRY_S = (0.5, 5.0)
+GRACE_S = 5.0
+"""So long another member may take to answer until anybody is told that none does: a member that ends is nothing to tell of."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Members:
         self._name, self._changed = name, changed
         self._way = Way((), "")
         self._qmgr: qsg.QueueManager | None = None
+        self._lost_at: float | None = None
+        """Since when nobody has answered."""
         self._moved = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"members of {name}")
 
@@ -98,7 +103,7 @@ class Members:
         while True:
             self._moved.clear()
             if not self._way.addresses:
-                self._lost("there is no pod yet")
+                self._lost("there is no pod yet", at_once=True)
                 await self._moved.wait()
                 continue
             began = asyncio.get_running_loop().time()
@@ -109,7 +114,8 @@ class Members:
             except Exception as error:  # whatever a member answers: the others' statuses must go on
                 log.exception("following the status table failed", target=self._name)
                 self._lost(repr(error), tried=True)
-            pause = RETRY_S[0] if asyncio.get_running_loop().time() - began > 10 else min(2 * pause, RETRY_S[1])
+            lasted = asyncio.get_running_loop().time() - began > 10
+            pause = RETRY_S[0] if lasted or self.seen.connected else min(2 * pause, RETRY_S[1])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._moved.wait()
@@ -134,7 +140,6 @@ class Members:
 
     async def _follow(self, qmgr: qsg.QueueManager) -> None:
         after, member = 0, qmgr.member
-        self.seen.told = False
         while True:
             async with asyncio.timeout(ANSWER_S):
                 answer = await qmgr.command("watch", after=after, wait_s=WATCH_S)
@@ -156,11 +161,19 @@ class Members:
         seen.members = [{k: v for k, v in line.items() if k != "silent_ms"} for line in answer["members"]]
         seen.structures = answer["structures"]
         seen.connected, seen.error, seen.told = True, "", True
+        self._lost_at = None
         self.verdict = True
         if before != (seen.connected, seen.told, seen.members, seen.structures, seen.channels):
             self._changed()
 
-    def _lost(self, error: str, *, tried: bool = False) -> None:
+    def _lost(self, error: str, *, tried: bool = False, at_once: bool = False) -> None:
+        now = asyncio.get_running_loop().time()
+        if self.seen.connected:
+            self._lost_at = now if self._lost_at is None else self._lost_at
+            if not at_once and now - self._lost_at < GRACE_S:
+                self.seen.error = error
+                return
+        self.seen.told = False
         if self.seen.connected or self.seen.error != error or tried > self.verdict:
             self.verdict = self.verdict or tried
             self.seen.connected, self.seen.error = False, error

@@ -127,7 +127,8 @@ def test_members_understand_their_configuration(case: str) -> None:
     for ordinal, pod in enumerate(owner.pod_names()):
         config = MemberConfig.model_validate(yaml.safe_load(data[f"{pod}.yaml"]))
         assert config.member == owner.member(ordinal)
-        assert config.advertise.startswith(f"{pod}.")
+        assert config.advertise == "$(POD_IP):1416"
+        assert config.tls is None or config.tls.server_name == f"{owner.base}-client.{owner.namespace}.svc"
         assert bool(config.group) == (owner.group is not None)
         assert (config.tls is None) == (owner.pods.tls.mode == "Off")
         assert config.initiator_linger_s < owner.pods.termination_grace_period_seconds

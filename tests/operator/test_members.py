@@ -1,4 +1,4 @@
-"""The way to members: the status table is followed by long poll, whole after every change of member, and a loss is said at once."""
+"""The way to members: the status table is followed by long poll, whole after every change of member, and a loss is said soon."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     made = Table()
     monkeypatch.setattr(qsg, "connect", lambda addresses, **_: FakeQmgr(made))
     monkeypatch.setattr(module, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(module, "GRACE_S", 0.1)
     return made
 
 
@@ -146,6 +147,26 @@ async def test_a_loss_is_said_and_what_follows_it_is_whole(table: Table) -> None
     table.fail(None)
     await until(lambda: members.seen.connected)
     assert {name for name, _ in members.seen.channels} == {"A"}
+    await members.close()
+
+
+async def test_a_loss_that_another_member_makes_up_for_is_not_said(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every channel would be Unknown for a moment whenever the member that was asked ends."""
+    monkeypatch.setattr(module, "GRACE_S", 60.0)
+    told: list[tuple[bool, bool]] = []
+    table.write(line("A"))
+    members = Members("shop/orders", lambda: told.append((members.seen.connected, members.seen.told)))
+    members.reach(WAY)
+    await until(lambda: members.seen.told)
+    table.fail(qsg.QsgError("gone", Reason.CONNECTION_BROKEN))
+    await until(lambda: members.seen.error)
+    with pytest.raises(NotConnected, match="gone"):
+        await members.command("ping")
+    table.member = "ORDERS.1"
+    table.write(line("A", "RETRYING"))
+    table.fail(None)
+    await until(lambda: members.seen.channels["A", ""]["status"] == "RETRYING")
+    assert all(connected and known for connected, known in told) and not members.seen.error
     await members.close()
 
 

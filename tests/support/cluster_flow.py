@@ -54,6 +54,7 @@ class Flow:
             "imagePullPolicy": "IfNotPresent",
             "command": ["qsg", "bench", "flow", "--json", "--rate", f"{self.rate_per_s:g}", "--pause-ms", str(PAUSE_MS), *ends],
             "securityContext": RESTRICTED,
+            "resources": {"requests": {"cpu": "250m"}},  # what measures must not wait for what is measured
         }
         spec: Object = {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container]}
         if self.secret:

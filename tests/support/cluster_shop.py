@@ -40,8 +40,8 @@ def image() -> str:
 
 
 def group_addresses(namespace: str, members: int = 3) -> str:
-    """Each member by its own name, so that a client that loses one asks all others at once."""
-    return ",".join(f"orders-{n}.orders-pods.{namespace}.svc:1416" for n in range(members))
+    """Each member by its own name, so that a client that loses one asks all others at once; and any, where DNS has old addresses."""
+    return ",".join([*(f"orders-{n}.orders-pods.{namespace}.svc:1416" for n in range(members)), "orders-client:1416"])
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ def tls_secret(owner: Owner) -> str:
 
 
 def member_config(owner: Owner, ordinal: int) -> Object:
-    pod = owner.pod(ordinal)
     config: Object = {
         "member": owner.member(ordinal),
         "data": DATA_MOUNT,
         "socket": f"{RUN_MOUNT}/socket",
         "address": f"{EVERYWHERE}:{names.CLIENT_PORT}",
-        "advertise": f"{pod}.{names.pods(owner.base)}.{owner.namespace}.svc:{names.CLIENT_PORT}",
+        # Not a name: that of a pod that is back leads to its old address until caches of DNS forget it.
+        "advertise": f"$(POD_IP):{names.CLIENT_PORT}",
         "local_listener": f"{EVERYWHERE}:{names.LOCAL_PORT}",
         "monitor": f"{EVERYWHERE}:{names.HEALTH_PORT}",
         "initiator_monitor": f"{EVERYWHERE}:{names.INITIATOR_HEALTH_PORT}",
@@ -55,7 +55,8 @@ def member_config(owner: Owner, ordinal: int) -> Object:
     else:
         config["private_quota_bytes"] = getattr(owner.spec, "quota_bytes", 0)
     if tls_secret(owner):
-        config["tls"] = {"ca": f"{TLS_MOUNT}/ca.crt", "certificate": f"{TLS_MOUNT}/tls.crt", "key": f"{TLS_MOUNT}/tls.key", **_names(owner)}
+        config["tls"] = {"ca": f"{TLS_MOUNT}/ca.crt", "certificate": f"{TLS_MOUNT}/tls.crt", "key": f"{TLS_MOUNT}/tls.key"}
+        config["tls"] |= {"server_name": certificates.server_name(owner), **_names(owner)}
     return config
 
 

@@ -14,6 +14,8 @@ from qsg_operator.specs.group import ManagedStore
 
 DATA = "/var/lib/etcd"
 SERVER_TLS, CLIENT_TLS = "/etc/etcd/server", "/etc/etcd/client"
+FOUND_S = 35
+"""Until then members of the group may look for a pod that is back at its old address, as caches of DNS have it."""
 SETTINGS = (
     "--snapshot-count=1000",
     "--experimental-snapshot-catchup-entries=250",
@@ -42,6 +44,7 @@ def stateful_set(owner: Owner, structure: StructureOf, trust: str = "") -> Objec
         "replicas": store.members,
         "serviceName": name,
         "podManagementPolicy": "Parallel",
+        "minReadySeconds": FOUND_S,
         "selector": {"matchLabels": selector},
         "updateStrategy": {"type": "RollingUpdate"},
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": store.storage.when_deleted, "whenScaled": "Retain"},

@@ -11,6 +11,9 @@ from qsg_operator.children import config, structures
 from qsg_operator.children.objects import Object, Owner, child, container_security, pod_security, scheduling, volume_claim
 from qsg_operator.children.services import COMPONENT
 
+SETTLED_S = 5
+"""A member that has just begun to serve is joined by its initiator and linked to its peers within this: then it can take channels over."""
+
 
 def stateful_set(owner: Owner) -> Object:
     made = child(owner, "apps/v1", "StatefulSet", owner.base, COMPONENT)
@@ -20,6 +23,7 @@ def stateful_set(owner: Owner) -> Object:
         "replicas": owner.replicas,
         "serviceName": names.pods(owner.base),
         "podManagementPolicy": "Parallel",
+        "minReadySeconds": SETTLED_S,
         "selector": {"matchLabels": selector},
         "updateStrategy": {"type": "RollingUpdate"},
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": retention, "whenScaled": "Retain"},
@@ -56,13 +60,17 @@ def _container(owner: Owner, name: str, command: str, health_port: int) -> Objec
         "image": owner.image,
         "imagePullPolicy": owner.pods.image_pull_policy,
         "command": ["qsg", command, "--config", f"{config.FOLDER}/$(POD_NAME).yaml"],
-        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}],
+        "env": [_field("POD_NAME", "metadata.name"), _field("POD_IP", "status.podIP")],
         "securityContext": container_security(),
         # A queue manager that waits for its store at the start is alive: the startup probe gives it five minutes, then it starts again.
         "startupProbe": probe("/livez", periodSeconds=1, timeoutSeconds=3, failureThreshold=300),
         "livenessProbe": probe("/livez", periodSeconds=10, timeoutSeconds=5, failureThreshold=3),
         "readinessProbe": probe("/readyz", periodSeconds=2, timeoutSeconds=3, failureThreshold=3),
     }
+
+
+def _field(name: str, path: str) -> Object:
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 
 def _queue_manager(owner: Owner) -> Object:

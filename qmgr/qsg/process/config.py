@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
@@ -35,6 +38,8 @@ class TlsConfig(Definition):
     ca: Path
     certificate: Path
     key: Path
+    server_name: str = ""
+    """A name that the certificates of all members have, for members that are reached by another; "" = the one they are reached by."""
     peers: tuple[str, ...] = ()
     """Names in certificates that members of this group have; () = any that `ca` has signed."""
     clients: tuple[str, ...] = ()
@@ -56,7 +61,8 @@ class MemberConfig(Definition):
     address: str = "127.0.0.1:1416"
     """host:port of the client API and peer links."""
     advertise: str = ""
-    """host:port that peers and clients use for `address`; "" = as bound."""
+    """host:port that peers use for `address`; "" = as bound. In a file `$(NAME)` stands for an environment variable: an address of its own
+    is found at once where the name of a member that is back leads to its old address for a while."""
     group_listener: str = "127.0.0.1:1415"
     local_listener: str = "127.0.0.1:1414"
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -95,12 +101,26 @@ class MemberConfig(Definition):
         return self
 
 
-def load(path: Path) -> MemberConfig:
+def load(path: Path, environment: Mapping[str, str] = os.environ) -> MemberConfig:
     try:
         data, _ = read_yaml(path.read_text())
+        if isinstance(data, dict) and isinstance(data.get("advertise"), str):
+            data = data | {"advertise": _filled_in(data["advertise"], environment)}
         return MemberConfig.model_validate(data)
     except (OSError, UnicodeDecodeError, NotYaml) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {wrong}") from error
+
+
+def _filled_in(address: str, environment: Mapping[str, str]) -> str:
+    """Raises `ConfigError` for a variable that is not there."""
+
+    def value(found: re.Match[str]) -> str:
+        text = environment.get(found[1], "")
+        if not text:
+            raise ConfigError(f"advertise: {address!r} needs the environment variable {found[1]}")
+        return f"[{text}]" if ":" in text else text
+
+    return re.sub(r"\$\((\w+)\)", value, address)

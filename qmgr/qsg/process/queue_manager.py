@@ -76,7 +76,7 @@ async def run(config: MemberConfig) -> int:
     private = SqliteStore(config.data / "private.db", quota_bytes=config.private_quota_bytes)
     try:
         definitions = read_definitions(config.definitions, {PRIVATE, *config.structures})
-        transport = AliasedTransport(transport_of(config), config.aliases)
+        transport = AliasedTransport(transport_of(config, to_members=True), config.aliases)
         await accept(config)
         await private.open()
     except (ConfigError, StoreError) as error:

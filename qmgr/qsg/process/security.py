@@ -10,12 +10,13 @@ from qsg.transport.grpc_ import GrpcTransport
 from qsg.transport.tls import TlsFiles
 
 
-def transport_of(config: MemberConfig) -> GrpcTransport:
-    """With mutual TLS where the configuration names certificates. Raises `ConfigError`."""
+def transport_of(config: MemberConfig, *, to_members: bool = False) -> GrpcTransport:
+    """With mutual TLS where the configuration names certificates. `to_members`: it connects to other members only. Raises `ConfigError`."""
     if config.tls is None:
         return GrpcTransport()
     try:
-        return GrpcTransport(TlsFiles(config.tls.ca, config.tls.certificate, config.tls.key))
+        files = TlsFiles(config.tls.ca, config.tls.certificate, config.tls.key)
+        return GrpcTransport(files, server_name=config.tls.server_name if to_members else "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"tls: {error}") from error
 
