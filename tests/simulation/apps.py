@@ -7,7 +7,7 @@ They use the client library as an application should: idempotent puts under a pr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -92,12 +92,14 @@ class App:
         self.land.trace(self.name, f"{what}: {error!r}")
 
 
-def produce(flow: Flow, until_s: float) -> Callable[[App], Awaitable[None]]:
+def produce(flow: Flow, moments: Sequence[float]) -> Callable[[App], Awaitable[None]]:
+    """Puts one or a few messages at each of these moments, or as soon as what was put before is done."""
+
     async def job(app: App) -> None:
         loop = app.land.loop
         app.producing.add(flow.name)
-        while loop.time() < until_s:
-            await asyncio.sleep(min(app.chance.expovariate(1 / flow.every_s), until_s - loop.time()))
+        for at in [at for at in moments if at >= loop.time()]:
+            await asyncio.sleep(max(0.0, at - loop.time()))
             count = app.chance.choice((1, 1, 1, 2, 6))
             messages = [_drawn(app, flow) for _ in range(count)]
             await (_put_in_unit if flow.kind == "unit" else _put)(app, flow, messages)

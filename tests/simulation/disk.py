@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from random import Random
 from typing import TypeVar
 
@@ -66,9 +65,11 @@ class DiskStore(MemoryStore):
     server: DiskServer
 
     def _settle(self, answer: asyncio.Future[T], action: Callable[[], T], fault: Fault) -> None:
-        if self._closed:
-            return
-        super()._settle(answer, action, replace(fault, reply_delay_s=self.server.plan_sync()))
+        if not self._closed:  # what a process had sent off dies with it
+            super()._settle(answer, action, fault)
+
+    def _answer_delay_s(self, fault: Fault) -> float:
+        return self.server.plan_sync()
 
 
 class _DiskFaults(Faults):

@@ -34,7 +34,9 @@ RETRY = {"first_ms": 100, "short_count": 1_000_000, "short_ms": 1_000}
 class Landscape:
     """`trace(where, what)` is called for what a reader wants to see."""
 
-    def __init__(self, loop: SimLoop, seed: str, structures: tuple[str, ...], trace: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, loop: SimLoop, seed: str, structures: tuple[str, ...], trace: Callable[[str, str], None], heartbeat_ms: int = 500
+    ) -> None:
         self.loop, self.seed, self.trace = loop, seed, trace
         self.chance = Random(f"{seed} network")
         self.network = MemoryNetwork(self._delay, KERNEL)
@@ -51,9 +53,9 @@ class Landscape:
         self.tracing = False
         far = structures[-1]
         for name in MEMBERS:
-            self.pods[name] = Pod(self, name, "G", group_definitions(far) if name == "X" else definitions())
+            self.pods[name] = Pod(self, name, "G", group_definitions(far, heartbeat_ms) if name == "X" else definitions())
         for name in REMOTES:
-            self.pods[name] = Pod(self, name, "", remote_definitions(name))
+            self.pods[name] = Pod(self, name, "", remote_definitions(name, heartbeat_ms))
         tables = {name: "admin" if place == "G" else f"private {place}" for name, place in SENDERS.items()}
         self.observer = Observer(self, tables)
 
@@ -84,9 +86,16 @@ class Landscape:
             server.close()
 
 
-def _sender(name: str, transmission_queue: str, *addresses: str) -> Channel:
+def _sender(name: str, transmission_queue: str, heartbeat_ms: int, *addresses: str) -> Channel:
     return Channel.model_validate(
-        {"name": name, "type": "sender", "transmission_queue": transmission_queue, "connection_names": addresses, "retry": RETRY}
+        {
+            "name": name,
+            "type": "sender",
+            "transmission_queue": transmission_queue,
+            "connection_names": addresses,
+            "retry": RETRY,
+            "heartbeat_ms": heartbeat_ms,
+        }
     )
 
 
@@ -94,7 +103,7 @@ def _remote(name: str, target: str, at: str, over: str = "") -> Queue:
     return queue(name, type="remote", remote_queue=target, remote_queue_manager=at, transmission_queue=over)
 
 
-def group_definitions(far: str) -> Definitions:
+def group_definitions(far: str, heartbeat_ms: int) -> Definitions:
     """`far`: the structure beside "admin", or "admin" again."""
     return definitions(
         xmitq("R", far),
@@ -105,14 +114,14 @@ def group_definitions(far: str) -> Definitions:
         queue(DLQ, structure="admin"),
         _remote("TO.R", "IN.R", "R"),
         _remote("TO.S", "IN.S", "S"),
-        _sender("G.R", "R", "R:1414"),
-        _sender("G.S", "S", "S:1414"),
-        receiver("R.G"),
-        receiver("S.G", structure=far),
+        _sender("G.R", "R", heartbeat_ms, "R:1414"),
+        _sender("G.S", "S", heartbeat_ms, "S:1414"),
+        receiver("R.G", heartbeat_ms=heartbeat_ms),
+        receiver("S.G", structure=far, heartbeat_ms=heartbeat_ms),
     )
 
 
-def remote_definitions(name: str) -> Definitions:
+def remote_definitions(name: str, heartbeat_ms: int) -> Definitions:
     other = "S" if name == "R" else "R"
     return definitions(
         xmitq("G"),
@@ -121,6 +130,6 @@ def remote_definitions(name: str) -> Definitions:
         _remote("TO.G", "IN.G", "G"),
         _remote("TO.BRIDGE", "BRIDGE", "G"),
         _remote(f"TO.{other}", f"IN.{other}", other, "G"),
-        _sender(f"{name}.G", "G", *(f"{member}:1415" for member in MEMBERS)),
-        receiver(f"G.{name}"),
+        _sender(f"{name}.G", "G", heartbeat_ms, *(f"{member}:1415" for member in MEMBERS)),
+        receiver(f"G.{name}", heartbeat_ms=heartbeat_ms),
     )

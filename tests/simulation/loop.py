@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from contextvars import copy_context
+from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
@@ -84,22 +85,22 @@ class Process:
             self._loop.unready(self)
 
 
-class Handle:
-    __slots__ = ("_cancelled", "_when", "args", "callback", "context", "process")
+class Handle(list[Any]):
+    """[callback, arguments, context, process, cancelled, when]: a list, since several hundred thousand are made in a second."""
 
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context, process: Process) -> None:
-        self.callback, self.args, self.context, self.process = callback, args, context, process
-        self._cancelled = False
-        self._when = 0.0
+    __slots__ = ()
 
     def cancel(self) -> None:
-        self._cancelled = True
+        self[CANCELLED] = True
 
     def cancelled(self) -> bool:
-        return self._cancelled
+        return bool(self[CANCELLED])
 
     def when(self) -> float:
-        return self._when
+        return float(self[WHEN])
+
+
+PROCESS_OF, CANCELLED, WHEN = 3, 4, 5
 
 
 class SimTask(asyncio.Task[Any]):
@@ -126,7 +127,8 @@ class SimLoop(asyncio.BaseEventLoop):
         """Exceptions that nobody handled, of processes that were alive."""
         self._now = 0.0
         self._timers: list[tuple[float, int, Handle]] = []
-        self._timer_numbers = itertools.count()
+        self._timer_number = 0
+        self._chance = self.random.random
         self._task_numbers = itertools.count()
         self._current = self.kernel
         self.set_exception_handler(_note)
@@ -138,9 +140,9 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
         if context is None:
-            context = contextvars.copy_context()
+            context = copy_context()
         process = context.get(PROCESS) or self.kernel
-        handle = Handle(callback, args, context, process)
+        handle = Handle((callback, args, context, process, False, 0.0))
         ready = process.ready
         if not ready:
             if process.gone:
@@ -157,13 +159,13 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
         if context is None:
-            context = contextvars.copy_context()
+            context = copy_context()
         process = context.get(PROCESS) or self.kernel
-        handle = Handle(callback, args, context, process)
-        handle._when = when
+        handle = Handle((callback, args, context, process, False, when))
         if process is not self.kernel:
-            when += self.random.random() * TIMER_JITTER_S
-        heapq.heappush(self._timers, (when, next(self._timer_numbers), handle))
+            when += self._chance() * TIMER_JITTER_S
+        self._timer_number += 1
+        heappush(self._timers, (when, self._timer_number, handle))
         return handle
 
     def create_task(self, coro: Any, *, name: str | None = None, context: contextvars.Context | None = None, **rest: Any) -> Any:  # type: ignore[override]
@@ -177,35 +179,41 @@ class SimLoop(asyncio.BaseEventLoop):
             self.runnable.remove(process)
 
     def _run_once(self) -> None:
-        runnable, random = self.runnable, self.random.random
-        until = self.steps + STEPS_AT_ONE_INSTANT_MAX
+        runnable, random, steps = self.runnable, self._chance, self.steps
+        until = steps + STEPS_AT_ONE_INSTANT_MAX
         while not self._stopping:  # type: ignore[attr-defined]
-            if not runnable:
+            count = len(runnable)
+            if count == 1:
+                process = runnable[0]
+            elif count:
+                process = runnable[int(random() * count)]
+            else:
                 self._advance()
-                until = self.steps + STEPS_AT_ONE_INSTANT_MAX
+                until = steps + STEPS_AT_ONE_INSTANT_MAX
                 continue
-            process = runnable[int(random() * len(runnable))] if len(runnable) > 1 else runnable[0]
-            handle = process.ready.popleft()
-            if not process.ready:
+            ready = process.ready
+            callback, args, context, _, cancelled, _ = ready.popleft()
+            if not ready:
                 runnable.remove(process)
-            if handle._cancelled:
+            if cancelled:
                 continue
-            self.steps += 1
+            self.steps = steps = steps + 1
             try:
-                handle.context.run(handle.callback, *handle.args)
+                context.run(callback, *args)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
-                self.call_exception_handler({"message": f"exception in {handle.callback}", "exception": error, "process": process})
-            if self.steps > until:
-                raise RuntimeError(f"time stands still at {self._now}: {handle.callback} of {process.name} runs again and again")
+                self.call_exception_handler({"message": f"exception in {callback}", "exception": error, "process": process})
+            if steps > until:
+                raise RuntimeError(f"time stands still at {self._now}: {callback} of {process.name} runs again and again")
 
     def _advance(self) -> None:
         """Moves time to the next timer."""
-        while self._timers:
-            when, _, handle = heapq.heappop(self._timers)
-            process = handle.process
-            if handle._cancelled or process.gone:
+        timers = self._timers
+        while timers:
+            when, _, handle = heappop(timers)
+            process = handle[PROCESS_OF]
+            if handle[CANCELLED] or process.gone:
                 continue
             if when > self._now:
                 self._now = when

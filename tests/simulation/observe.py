@@ -36,6 +36,9 @@ class Observer:
         self.histories[name] = StoreHistory()
 
         def committed(events: Sequence[Event]) -> None:
+            if events[0].kv.mod_revision == events[-1].kv.mod_revision:
+                self._saw(name, events)
+                return
             for _, group in groupby(events, key=lambda e: e.kv.mod_revision):
                 self._saw(name, list(group))
 
@@ -56,7 +59,7 @@ class Observer:
         fences = [r.fence for name in self.land.structures for r in self.histories[name].receivers.values() if r.fence.channel == channel]
         return fences[-1].member if fences else ""
 
-    def _saw(self, store: str, events: list[Event]) -> None:
+    def _saw(self, store: str, events: Sequence[Event]) -> None:
         history = self.histories[store]
         for wrong in history.saw(events):
             self.land.violation(f"{store}: {wrong}")
@@ -80,7 +83,7 @@ class Observer:
         if store is not None and self.histories[store].table.state(channel) == pb.STOPPED:
             self.land.violation(f"{channel} is STOPPED, and {what}")
 
-    def _show(self, store: str, events: list[Event]) -> None:
+    def _show(self, store: str, events: Sequence[Event]) -> None:
         for event in events:
             kv = event.kv
             if kv.key.startswith((keys.STATUS_OUT, keys.STATUS_IN)):

@@ -20,6 +20,7 @@ REMOTES = ("R", "S")
 HOSTS = (*MEMBERS, *REMOTES)
 CHANNELS = ("G.R", "G.S", "R.G", "S.G")
 
+CALM_SHARE = 0.8
 STEPS_MS = (-3_600_000, -5_000, 2_000, 60_000, 86_400_000)
 
 FLOWS = (
@@ -67,6 +68,8 @@ class Plan:
     """What happens when everything has drained, and must not matter."""
     poacher: bool
     """An application gets from a transmission queue whenever it may."""
+    calm: bool
+    """Idle parts beat and look at longer intervals (`simulation.tempo`), and less is put."""
 
 
 def draw(seed: int) -> Plan:
@@ -80,7 +83,24 @@ def draw(seed: int) -> Plan:
     times += _times(chance, max(0, 10 - len(times)))
     events = [_event(chance, chance.choice(chosen), structures, at) for at in times]
     ordered = tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e))))
-    return Plan(seed, structures, tuple(flows), ordered, _quiet(chance), chance.random() < 0.25)
+    quiet, poacher, calm = _quiet(chance), chance.random() < 0.25, chance.random() < CALM_SHARE
+    return Plan(seed, structures, tuple(flows), ordered, quiet, poacher, calm)
+
+
+def moments(plan: Plan, flow: Flow) -> list[float]:
+    """When an application puts messages. In a calm seed half as often, and mostly when something breaks, is broken or has just been mended:
+    what goes on then is what tells."""
+    chance = Random(f"load {plan.seed} {flow.name}")
+    found = []
+    at = FIRST_S - 1
+    while (at := at + chance.expovariate(1 / flow.every_s)) < LOAD_S:
+        if not plan.calm:
+            found.append(at)
+        elif chance.random() < 0.5:
+            event = chance.choice(plan.events)
+            near = event.at + chance.uniform(-0.2, event.for_s + 1.0)
+            found.append(min(near, LOAD_S) if chance.random() < 0.7 else at)
+    return sorted(found)
 
 
 def _quiet(chance: Random) -> tuple[Event, ...]:

@@ -16,8 +16,9 @@ from simulation.apps import App, bridge, consume, dead_letters, poach, produce
 from simulation.faults import Faults
 from simulation.landscape import SENDERS, Landscape
 from simulation.loop import Process, SimLoop
-from simulation.plan import END_S, LOAD_S, Event, Plan
+from simulation.plan import END_S, LOAD_S, Event, Plan, moments
 from simulation.tally import Counts
+from simulation.tempo import HEARTBEAT_MS, tempo
 from support.calls import Calls
 from support.whole import DLQ
 
@@ -52,7 +53,7 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
         if trace is not None:
             trace(loop.time(), where, what)
 
-    land = Landscape(loop, str(plan.seed), plan.structures, tell)
+    land = Landscape(loop, str(plan.seed), plan.structures, tell, HEARTBEAT_MS[plan.calm])
     asyncio.set_event_loop(loop)
     land.tracing = trace is not None
     result = Result(plan)
@@ -60,7 +61,7 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
     try:
         story = Story(land, plan, plan.events if events is None else events)
         try:
-            with calls.recording():
+            with tempo(calm=plan.calm), calls.recording():
                 loop.run_until_complete(story.run())
         except RuntimeError as error:
             land.violation(f"the simulation cannot go on: {error}")
@@ -127,7 +128,7 @@ class Story:
             if not flow.ordered:
                 self.land.tally.unordered.add(flow.name)
         for place in ("G", "R", "S"):
-            jobs = [produce(f, LOAD_S) for f in flows if f.source == place]
+            jobs = [produce(f, moments(self.plan, f)) for f in flows if f.source == place]
             self.land.apps.append(App(self.land, f"app-{place}", place, [*jobs, consume(f"IN.{place}"), dead_letters(DLQ)], producer=True))
         if any(f.queue in ("WORK", "TO.BRIDGE") for f in flows):
             self.land.apps.append(App(self.land, "app-2", "G", [consume("WORK"), bridge("BRIDGE", "TO.S")], producer=False))

@@ -161,6 +161,10 @@ class Receiver:
         return pb.Progress.FromString(record).messages > self.record.messages
 
 
+CHECKED = (keys.STATUS_OUT, keys.STATUS_IN, keys.FENCES, keys.PROGRESS, keys.RECEIVER_FENCES, keys.RECEIVER_PROGRESS)
+"""Beside locks: prefixes of the keys that the checkers look at."""
+
+
 class StoreHistory:
     """Everything that one store shows, commit by commit. `moved` has what a channel moved in the last commit."""
 
@@ -178,25 +182,28 @@ class StoreHistory:
     def saw(self, events: Iterable[Event]) -> Violations:
         """One revision."""
         changes: dict[bytes, bytes | None] = {}
-        writer, before = "", frozenset(self.live)
+        guard, before = b"", frozenset(self.live)
         for event in events:
             kv = event.kv
-            changes[kv.key] = None if event.deleted else kv.value
-            if kv.key.startswith(keys.MEMBERS):
-                member = keys.unname(kv.key[len(keys.MEMBERS) :])
+            key = kv.key
+            if key.startswith(CHECKED) or (key.endswith(b"/l") and key.startswith(keys.QUEUES)):
+                changes[key] = None if event.deleted else kv.value
+            elif key.startswith(keys.GUARDS):
+                guard = key
+            elif key.startswith(keys.MEMBERS):
+                member = keys.unname(key[len(keys.MEMBERS) :])
                 if event.deleted:
                     self.live.pop(member, None)
                 else:
                     self.live[member] = kv.create_revision
-            elif kv.key.startswith(keys.GUARDS):
-                writer = keys.unname(kv.key[len(keys.GUARDS) :].partition(b"/")[0])
-        wrong = self._check(changes, writer)
+        writer = keys.unname(guard[len(keys.GUARDS) :].partition(b"/")[0])
+        self.moved, self.confirmed = [], []
+        wrong = self._check(changes, writer) if changes else []
         if writer and writer not in self.live and writer not in before:
             wrong.append(f"{writer} has written, and is not a member")
         return wrong
 
     def _check(self, changes: dict[bytes, bytes | None], writer: str) -> Violations:
-        self.moved, self.confirmed = [], []
         wrong: Violations = []
         queues: dict[str, None] = {}
         streams: dict[bytes, None] = {}

@@ -19,6 +19,7 @@ from qsg.pb import initiator_pb2
 from qsg.rules.reasons import Reason
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream, TransportError
+from qsg.transport.hearing import Hearing
 from qsg.transport.mux import MuxSession, SessionOver
 
 log = structlog.get_logger()
@@ -110,10 +111,11 @@ class Relay:
 
     async def _in(self) -> None:
         """Partner to queue manager."""
+        hearing = Hearing(self.stream, self.silence_s)
         while True:
+            hearing.silence_s = self.silence_s
             try:
-                async with asyncio.timeout(self.silence_s):
-                    frame = await self.stream.receive()
+                frame = await hearing.receive()
                 kind = check(frame, self._allowed, self._large_max)
             except TimeoutError:
                 self._end(Reason.PARTNER_SILENT, f"{self.stream.peer} said nothing for {self.silence_s:g} s")

@@ -22,6 +22,7 @@ from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.store.contract import StoreError
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream
+from qsg.transport.hearing import Hearing
 
 if TYPE_CHECKING:
     from qsg.manager.clients import ClientService
@@ -203,10 +204,10 @@ class Connection:
             return
 
     async def _read(self) -> None:
-        frame = b""
+        hearing = Hearing(self._stream, self._limits.silence_s)
         while True:
-            async with asyncio.timeout(self._limits.silence_s + grace_s(frame)):
-                frame = await self._stream.receive()
+            frame = await hearing.receive()
+            hearing.silence_s = self._limits.silence_s + grace_s(frame)
             try:
                 await self._accept(frame)
             except (ProtocolViolation, DecodeError) as problem:

@@ -23,6 +23,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.world import World
 from qsg.transport.codec import ProtocolError, decode, encode, parse
 from qsg.transport.contract import Refused, Stream, Transport, TransportError
+from qsg.transport.hearing import Hearing
 
 log = structlog.get_logger()
 
@@ -226,10 +227,9 @@ class PeerLinks:
                 raise ProtocolError(f"{hello.member} answers at the address of {link.member}")
             link.reached, link.refused, link.stream, link.heard_at = hello.incarnation, False, stream, loop.time()
             log.info("linked", member=link.member, incarnation=hello.incarnation)
+            hearing = Hearing(stream, SILENT_S)
             while True:
-                async with asyncio.timeout(SILENT_S):
-                    frame = await stream.receive()
-                self._heard(link, frame)
+                self._heard(link, await hearing.receive())
         except (TransportError, TimeoutError) as error:
             log.info("link ended", member=link.member, error=repr(error))
         finally:
@@ -361,6 +361,8 @@ class PeerLinks:
     def _judge(self) -> bool:
         """Carries out new verdicts; whether there was one."""
         now = asyncio.get_running_loop().time()
+        if not any(link.refused or 1000 * (now - link.heard_at) >= verdict.SILENCE_MS for link in self._links.values()):
+            return False  # as nearly always
         links = {
             n: verdict.Link(link.reached, 1000 * (now - link.heard_at), link.refused and not _leaving(link, now))
             for n, link in self._links.items()

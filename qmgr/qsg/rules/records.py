@@ -28,6 +28,8 @@ COUNTERS: dict[str, tuple[str, ...]] = {
     "Lock": ("epoch",),
     "ChannelStatus": ("epoch", "instance", "messages", "bytes", "batches", "takeovers"),
 }
+_COUNTERS_OF: dict[type[Message], tuple[str, ...]] = {}
+"""The same by class, as far as looked up."""
 STATES = frozenset(pb.ChannelState.values())
 
 
@@ -46,7 +48,10 @@ def read_record(kind: type[M], value: bytes, key: bytes = b"") -> M:
         record.ParseFromString(value)
     except DecodeError as e:
         raise Damaged(f"{len(value)} bytes are not a {kind.DESCRIPTOR.name}", key) from e
-    for name in COUNTERS.get(kind.DESCRIPTOR.name, ()):
+    counters = _COUNTERS_OF.get(kind)
+    if counters is None:
+        counters = _COUNTERS_OF[kind] = COUNTERS.get(kind.DESCRIPTOR.name, ())
+    for name in counters:
         if getattr(record, name) > COUNT_MAX:
             raise Damaged(f"{name} of a {kind.DESCRIPTOR.name} is {getattr(record, name)}", key)
     if isinstance(record, pb.ChannelStatus) and not {record.state, record.stop_to} <= STATES:

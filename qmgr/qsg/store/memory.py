@@ -41,7 +41,7 @@ READ_BUDGET_S = 5.0
 _RETRY_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fault:
     """What happens to one request. All zero: nothing."""
 
@@ -89,8 +89,8 @@ class RandomFaults(Faults):
     late_s: float = 2.0
 
     def request(self, kind: str) -> Fault:
-        delay, reply = self.random.uniform(0, self.delay_s), self.random.uniform(0, self.delay_s)
-        drawn = self.random.random()
+        random = self.random.random
+        delay, reply, drawn = random() * self.delay_s, random() * self.delay_s, random()
         if drawn < self.refused:
             return Fault(refused=True)
         drawn -= self.refused
@@ -105,7 +105,7 @@ class RandomFaults(Faults):
         return Fault(delay, reply)
 
     def watch_delay_s(self) -> float:
-        return self.random.uniform(0, self.delay_s)
+        return self.random.random() * self.delay_s
 
 
 @dataclass(slots=True)
@@ -136,6 +136,8 @@ class MemoryServer:
         self.limits = limits or Limits()
         self.state = Mvcc(quota=quota)
         self._leases: dict[int, _Lease] = {}
+        self._earliest = float("inf")
+        """No lease is overdue before."""
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: dict[tuple[bytes, bytes], dict[_Watcher, None]] = {}
         """By range, so that a commit wakes only those that it concerns."""
@@ -223,18 +225,21 @@ class MemoryServer:
         """Ends overdue leases, each in a revision of its own; returns the revision reached."""
         before = self.state.revision
         now = asyncio.get_running_loop().time()
+        if now < self._earliest:
+            return before
         overdue = sorted((entry.deadline, lease) for lease, entry in self._leases.items() if entry.deadline <= now)
         for _, lease in overdue:
             del self._leases[lease]
             self.state.revoke(lease)
+        self._earliest = min((entry.deadline for entry in self._leases.values()), default=float("inf"))
         self._changed(before)
         return self.state.revision
 
     def _arm(self) -> None:
         self.close()
+        self._earliest = min((entry.deadline for entry in self._leases.values()), default=float("inf"))
         if self._leases:
-            deadline = min(entry.deadline for entry in self._leases.values())
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick, context=self.context)
+            self._timer = asyncio.get_running_loop().call_at(self._earliest, self._tick, context=self.context)
 
     def _tick(self) -> None:
         self._expire()
@@ -249,9 +254,11 @@ class MemoryServer:
                 self.on_commit(events)
             changed = [event.kv.key for event in events]
             for (start, end), watchers in self._watchers.items():
-                if any(in_range(key, start, end) for key in changed):
-                    for watcher in watchers:
-                        watcher.wake.set()
+                for key in changed:
+                    if in_range(key, start, end):
+                        for watcher in watchers:
+                            watcher.wake.set()
+                        break
 
     def add_watcher(self, watcher: _Watcher) -> None:
         self._watchers.setdefault(watcher.range, {})[watcher] = None
@@ -366,6 +373,7 @@ class MemoryStore:
 
     def _settle(self, answer: asyncio.Future[T], action: Callable[[], T], fault: Fault) -> None:
         """Evaluates a request that has arrived, and sends its answer off."""
+        delay_s = self._answer_delay_s(fault)
         try:
             result = action()
             if fault.full:
@@ -376,7 +384,10 @@ class MemoryStore:
         else:
             reply = lambda: None if answer.done() else answer.set_result(result)  # noqa: E731
         if not fault.reply_lost and not fault.late_s:
-            _later(fault.reply_delay_s, lambda: self._pass(reply), self.server.context)
+            _later(delay_s, lambda: self._pass(reply), self.server.context)
+
+    def _answer_delay_s(self, fault: Fault) -> float:
+        return fault.reply_delay_s
 
     # The contract
 
@@ -384,7 +395,6 @@ class MemoryStore:
         self, compares: Sequence[Compare], ops: Sequence[Op], else_ops: Sequence[Op] = (), *, timeout_s: float | None = None
     ) -> TxnResult:
         asked = tuple(compares), tuple(ops), tuple(else_ops)
-        check_limits(self.limits, *asked)
         return await self._request("txn", lambda: self.server.txn(*asked), TXN_TIMEOUT_S if timeout_s is None else timeout_s)
 
     async def get(self, get: Get) -> GetResult:

@@ -55,14 +55,16 @@ def size_of(compares: Sequence[Compare], ops: Sequence[Op]) -> int:
 
 def holds(compare: Compare, kv: KeyValue) -> bool:
     """Does one key (a missing one: zeros) satisfy the compare?"""
-    actuals: dict[Target, int | bytes] = {
-        Target.CREATE: kv.create_revision,
-        Target.MOD: kv.mod_revision,
-        Target.VERSION: kv.version,
-        Target.VALUE: kv.value,
-        Target.LEASE: kv.lease,
-    }
-    actual = actuals[compare.target]
+    target = compare.target
+    actual: int | bytes
+    if target is Target.MOD:
+        actual = kv.mod_revision
+    elif target is Target.CREATE:
+        actual = kv.create_revision
+    elif target is Target.VALUE:
+        actual = kv.value
+    else:
+        actual = kv.version if target is Target.VERSION else kv.lease
     operand = compare.operand
     if isinstance(actual, bytes) != isinstance(operand, bytes):
         raise StoreError(f"operand of a compare of {compare.target.value} has the wrong type")
@@ -96,7 +98,9 @@ def check_branch(ops: Sequence[Op]) -> None:
                 raise StoreError(f"duplicate key given in txn request: {op.key!r}")
             puts.add(op.key)
     for op in ops:
-        if isinstance(op, Delete) and any(in_range(key, op.key, op.end) for key in puts):
+        if not isinstance(op, Delete):
+            continue
+        if any(in_range(key, op.key, op.end) for key in puts) if op.end else op.key in puts:
             raise StoreError(f"a key is put and deleted in one txn request: {op.key!r}")
 
 
@@ -184,6 +188,8 @@ class Mvcc:
         if from_revision < self.compacted:
             raise Compacted(self.compacted)
         first = bisect.bisect_left(self._log_revisions, from_revision)
+        if not key and end == b"\0":
+            return [e for events in self._log[first:] for e in events]
         return [e for events in self._log[first:] for e in events if in_range(e.kv.key, key, end)]
 
     # Writing
@@ -207,10 +213,16 @@ class Mvcc:
             else:
                 events += [self._delete(kv, revision) for kv in self._range(op.key, op.end, 0)]
         self._commit(events, revision)
-        answered = tuple(None if r is None else GetResult(r.kvs, r.count, r.more, self.revision) for r in results)
-        return TxnResult(succeeded, self.revision, answered)
+        if events and any(results):  # reads tell the revision that came of it
+            results = [None if r is None else GetResult(r.kvs, r.count, r.more, self.revision) for r in results]
+        return TxnResult(succeeded, self.revision, tuple(results))
 
     def _compare(self, compare: Compare) -> bool:
+        if not compare.end:
+            kv = self._live.get(compare.key)
+            if kv is not None:
+                return holds(compare, kv)
+            return compare.target is not Target.VALUE and holds(compare, _NOTHING)
         kvs = self._range(compare.key, compare.end, 0)
         if not kvs:
             return compare.target is not Target.VALUE and holds(compare, _NOTHING)

@@ -21,8 +21,9 @@ class FrameQueue:
         """Why no more frames come, once that is so."""
         self._high = high_bytes
         self._frames: deque[bytes] = deque()
-        self._filled = asyncio.Event()
-        self._taken = asyncio.Event()
+        self._getting: list[asyncio.Future[None]] = []
+        """Who waits for a frame, and below for room. Futures and no events: every frame of every stream passes here."""
+        self._putting: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -36,41 +37,60 @@ class FrameQueue:
             raise Closed(self.ended)
         self._frames.append(frame)
         self.bytes += len(frame)
-        self._filled.set()
+        if self._getting:
+            _wake(self._getting)
 
     async def put(self, frame: bytes) -> None:
         """Waits for room first. Raises `Closed`."""
         while self.full and self.ended is None:
-            self._taken.clear()
-            await self._taken.wait()
+            await _turn(self._putting)
         self.put_nowait(frame)
 
     async def get(self) -> bytes:
         while not self._frames:
             if self.ended is not None:
                 raise Closed(self.ended)
-            self._filled.clear()
-            await self._filled.wait()
+            await _turn(self._getting)
         frame = self._frames.popleft()
         self.bytes -= len(frame)
-        self._taken.set()
+        if self._putting:
+            _wake(self._putting)
         return frame
 
     def end(self, detail: str) -> None:
         """No more frames; those inside can still be got."""
         if self.ended is None:
             self.ended = detail
-        self._filled.set()
-        self._taken.set()
+        _wake(self._getting)
+        _wake(self._putting)
 
     def drop(self) -> None:
         """Forgets what is inside."""
         self._frames.clear()
         self.bytes = 0
-        self._taken.set()
+        _wake(self._putting)
 
     async def drained(self) -> None:
         """Returns once everything was taken out."""
         while self._frames:
-            self._taken.clear()
-            await self._taken.wait()
+            await _turn(self._putting)
+
+
+async def _turn(line: list[asyncio.Future[None]]) -> None:
+    """Waits in a line until it is woken."""
+    place = asyncio.get_running_loop().create_future()
+    line.append(place)
+    try:
+        await place
+    except asyncio.CancelledError:
+        if place in line:
+            line.remove(place)
+        raise
+
+
+def _wake(line: list[asyncio.Future[None]]) -> None:
+    """Everybody in it looks again."""
+    for place in line:
+        if not place.done():
+            place.set_result(None)
+    line.clear()

@@ -19,6 +19,7 @@ from qsg.pb import initiator_pb2 as pb
 from qsg.rules.reasons import Reason
 from qsg.transport.contract import Closed, Stream, TransportError
 from qsg.transport.frames import FrameQueue
+from qsg.transport.hearing import Hearing
 
 BEAT_S = 0.3
 SILENCE_S = 1.5
@@ -181,11 +182,11 @@ class Mux:
             session.ended(lost)
 
     async def _read(self) -> None:
+        hearing = Hearing(self.stream, SILENCE_S)
         while True:
             before = self._received()
             try:
-                async with asyncio.timeout(SILENCE_S):
-                    frame = await self.stream.receive()
+                frame = await hearing.receive()
             except TimeoutError:
                 if self._received() != before:
                     continue  # a large frame is on its way
