@@ -12,9 +12,11 @@ import yaml
 
 from chart.test_chart import EVERYTHING, examples, helm, of_kind, with_helm
 from qsg_operator import names
+from qsg_operator.children import config
 from qsg_operator.children.all import Spare, children
 from qsg_operator.children.certificates import wanted
 from qsg_operator.children.config import tls_secret
+from qsg_operator.children.objects import container_security, pod_security
 from qsg_operator.children.structures import structures
 from support.crds import CHART, ROOT
 from support.owners import group, manager
@@ -127,6 +129,27 @@ def test_the_example_of_cert_manager_has_the_names_that_members_are_reached_by()
     assert set(certificate["dnsNames"]) <= own and {"*.invoices-pods.default.svc", "invoices-portal.default.svc"} <= set(
         certificate["dnsNames"]
     )
+
+
+def test_the_example_of_snapshots_has_what_the_members_configuration_names() -> None:
+    owner = group()
+    pod = example("CronJob", "orders-snapshots")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounted = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    (member,) = [one for one in children(owner, Spare()) if one["metadata"]["name"] == owner.base and one["kind"] == "StatefulSet"]
+    of_member = {one["name"]: one for one in member["spec"]["template"]["spec"]["volumes"]}
+    for volume in pod["volumes"]:
+        if volume["name"] != "backup":
+            (source,) = set(volume) - {"name"}
+            assert volume[source].items() <= of_member[volume["name"]][source].items(), volume
+    (queue_manager, _) = member["spec"]["template"]["spec"]["containers"]
+    in_member = {one["name"]: one["mountPath"] for one in queue_manager["volumeMounts"]}
+    assert {name: path for name, path in mounted.items() if name != "backup"} == {
+        name: in_member[name] for name in mounted if name != "backup"
+    }
+    environment = {one["name"]: one for one in container["env"]}
+    assert environment["QSG_CONFIG"]["value"] == f"{config.FOLDER}/{owner.pod(0)}.yaml"
+    assert pod["securityContext"].items() <= pod_security().items() and container["securityContext"] == container_security()
 
 
 def selects(policy: dict[str, Any], labels: dict[str, str]) -> bool:

@@ -201,6 +201,7 @@ def test_a_store_that_fills_up_refuses_puts_drains_and_takes_them_again() -> Non
                 await asyncio.sleep(0.3)
         assert refused.value.reason is Reason.STORAGE_NOT_AVAILABLE
         assert put > 15 and server.status().bytes_in_use < 400_000
+        assert structure.filled is not None and structure.filled.bytes_in_use > 0.5 * structure.filled.bytes_quota, "as the metrics tell"
         for prefix in (keys.headers("Q"), keys.bodies("Q")):
             for kv in server.get(get_prefix(prefix, keys_only=True)).kvs:
                 await structure.commit(Unit(ops=[Delete(kv.key)], taken=[Taken("Q", 1, 10_000)]))

@@ -212,3 +212,12 @@ def test_the_restore_in_the_documentation_fits_the_etcd_that_is_made() -> None:
         assert one["volumeMounts"] == [{"name": "data", "mountPath": etcd.DATA}]
     claim = made["spec"]["volumeClaimTemplates"][0]["metadata"]["name"]
     assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == f"{claim}-orders-store-1"
+
+
+def test_members_know_the_quota_of_their_stores() -> None:
+    """etcd 3.5 does not tell it: without it nothing would be refused until etcd raises its alarm."""
+    external = {"external": {"endpoints": ["e:2379"], "quotaBytes": 5 << 30}}
+    owner = group(store={"managed": {"quotaBytes": 2 << 30}, "structures": [{"name": "far", **external}]})
+    found = MemberConfig.model_validate(member_config(owner, 0)).structures
+    assert {name: one.quota_bytes for name, one in found.items()} == {"admin": 2 << 30, "far": 5 << 30}
+    assert MemberConfig.model_validate(member_config(group(store=EXTERNAL), 0)).structures["admin"].quota_bytes == 0

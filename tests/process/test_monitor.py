@@ -8,16 +8,22 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from qsg.manager.committer import Counters
 from qsg.process import monitor as module
 from qsg.process.children import free_ports
 from qsg.process.local import OUT_CHANNEL
+from qsg.process.metrics import _own as own_metrics
 from qsg.process.monitor import Monitor
+from qsg.store.contract import StoreStatus
 from support.group import connected, eventually, flowing, running, status
 
 
@@ -85,6 +91,19 @@ async def test_nonsense_harms_nobody(watched: tuple[Monitor, Watched]) -> None:
     silent[1].close()
 
 
+def test_how_full_structures_are_is_told_as_far_as_it_is_known() -> None:
+    def structure(filled: StoreStatus | None) -> Any:
+        return SimpleNamespace(filled=filled, reachable=True, counters=Counters())
+
+    told = StoreStatus(revision=5, bytes_in_use=300, bytes_quota=1_000, version="3.6", leader="")
+    structures = {"admin": structure(told), "app1": structure(replace(told, bytes_quota=0)), "far": structure(None)}
+    manager: Any = SimpleNamespace(structures=structures, link=SimpleNamespace(joined=True))
+    found = {
+        f.name: {s.labels["structure"]: s.value for s in f.samples} for f in own_metrics(manager, {"members": []}) if "bytes" in f.name
+    }
+    assert found == {"qsg_structure_bytes_in_use": {"admin": 300, "app1": 300}, "qsg_structure_bytes_quota": {"admin": 1_000}}
+
+
 @pytest.mark.processes
 @pytest.mark.timeout(120)
 async def test_a_member_that_ends_as_a_whole_hands_its_channels_over(tmp_path: Path) -> None:
@@ -106,6 +125,7 @@ async def test_a_member_that_ends_as_a_whole_hands_its_channels_over(tmp_path: P
         (owned,) = [s for s in families["qsg_channel_owner_info"].samples if s.labels["channel"] == OUT_CHANNEL]
         assert owned.labels["queue_manager"] == owner
         assert {s.labels["structure"]: s.value for s in families["qsg_structure_reachable"].samples} == {"admin": 1, "private": 1}
+        assert {s.labels["structure"] for s in families["qsg_structure_bytes_in_use"].samples if s.value > 0} == {"admin", "private"}
 
         for process in (owner, group.initiator(owner)):
             group.supervisor.signal(process, signal.SIGTERM)

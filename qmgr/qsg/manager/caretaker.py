@@ -125,7 +125,9 @@ class Caretaker:
             raise Refusal(Reason.CHANNEL_IN_USE, f"{self.name} is not simply running on {care.office.driver.member}: nothing to move")
         refusal = await make_ready(care, to)
         if not care.ready:
-            raise refusal or Refusal(Reason.HOST_NOT_AVAILABLE, "there is no other member that could run it")
+            raise refusal or Refusal(
+                Reason.HOST_NOT_AVAILABLE, f"{to} cannot run it now" if to else "there is no other member that could run it"
+            )
         if self.held is not held or care.handing_over or care.stop is not None:
             raise Refusal(Reason.CHANGED_MEANWHILE, f"{self.name} has ended, or was told to")
         self._give_away("moved by command")

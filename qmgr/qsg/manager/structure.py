@@ -21,7 +21,19 @@ from qsg.rules import keys
 from qsg.rules.slots import Guard
 from qsg.rules.unit import Cell, Committed, Unit
 from qsg.rules.world import World
-from qsg.store.contract import Compacted, Compare, Get, GetResult, NotApplied, Store, StoreError, TxnResult, Unavailable, created_at
+from qsg.store.contract import (
+    Compacted,
+    Compare,
+    Get,
+    GetResult,
+    NotApplied,
+    Store,
+    StoreError,
+    StoreStatus,
+    TxnResult,
+    Unavailable,
+    created_at,
+)
 from qsg.store.follow import Follower
 
 if TYPE_CHECKING:
@@ -50,6 +62,8 @@ class Structure:
             store, self.member, self.incarnation, guards, world, fenced=membership.fence, answered=membership.answered
         )
         self.on_commit = self._committer.on_commit
+        self.filled: StoreStatus | None = None
+        """As the store told last."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -192,6 +206,7 @@ class Structure:
             except StoreError as error:
                 log.debug("no status", structure=self.name, error=repr(error))
             else:
+                self.filled = status
                 room = QUOTA_SHARE * status.bytes_quota - status.bytes_in_use if status.bytes_quota else None
                 if full != (full := room is not None and room <= 0):
                     log.warning("puts are refused" if full else "puts are taken again", structure=self.name, in_use=status.bytes_in_use)

@@ -64,11 +64,17 @@ def _own(manager: QueueManager, group: dict[str, Any]) -> list[Metric]:
     units = CounterMetricFamily("qsg_structure_units", "Units of work in them.", labels=["structure"])
     repeats = CounterMetricFamily("qsg_structure_repeats", "Transactions sent again because no answer came.", labels=["structure"])
     failed = CounterMetricFamily("qsg_structure_compare_failures", "Units whose compares did not hold.", labels=["structure"])
+    in_use = GaugeMetricFamily("qsg_structure_bytes_in_use", "Bytes of the store that are in use.", labels=["structure"])
+    quota = GaugeMetricFamily("qsg_structure_bytes_quota", "Its quota. Puts are refused from 70 % on.", labels=["structure"])
     for name, structure in manager.structures.items():
+        if structure.filled is not None:
+            in_use.add_metric([name], structure.filled.bytes_in_use)
+            if structure.filled.bytes_quota:
+                quota.add_metric([name], structure.filled.bytes_quota)
         counters = structure.counters
         reachable.add_metric([name], float(structure.reachable))
         commits.add_metric([name], counters.commits)
         units.add_metric([name], counters.units)
         repeats.add_metric([name], counters.repeats)
         failed.add_metric([name], counters.failed)
-    return [linked, joined, reachable, commits, units, repeats, failed]
+    return [linked, joined, reachable, commits, units, repeats, failed, in_use, quota]
