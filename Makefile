@@ -29,8 +29,8 @@ simulate: $(VENV)/.dev      ## whole queue managers in virtual time: SEEDS=1000 
 torture: $(VENV)/.dev etcd  ## real processes on a real etcd, with every kind of fault: MINUTES=10
 	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
 
-e2e: $(VENV)/.dev           ## on the Kubernetes cluster of KUBECONFIG; without one it says how to get one
-	$(BIN)/pytest -q -s -m cluster tests/cluster
+e2e: $(VENV)/.dev           ## on the Kubernetes cluster of KUBECONFIG, or one brought up for it; else it says how to get one
+	tools/e2e.sh $(BIN)/python $(ARGS)
 
 planted: $(VENV)/.dev       ## planted bugs: which level finds each, and how soon
 	PYTHONPATH=tests $(BIN)/python -m planted $(ARGS)

@@ -112,9 +112,10 @@ def test_the_chart_is_upgraded(shop: Shop, traffic: Traffic, release: Release) -
         release.install(workers=str(5 + int(time.time()) % 3), **{"podAnnotations.upgraded": f"at-{int(time.time())}"})
         release.operator.kubectl("rollout", "status", "deployment", OPERATOR, "--timeout=120s")
         eventually(lambda: release.leader() not in ("", *operators), 60, "a new operator leads")
-        asked = json.dumps({"id": str(time.time()), "verb": "ping"})
-        shop.namespace.kubectl("annotate", "--overwrite", "schan/orders-to-bank", f"qsg.dev/operation={asked}")
-        eventually(lambda: shop.channel()["status"].get("lastOperation", {}).get("state") == "Succeeded", 60, "the new operator works")
+        queue = {"apiVersion": "qsg.dev/v1alpha1", "kind": "SharedQueue", "metadata": {"name": "new"}, "spec": {"group": GROUP}}
+        shop.namespace.apply(queue)
+        shop.namespace.wait("squeue", "new")  # the new operator works
+        shop.namespace.delete("squeue", "new")
     assert _started(shop) == started
     assert template(shop) == before
 
