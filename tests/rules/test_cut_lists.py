@@ -11,15 +11,10 @@ import pytest
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.handover import left_behind
-from qsg.rules.ownership import (
-    Occasion,
-    release,
-    release_idle,
-    take,
-)
+from qsg.rules.ownership import Held, Occasion, raise_epoch, release, release_idle, take
 from qsg.rules.reasons import Refusal
 from qsg.rules.steps import Me, PartnerNotReached
-from qsg.rules.stopping import carry_stop, command_start
+from qsg.rules.stopping import Resolution, carry_stop, command_start, reset_sender, resolve
 from qsg.rules.unit import CompareFailed, Fenced
 from qsg.store.contract import Delete, Put
 from support.group_lists import APART, TRIGGER, go_on, note, recover_all, running, stop
@@ -75,6 +70,36 @@ def force_stop(model: Model, me: Me) -> Generator[Any, Any, None]:
     yield from stop(model, me)
 
 
+def overtake_a_higher_epoch(model: Model, me: Me) -> Generator[Any, Any, None]:
+    held = yield from take(me, model.place, TRIGGER, model.draw)
+    note(model, me, held)
+    yield from overtaking(model, me, held)
+
+
+def overtaking(model: Model, me: Me, held: Held) -> Generator[Any, Any, None]:
+    """The partner may have seen a higher epoch (C7b): then the fence is raised above it, and bound again."""
+    try:
+        yield from model.sender(held)
+    except PartnerNotReached as error:
+        if not error.epoch_seen or not (yield from raise_epoch(me, held, error.epoch_seen)):
+            raise
+        note(model, me, held)
+        yield from model.sender(held)
+
+
+def settle_by_the_partner(model: Model, me: Me) -> Generator[Any, Any, None]:
+    """RESOLVE while the partner answers: its record settles the queue."""
+    yield from resolve(me, model.place, Resolution("backout"), model.draw, "QSG")
+
+
+def resolve_by_hand(model: Model, me: Me) -> Generator[Any, Any, None]:
+    yield from resolve(me, model.place, Resolution("backout", force=True), model.draw, "QSG")
+
+
+def reset(model: Model, me: Me) -> Generator[Any, Any, None]:
+    yield from reset_sender(me, model.place, 100)
+
+
 LISTS: dict[str, Maker] = {
     "send": start_and_send,
     "hand over": hand_over,
@@ -84,7 +109,13 @@ LISTS: dict[str, Maker] = {
     "stop": force_stop,
     "recover": go_on,
     "command": command,
+    "overtake": overtake_a_higher_epoch,
+    "settle": settle_by_the_partner,
+    "resolve": resolve_by_hand,
+    "reset": reset,
 }
+SURE = [name for name in LISTS if name != "resolve"]
+"""Those that risk nothing."""
 EXPECTED = (Refusal, Fenced, CompareFailed, PartnerNotReached)
 
 
@@ -112,10 +143,28 @@ def settle_down(model: Model, member: str) -> None:
         return
     occasion = TRIGGER if entry is None or entry.state == pb.INACTIVE else Occasion("own", model.now)
     held = model.run(me, take(me, model.place, occasion, model.draw))
-    model.run(me, model.sender(held))
+    model.run(me, overtaking(model, me, held))
     assert model.run(me, release_idle(held))
-    assert model.left() == 0 and len(model.partner.committed) == model.messages, "lost"
+    assert model.left() == 0 and len(set(model.partner.committed)) == model.messages, "lost"
     assert model.entry() is None and model.lock() is None and not model.fence().open
+
+
+def prepare(model: Model, first: str) -> None:
+    """Z has sent something, and what the first list is for is so."""
+    if first not in ("recover", "stop", "overtake", "settle", "resolve", "reset"):
+        return
+    walk_on(Walk(model, model.me["Z"], start_and_send(model, model.me["Z"])), 9)
+    if first in ("settle", "resolve"):
+        model.partner.reachable = False
+        assert model.run(model.me["Z"], stop(model, model.me["Z"])) is False
+        model.partner.reachable = first == "settle"
+        model.risked = first == "resolve"
+    if first != "stop":
+        model.kill("Z")
+    if first == "overtake":
+        model.run(model.me["Y"], recover_all(model, model.me["Y"]))
+        model.apply("admin", [Delete(keys.status_out("TO.R"))])
+        model.partner.fences = dict.fromkeys(model.partner.fences, (41, 1))
 
 
 @APART
@@ -128,15 +177,13 @@ def test_a_list_cut_off_behind_any_step(first: str, second: str, death: str, apa
         cut += 1
         model = Model("X", "Y", "Z", apart=apart)
         model.put(2)
-        if first in ("recover", "stop"):
-            walk_on(Walk(model, model.me["Z"], start_and_send(model, model.me["Z"])), 9)
-            if first == "recover":
-                model.kill("Z")
+        prepare(model, first)
         one = Walk(model, model.me["X"], LISTS[first](model, model.me["X"]))
         walk_on(one, cut)
         if one.done:
             assert cut > 1
             return
+        model.partner.reachable = True
         if death != "paused":
             model.kill("X", *(["admin"] if death == "half dead" else []))
         model.put(1)
@@ -171,7 +218,7 @@ def test_any_interleaving_of_lists(seed: int) -> None:
             model.new_initiator(member)
         elif act < 0.35 and len(walks) < 6:
             me = model.me[member]
-            walks.append((member, Walk(model, me, LISTS[chance.choice(list(LISTS))](model, me))))
+            walks.append((member, Walk(model, me, LISTS[chance.choice(SURE)](model, me))))
         elif walks:
             walk = chance.choice(walks)[1]
             for _ in range(chance.randrange(1, 5)):

@@ -100,6 +100,30 @@ def test_many_segments_take_several_units() -> None:
     assert remaining(model) == remaining(model, b"b/") == 0
 
 
+def test_cut_off_behind_each_unit_it_is_carried_on_and_the_fence_closes_last() -> None:
+    for cut in range(1, 100):
+        model = Model("X", "Y", apart=False)
+        for counter in range(3 * SEGMENTS_MAX):
+            last = put(model, "X.0", counter, 1)
+        fence, progress = opened(model)
+        known = pb.Progress(confirmed={0: last})
+        walk = Walk(model, model.me["X"], settle("admin", "XQ", fence, progress, known))
+        while not walk.done and walk.taken < cut:
+            walk.step()
+        assert model.fence().open or not remaining(model)
+        if walk.done:
+            assert cut > 3
+            return
+        model.kill("X")
+        left = remaining(model)
+
+        fence.saw(10**6, model.stores["admin"].read(Get(fence.key)).first)
+        progress.saw(10**6, model.stores["admin"].read(Get(progress.key)).first)
+        assert model.run(model.me["Y"], settle("admin", "XQ", fence, progress, known)) == left
+        assert not model.fence().open and remaining(model) == 0
+    raise AssertionError("it does not end")
+
+
 def test_a_fence_that_rises_meanwhile_ends_it() -> None:
     model = Model("X", apart=False)
     position = put(model, "X.0", 1, 1)
