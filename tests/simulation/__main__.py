@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
-from simulation.plan import Event, Plan, draw
+from simulation.plan import KINDS, Event, Plan, draw
 from simulation.run import COMMANDS, Result, run
 from simulation.seeds import prepare, results
 from simulation.shrink import shrink
@@ -30,17 +30,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--failures", type=int, default=1, help="go on until so many seeds have failed (default 1)")
     parser.add_argument("--planted", metavar="NAME", help="with this bug planted")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KIND", choices=sorted(KINDS), help="this kind of fault; may be repeated"
+    )
     parser.add_argument("--no-shrink", action="store_true", help="leave a failing seed's list of events as it is")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        return one(options.seed, options.planted)
+        return one(options.seed, options.planted, options.only)
     return many(options)
 
 
-def one(seed: int, planted: str | None) -> int:
+def one(seed: int, planted: str | None, only: Sequence[str]) -> int:
     prepare(planted, logs=True)
     printer = Printer(sys.stdout)
-    plan = draw(seed)
+    plan = draw(seed, only)
     printer.plan(plan)
     with printer.logs():
         result = run(plan, trace=printer)
@@ -54,7 +57,7 @@ def many(options: argparse.Namespace) -> int:
     began = time.monotonic()
     total = Total()
     failed: list[Result] = []
-    for result in results(range(options.first, options.first + options.seeds), options.jobs, options.planted):
+    for result in results(range(options.first, options.first + options.seeds), options.jobs, options.planted, options.only):
         total.add(result)
         if result.violations:
             failed.append(result)
@@ -63,7 +66,7 @@ def many(options: argparse.Namespace) -> int:
                 break
     prepare(options.planted)
     for result in failed:
-        _explain(result, shrinking=not options.no_shrink)
+        _explain(result, _more(options), shrinking=not options.no_shrink)
     say(f"{total} in {time.monotonic() - began:.0f} s; failed {len(failed)}")
     return 1 if failed else 0
 
@@ -93,7 +96,12 @@ class Total:
         )
 
 
-def _explain(result: Result, *, shrinking: bool) -> None:
+def _more(options: argparse.Namespace) -> str:
+    """What else a seed is to be seen again with."""
+    return "".join([f" --planted {options.planted}" * bool(options.planted), *(f" --only '{kind}'" for kind in options.only)])
+
+
+def _explain(result: Result, more: str, *, shrinking: bool) -> None:
     plan = result.plan
     say(f"\nseed {plan.seed} violates:")
     for violation in result.violations[:SHOWN]:
@@ -104,7 +112,7 @@ def _explain(result: Result, *, shrinking: bool) -> None:
     say(f"with {len(events)} of {len(plan.events)} events (structures {', '.join(plan.structures)}):")
     for event in events:
         say(f"  {event}")
-    say(f"see it again: python -m simulation --seed {plan.seed}\n")
+    say(f"see it again: python -m simulation --seed {plan.seed}{more}\n")
 
 
 def _fails(plan: Plan, events: Sequence[Event]) -> bool:

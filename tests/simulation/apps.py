@@ -24,6 +24,8 @@ RECONNECT_S = 20.0
 PAUSE_S = 0.5
 WAIT_MS = 5000
 LETTERS_S = 6.0
+THINKS_SHARE, THINKS_S = 0.2, 2.0
+"""How often, and for how long at most, who has got messages in a unit of work takes to commit it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,8 @@ async def _consume_one(app: App, queue: str, *, wait_ms: int = WAIT_MS) -> None:
         got = await unit.get_many(queue, app.chance.choice((1, 3, 10)), wait_ms=wait_ms)
         if app.chance.random() < 0.1:
             return
+        if app.chance.random() < THINKS_SHARE:
+            await asyncio.sleep(app.chance.uniform(0.0, THINKS_S))
         bodies = [message.payload for message in got]
         tally.committing(bodies)
         try:

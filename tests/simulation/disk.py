@@ -52,6 +52,9 @@ class DiskServer(MemoryServer):
         now = asyncio.get_running_loop().time()
         self._synced_at = [entry for entry in self._synced_at if entry[1] > now]
 
+    def is_synced(self, revision: int, now: float) -> bool:
+        return all(synced_at <= now for written, synced_at in self._synced_at if written <= revision)
+
     def crash(self) -> int:
         """What was not synced is gone; how many commits that were."""
         self._forget_synced()

@@ -1,7 +1,8 @@
 """Watches every commit of every store while a seed runs, and counts what is left when it has drained.
 
-Owns invariants 3, 4, 5, 7 and 8. Sees a commit in the instant in which it is made, so that what one store shows can be held against what
-another shows at the same time. Does not see what a disk loses in a crash: after one it begins with what is left.
+Owns invariants 3, 4, 5, 7 and 8, and the root of 1 (`simulation.confirmed`). Sees a commit in the instant in which it is made, so that what
+one store shows can be held against what another shows at the same time. Does not see what a disk loses in a crash: after one it begins with
+what is left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.store.contract import Event, Get
 from qsg.store.memory import MemoryServer
+from simulation.confirmed import Confirmations
 from simulation.tally import ORDERED_QUEUES
 from support.histories import StoreHistory
 
@@ -29,6 +31,7 @@ class Observer:
         """`senders`: channel -> the store that has its status entry."""
         self.land, self.senders = land, senders
         self.histories: dict[str, StoreHistory] = {}
+        self.confirmations = Confirmations(land, self.histories)
         for name, server in land.stores().items():
             self._watch(name, server)
 
@@ -47,6 +50,7 @@ class Observer:
     def crashed(self, name: str, server: MemoryServer) -> None:
         """A disk lost what was not synced: what is left is the new beginning."""
         self.land.tally.rewound(name, server.state.revision)
+        self.confirmations.crashed(name, server.state.revision)
         self.histories[name] = history = StoreHistory()
         for kv in server.state.read(Get(b"\0", b"\0")).kvs:
             history.saw([Event(kv)])
@@ -67,6 +71,8 @@ class Observer:
             self._moves(channel, "its receiver took messages")
         for queue in history.confirmed:
             self._moves(history.queues[queue].fence.channel, f"messages of {queue} were confirmed")
+        for wrong in self.confirmations.saw(store, events):
+            self.land.violation(f"{store}: {wrong}")
         for event in events:
             if event.kv.key.startswith(TARGETS) and not event.deleted and event.kv.version == 1:
                 self._published(store, event)

@@ -5,6 +5,7 @@ Invariant: an event carries everything that it needs, so that any subset of a se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -72,18 +73,21 @@ class Plan:
     """Idle parts beat and look at longer intervals (`simulation.tempo`), and less is put."""
 
 
-def draw(seed: int) -> Plan:
+def draw(seed: int, only: Sequence[str] = ()) -> Plan:
+    """`only`: faults of these kinds alone."""
     chance = Random(f"plan {seed}")
     structures = ("admin", "app1") if chance.random() < 0.3 else ("admin",)
     flows = [f for f in FLOWS if chance.random() < (0.6 if f.kind == "plain" else 0.25)] or [FLOWS[0]]
     kinds = sorted(KINDS)
     chosen = chance.sample(kinds, chance.randint(4, len(kinds)))  # not every kind in every seed: some combinations hide others
+    chosen = list(only) or chosen
     times = _times(chance, chance.randint(12, 20))
     commands = [_command(chance, times.pop(chance.randrange(len(times)))) for _ in range(chance.choice((0, 2, 5)))]
     times += _times(chance, max(0, 10 - len(times)))
     events = [_event(chance, chance.choice(chosen), structures, at) for at in times]
     ordered = tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e))))
-    quiet, poacher, calm = _quiet(chance), chance.random() < 0.25, chance.random() < CALM_SHARE
+    quiet = _quiet(chance, together="clock step" in only)
+    poacher, calm = chance.random() < 0.25, chance.random() < CALM_SHARE and not only
     return Plan(seed, structures, tuple(flows), ordered, quiet, poacher, calm)
 
 
@@ -103,7 +107,11 @@ def moments(plan: Plan, flow: Flow) -> list[float]:
     return sorted(found)
 
 
-def _quiet(chance: Random) -> tuple[Event, ...]:
+def _quiet(chance: Random, *, together: bool) -> tuple[Event, ...]:
+    """`together`: by the same amount at all members, again and again, as by a time server that is wrong."""
+    if together:
+        steps = [(END_S - 8 + 0.7 * n, chance.choice((2_000, 60_000))) for n in range(10)]
+        return tuple(Event(at, "clock step", member, amount=amount) for at, amount in steps for member in MEMBERS)
     return tuple(Event(LOAD_S, "clock step", host, amount=chance.choice(STEPS_MS)) for host in HOSTS if chance.random() < 0.3)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import qsg
 from qsg.rules.world import World
 from simulation.apps import App, bridge, consume, dead_letters, poach, produce
+from simulation.copies import Copies
 from simulation.faults import Faults
 from simulation.landscape import SENDERS, Landscape
 from simulation.loop import Process, SimLoop
@@ -57,11 +58,11 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
     asyncio.set_event_loop(loop)
     land.tracing = trace is not None
     result = Result(plan)
-    calls = Calls(lambda: loop.steps)
+    calls, copies = Calls(lambda: loop.steps), Copies()
     try:
-        story = Story(land, plan, plan.events if events is None else events)
+        story = Story(land, plan, plan.events if events is None else events, copies)
         try:
-            with tempo(calm=plan.calm), calls.recording():
+            with tempo(calm=plan.calm), calls.recording(), copies.recording():
                 loop.run_until_complete(story.run())
         except RuntimeError as error:
             land.violation(f"the simulation cannot go on: {error}")
@@ -78,8 +79,8 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
 
 
 class Story:
-    def __init__(self, land: Landscape, plan: Plan, events: Sequence[Event]) -> None:
-        self.land, self.plan, self.events = land, plan, events
+    def __init__(self, land: Landscape, plan: Plan, events: Sequence[Event], copies: Copies) -> None:
+        self.land, self.plan, self.events, self.copies = land, plan, events, copies
         self.faults = Faults(land)
         self.drained_s = 0.0
         self.commands_out = 0
@@ -188,6 +189,8 @@ class Story:
             await asyncio.sleep(0.1)
         self.drained_s = land.loop.time() - LOAD_S
         await asyncio.sleep(max(3.0, QUIET_S - land.loop.time()))
+        for problem in await self.copies.problems():
+            land.violation(problem)
         await self._quiet()
 
     async def _quiet(self) -> None:
@@ -195,6 +198,7 @@ class Story:
         land = self.land
         before = land.observer.standing()
         for event in self.plan.quiet:
+            await asyncio.sleep(max(0.0, event.at - land.loop.time()))
             self.faults.do(event)
         await asyncio.sleep(max(QUIET_LEAST_S, END_S - land.loop.time()))
         after = land.observer.standing()

@@ -6,6 +6,7 @@ import gc
 import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import structlog
 
@@ -26,17 +27,18 @@ def prepare(planted: str | None, *, logs: bool = False) -> None:
     gc.freeze()
 
 
-def results(seeds: Sequence[int], jobs: int, planted: str | None) -> Iterator[Result]:
-    """In the order in which they end."""
+def results(seeds: Sequence[int], jobs: int, planted: str | None, only: Sequence[str] = ()) -> Iterator[Result]:
+    """In the order in which they end. `only`: faults of these kinds alone."""
+    run_one = partial(run_seed, only=tuple(only))
     if jobs == 1:
         prepare(planted)
-        yield from map(run_seed, seeds)
+        yield from map(run_one, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs, prepare, (planted,)) as pool:
-        yield from pool.imap_unordered(run_seed, seeds, chunksize=5)
+        yield from pool.imap_unordered(run_one, seeds, chunksize=5)
 
 
-def run_seed(seed: int) -> Result:
-    result = run(draw(seed))
+def run_seed(seed: int, only: Sequence[str] = ()) -> Result:
+    result = run(draw(seed, only))
     gc.collect()
     return result

@@ -1,0 +1,90 @@
+"""Holds what a sender forgets against what its partner has, in the instant in which it forgets it.
+
+Invariant 1 at its root: what is confirmed on a transmission queue, and what is deleted from one that is in a channel's hands, is covered by
+the partner's record of the stream, and that record would survive a crash of the partner. Messages that expire are deleted unsent; what an
+application takes it takes from a queue that is not open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
+from qsg.store.contract import Event, KeyValue
+from simulation.disk import DiskServer
+from support.histories import Place, StoreHistory, place_of
+
+if TYPE_CHECKING:
+    from simulation.landscape import Landscape
+
+
+KEPT = 200
+"""Records of one stream: more than are ever on their way to a disk."""
+
+
+class Confirmations:
+    def __init__(self, land: Landscape, histories: Mapping[str, StoreHistory]) -> None:
+        self._land, self._histories = land, histories
+        self._segments: dict[tuple[str, bytes], KeyValue] = {}
+        self._records: dict[tuple[str, bytes], list[tuple[int, bytes]]] = {}
+        """(store, stream) -> (revision, record), the newest last."""
+
+    def saw(self, store: str, events: Sequence[Event]) -> list[str]:
+        """One revision of one store, after its history has seen it."""
+        history, wrong = self._histories[store], []
+        for event in events:
+            if event.kv.key.startswith(keys.RECEIVER_PROGRESS):
+                stream = bytes.fromhex(event.kv.key[len(keys.RECEIVER_PROGRESS) :].decode())
+                records = self._records.setdefault((store, stream), [])
+                records.append((event.kv.mod_revision, event.kv.value))
+                del records[:-KEPT]
+        for queue in history.confirmed:
+            ours = history.queues[queue]
+            for priority, place in ours.confirmed.items():
+                if lack := self._lacks(ours.fence.stream, priority, place):
+                    wrong.append(f"{queue} has {place} of priority {priority} confirmed, and {lack}")
+        for event in events:
+            if event.kv.key.startswith(keys.QUEUES):
+                wrong += self._segment(store, history, event)
+        return wrong
+
+    def _segment(self, store: str, history: StoreHistory, event: Event) -> list[str]:
+        name, _, rest = event.kv.key[len(keys.QUEUES) :].partition(b"/")
+        if not rest.startswith(b"h/"):
+            return []
+        if not event.deleted:
+            self._segments[store, event.kv.key] = event.kv
+            return []
+        segment = self._segments.pop((store, event.kv.key), None)
+        ownership = history.queues.get(keys.unname(name))
+        if segment is None or ownership is None or not ownership.fence.open:
+            return []
+        priority, suffix = keys.split_segment_key(ownership.queue, segment.key)
+        lack = self._lacks(ownership.fence.stream, priority, (segment.create_revision, bytes(suffix), 0))
+        if not lack or any(entry.expires_at_ms for entry in pb.SegmentHeader.FromString(segment.value).entries):
+            return []
+        return [f"{segment.key.decode()} is deleted, and {lack}"]
+
+    def _lacks(self, stream: bytes, priority: int, place: Place) -> str:
+        """What is wrong with the partner's record, "" when it covers the place for good."""
+        name, records = next(((s, r) for (s, of), r in self._records.items() if of == stream), ("", []))
+        synced = next((value for revision, value in reversed(records) if self._is_synced(name, revision)), None)
+        if synced is None:
+            return "no partner has a record of its stream"
+        confirmed = pb.Progress.FromString(synced).confirmed
+        if priority in confirmed and place_of(confirmed[priority]) >= place:
+            return ""
+        return f"the partner's record in {name}, as far as it is synced, does not cover that"
+
+    def _is_synced(self, store: str, revision: int) -> bool:
+        server = self._land.stores()[store]
+        return not isinstance(server, DiskServer) or server.is_synced(revision, asyncio.get_running_loop().time())
+
+    def crashed(self, store: str, revision: int) -> None:
+        """What the store had behind `revision` is gone."""
+        for (name, _), records in self._records.items():
+            if name == store:
+                records[:] = [record for record in records if record[0] <= revision]

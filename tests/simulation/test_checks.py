@@ -1,0 +1,46 @@
+"""The observers of the simulation find what they are for, and the seed says how to see it again."""
+
+from __future__ import annotations
+
+import pytest
+
+from planted.bugs import planted
+from simulation import __main__ as command
+from simulation import seeds
+from simulation.plan import draw
+from simulation.run import run
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.mark.parametrize(
+    ("bug", "told"),
+    [
+        ("deleted_before_the_confirm", "is deleted, and "),
+        ("confirmed_before_the_commit", "confirmed, and "),
+        ("watch_from_the_wrong_revision", "a live copy of "),
+    ],
+)
+def test_what_is_wrong_is_told(bug: str, told: str) -> None:
+    with planted(bug):
+        violations = run(draw(0)).violations
+    assert any(told in violation for violation in violations), violations[:3]
+
+
+def test_a_bug_makes_the_command_fail_with_a_seed_to_be_seen_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (command, seeds):
+        monkeypatch.setattr(module, "prepare", lambda planted: None)  # it is for a process of its own
+    with planted("claims_not_released"):
+        assert command.main(["--seeds", "20", "--jobs", "1", "--no-shrink", "--only", "kill queue manager"]) == 1
+    printed = capsys.readouterr().out
+    assert "see it again: python -m simulation --seed " in printed and "--only 'kill queue manager'" in printed
+    assert printed.splitlines()[-1].endswith("failed 1")
+
+
+def test_only_some_kinds_of_fault() -> None:
+    for number in range(5):
+        events = draw(number, ("disk full", "power loss")).events
+        assert {event.kind for event in events} - {"stop", "start", "reset", "resolve"} <= {"disk full", "power loss"}
+    assert draw(3, ()) == draw(3)
