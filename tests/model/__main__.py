@@ -54,7 +54,8 @@ def _search(entries: Sequence[Entry], at_most: int) -> int:
             counts = search(model, at_most)
         except Violation as violation:
             violations += 1
-            say(f"{violation}\n{json.dumps({'model': violation.model, 'steps': violation.steps})}")
+            say(f"  violated after {violation.states} states\n{violation}")
+            say(json.dumps({"model": violation.model, "steps": violation.steps}))
             continue
         say(
             f"  {'exhausted' if counts.exhausted else 'NOT EXHAUSTED'}: {counts.states} states, "

@@ -21,6 +21,7 @@ class Entry(NamedTuple):
 OWNERSHIP = [
     Bounds("takeover", (("run", 1), ("own", 1)), walks=2, verdicts=1, joins=1, half_dead=True),
     Bounds("takeover, one structure", (("run", 1), ("own", 2)), (2,), apart=False, walks=3, at_once=2, verdicts=1, losses=1),
+    Bounds("recovery", (("run", 1), ("own", 2)), apart=False, walks=3, at_once=2, verdicts=1),
     Bounds("initiator", (("run", 1), ("own", 2)), walks=2, initiators=1, losses=1),
     Bounds("cut off", (("run", 1), ("own", 1)), walks=2, cuts=1, losses=1),
     Bounds("idle", (("run", 1), ("own", 1)), walks=2, puts=1, primed=True),
@@ -33,6 +34,8 @@ OWNERSHIP = [
     Bounds("getters and stop", (("run", 1), ("get", 1), ("stop", 1)), (2,), apart=False, members=2, walks=3, at_once=2),
 ]
 OWNERSHIP_DEEP = [
+    # A part of "takeover", for planted bugs.
+    Bounds("restart", (("run", 1), ("own", 1)), members=2, walks=2, verdicts=1, joins=1, half_dead=True),
     Bounds("commands, two structures", (("run", 1), ("stop", 1), ("start", 1), ("own", 1)), walks=3, verdicts=1),
     Bounds("resolve by force", (("run", 1), ("stop", 1), ("force backout", 1)), apart=False, walks=3, losses=1),
     Bounds("resolve, three at once", (("run", 1), ("stop", 1), ("resolve", 1)), apart=False, walks=3, losses=1),

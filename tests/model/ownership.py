@@ -282,6 +282,9 @@ class Ownership:
         assert self._fence(after).epoch >= self._fence(before).epoch, "the epoch went back"
         if label == "unlock" and self._fence(before).open and not self._fence(after).open:
             assert not self._left(before), "an idle channel ends while a message waits (invariant 6)"
+        if label.endswith(" is dead"):
+            member = keys.member(label.removesuffix(" is dead"))
+            assert after.stores[0].get(member) is None, f"{label} is carried out against a living one (invariant 3)"
         if label.startswith("get "):
             after = replace(after, got=(*after.got, label.removeprefix("get ")))
         if label == "resolve backout":

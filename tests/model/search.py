@@ -39,6 +39,8 @@ class Violation(Exception):
     def __init__(self, model: str, steps: Sequence[str], what: str) -> None:
         super().__init__(what)
         self.model, self.steps, self.what = model, list(steps), what
+        self.states = 0
+        """How many a search had visited."""
 
     def __str__(self) -> str:
         lines = [f"model {self.model}: {self.what}", *(f"{i:4}  {step}" for i, step in enumerate(self.steps, start=1))]
@@ -63,8 +65,18 @@ def search(model: Model, at_most: int = 0) -> Counts:
     """Visits every reachable state, or `at_most` of them (0 = all). Raises `Violation`."""
     began = time.process_time()
     first = model.initial()
-    counts = Counts()
     came: dict[bytes, tuple[bytes, str]] = {model.digest(first): (b"", "")}
+    try:
+        counts = _visit(model, first, came, at_most)
+    except Violation as violation:
+        violation.states = len(came)
+        raise
+    counts.seconds = time.process_time() - began
+    return counts
+
+
+def _visit(model: Model, first: Any, came: dict[bytes, tuple[bytes, str]], at_most: int) -> Counts:
+    counts = Counts()
     layer: list[tuple[bytes, Any]] = [(next(iter(came)), first)]
     _check(model, first, came, layer[0][0])
     while layer and counts.exhausted:
@@ -88,7 +100,6 @@ def search(model: Model, at_most: int = 0) -> Counts:
                 break
         layer = following
     counts.states, counts.depth = len(came), len(counts.widths) - 1
-    counts.seconds = time.process_time() - began
     return counts
 
 

@@ -14,17 +14,38 @@ from planted import in_manager, in_rules
 from planted.patching import Patches
 
 Plant = Callable[[Patches], None]
-BOTH = ("model", "simulation")
-SIMULATION = ("simulation",)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Level 2: the search of one model finds it, within so many states."""
+
+    model: str
+    states: int = 60_000
+
+    def arguments(self, bug: str) -> list[str]:
+        return ["model", "--planted", bug, "--only", self.model, "--at-most", str(self.states)]
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Level 3: one of so many seeds of the simulation finds it, with faults of these kinds alone (none named: of every kind)."""
+
+    kinds: tuple[str, ...] = ()
+    count: int = 40
+
+    def arguments(self, bug: str) -> list[str]:
+        only = [argument for kind in self.kinds for argument in ("--only", kind)]
+        return ["simulation", "--planted", bug, "--seeds", str(self.count), *only, "--jobs", "1", "--no-shrink"]
 
 
 @dataclass(frozen=True, slots=True)
 class Bug:
     plant: Plant
-    levels: tuple[str, ...]
-    """Those that should find it, quickest first."""
-    model: str = ""
-    """Of the models, those to search first: how their names begin."""
+    finders: tuple[Search | Seeds, ...]
+    """Any of them finds it; the quickest comes first."""
+    behind: Plant | None = None
+    """The bug that it is the last defence against, which is planted with it above the named tests."""
 
     @property
     def name(self) -> str:
@@ -36,43 +57,53 @@ class Bug:
         return (self.plant.__doc__ or "").strip().splitlines()[0]
 
 
+def _bug(plant: Plant, *finders: Search | Seeds, behind: Plant | None = None) -> Bug:
+    return Bug(plant, finders, behind)
+
+
 _ALL = (
-    Bug(in_rules.no_fence, BOTH, "takeover"),
-    Bug(in_rules.lock_not_compared, BOTH, "initiator"),
-    Bug(in_rules.member_key_not_compared, BOTH, "puts, verdict"),
-    Bug(in_rules.verdict_by_name, BOTH, "takeover"),
-    Bug(in_rules.ownership_from_a_stale_read, BOTH, "takeover"),
-    Bug(in_rules.lock_from_a_stale_read, BOTH, "takeover"),
-    Bug(in_rules.recovery_not_idempotent, BOTH, "takeover"),
-    Bug(in_rules.stopped_lost_at_takeover, BOTH, "stop"),
-    Bug(in_rules.stopped_without_the_partner, BOTH, "stop"),
-    Bug(in_rules.doorbells_not_compared, BOTH, "idle"),
-    Bug(in_rules.blind_repeat, BOTH, "puts"),
-    Bug(in_rules.failed_copy_is_the_end, BOTH, "puts, blame"),
-    Bug(in_rules.guard_by_number, BOTH, "puts"),
-    Bug(in_rules.record_without_epoch, BOTH, "takeover"),
-    Bug(in_rules.positions_not_checked, SIMULATION),
-    Bug(in_rules.resync_one_too_few, SIMULATION),
-    Bug(in_rules.resync_one_too_many, SIMULATION),
-    Bug(in_rules.lanes_each_for_itself, BOTH, "lanes"),
-    Bug(in_manager.acknowledged_before_the_commit, SIMULATION),
-    Bug(in_manager.confirmed_before_the_commit, SIMULATION),
-    Bug(in_manager.record_apart_from_its_batch, SIMULATION),
-    Bug(in_manager.deleted_before_the_confirm, SIMULATION),
-    Bug(in_manager.watch_from_the_wrong_revision, SIMULATION),
-    Bug(in_manager.lease_by_wall_clock, SIMULATION),
-    Bug(in_manager.claims_not_released, SIMULATION),
-    Bug(in_manager.claims_of_the_dead_kept, SIMULATION),
-    Bug(in_manager.gets_do_not_compare_the_fence, BOTH, "getters"),
-    Bug(in_manager.producer_epoch_ignored, BOTH, "puts"),
-    Bug(in_manager.producer_gap_ignored, BOTH, "puts"),
+    _bug(in_rules.no_fence, Search("stop")),
+    _bug(in_rules.lock_not_compared, Search("cut off")),
+    _bug(in_rules.member_key_not_compared, Search("puts, verdict")),
+    _bug(in_rules.verdict_by_name, Search("restart")),
+    _bug(in_rules.ownership_from_a_stale_read, Search("cut off")),
+    _bug(in_rules.lock_from_a_stale_read, Search("cut off")),
+    _bug(in_rules.recovery_not_idempotent, Search("recovery")),
+    _bug(in_rules.stopped_lost_at_takeover, Search("stop")),
+    _bug(in_rules.stopped_without_the_partner, Search("stop, losses")),
+    _bug(in_rules.doorbells_not_compared, Search("idle")),
+    _bug(in_rules.blind_repeat, Search("puts, blame")),
+    _bug(in_rules.failed_copy_is_the_end, Search("puts, blame")),
+    _bug(in_rules.guard_by_number, Search("puts, blame")),
+    _bug(in_rules.record_without_epoch, Search("stop, losses")),
+    _bug(in_rules.positions_not_checked, Search("cut off"), behind=in_rules.resync_one_too_few),
+    _bug(in_rules.resync_one_too_few, Search("cut off")),
+    _bug(in_rules.resync_one_too_many, Search("getters")),
+    _bug(in_rules.lanes_each_for_itself, Search("lanes")),
+    _bug(in_manager.acknowledged_before_the_commit, Seeds()),
+    _bug(in_manager.confirmed_before_the_commit, Seeds()),
+    _bug(in_manager.record_apart_from_its_batch, Seeds()),
+    _bug(in_manager.deleted_before_the_confirm, Seeds()),
+    _bug(in_manager.watch_from_the_wrong_revision, Seeds()),
+    _bug(in_manager.lease_by_wall_clock, Seeds(("clock step",))),
+    _bug(in_manager.claims_not_released, Seeds()),
+    _bug(in_manager.claims_of_the_dead_kept, Seeds(("kill queue manager", "kill member", "power loss"))),
+    _bug(in_manager.gets_do_not_compare_the_fence, Search("getters")),
+    _bug(in_manager.producer_epoch_ignored, Search("puts, late copies")),
+    _bug(in_manager.producer_gap_ignored, Search("puts, blame")),
 )
 BUGS: dict[str, Bug] = {bug.name: bug for bug in _ALL}
 
 
 def apply(name: str) -> None:
-    """Plants a bug for the rest of the process. Raises `KeyError` for an unknown name, `GoneError` when its place is gone."""
-    BUGS[name].plant(Patches())
+    """Plants a bug (and the one `behind` it) for the rest of the process.
+
+    Raises `KeyError` for an unknown name, `GoneError` when its place is gone.
+    """
+    bug = BUGS[name]
+    bug.plant(Patches())
+    if bug.behind is not None:
+        bug.behind(Patches())
 
 
 @contextmanager

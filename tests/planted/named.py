@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import structlog
@@ -75,7 +75,8 @@ def found_by(bug: str) -> list[str]:
     return found
 
 
-def main(bug: str) -> int:
+def main(arguments: Sequence[str]) -> int:
+    (bug,) = arguments
     logging.disable(logging.CRITICAL)
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     found = found_by(bug)
@@ -86,4 +87,4 @@ def main(bug: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from planted.bugs import BUGS, planted
+from model.catalogue import MODELS
+from planted import __main__ as command
+from planted.bugs import BUGS, Search, Seeds, planted
+from planted.children import BROKEN, LATE, Ended
+from planted.finding import found
 from planted.named import FINDERS, found_by
 from planted.patching import GoneError, Patches
 from qsg.rules import ownership, slots
 from qsg.store import contract
+from simulation.plan import KINDS
 
 
 @pytest.mark.parametrize("name", BUGS)
@@ -32,5 +39,37 @@ def test_a_bug_whose_place_is_gone_fails_loudly() -> None:
 
 def test_there_are_bugs_enough_for_each_level() -> None:
     assert len(BUGS) >= 16
-    assert sum("model" in bug.levels for bug in BUGS.values()) >= 10
-    assert all(set(bug.levels) <= {"model", "simulation"} and bug.levels for bug in BUGS.values())
+    finders = [finder for bug in BUGS.values() for finder in bug.finders]
+    searches, seeds = [f for f in finders if isinstance(f, Search)], [f for f in finders if isinstance(f, Seeds)]
+    assert all(bug.finders for bug in BUGS.values()) and len(searches) >= 10 and len(seeds) >= 5
+    assert {f.model for f in searches} <= {entry.name for entry in MODELS}
+    assert {kind for f in seeds for kind in f.kinds} <= set(KINDS)
+
+
+def test_the_command_finds_a_bug_and_tells_how_to_see_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--only", "member_key_not_compared", "--only", "blind_repeat", "--cases"]) == 0
+    printed = capsys.readouterr().out
+    assert "see it again: python -m model --planted blind_repeat --only 'puts, blame'" in printed
+    assert printed.splitlines()[-1].startswith("planted 2 found 2 (named 2, model 2, simulation 0)")
+
+
+def test_a_bug_that_is_not_found_makes_the_command_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    bug = BUGS["blind_repeat"]
+    monkeypatch.setitem(BUGS, "blind_repeat", replace(bug, finders=(Search("puts, blame", states=20),)))
+    assert command.main(["--only", "blind_repeat"]) == 1
+    printed = capsys.readouterr().out
+    assert "model NOT FOUND" in printed and printed.splitlines()[-1].endswith("not found: blind_repeat")
+
+
+@pytest.mark.parametrize(
+    ("level", "ended"),
+    [
+        ("named", Ended(1, "0 of 2 named interleavings found x")),
+        ("named", Ended(1, "1 of 2 named interleavings found x")),
+        ("model", Ended(1, "  NOT EXHAUSTED: 5 states")),
+        ("simulation", Ended(BROKEN, "Traceback (most recent call last)")),
+        ("simulation", Ended(LATE, "")),
+    ],
+)
+def test_what_is_no_find(level: str, ended: Ended) -> None:
+    assert found(level, ended) == ""
