@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 
 from simulation.plan import KINDS, Event, Plan, draw
 from simulation.run import COMMANDS, Result, run
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="only this one, with a readable trace")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--failures", type=int, default=1, help="go on until so many seeds have failed (default 1)")
+    parser.add_argument("--minutes", type=float, default=inf, help="end after so long, with as many seeds as were played by then")
     parser.add_argument("--planted", metavar="NAME", help="with this bug planted")
     parser.add_argument(
         "--only", action="append", default=[], metavar="KIND", choices=sorted(KINDS), help="this kind of fault; may be repeated"
@@ -64,6 +66,8 @@ def many(options: argparse.Namespace) -> int:
             say(f"seed {result.plan.seed} FAILED: {result.violations[0]}")
             if len(failed) >= options.failures:
                 break
+        if time.monotonic() - began > 60 * options.minutes:
+            break
     prepare(options.planted)
     for result in failed:
         _explain(result, _more(options), shrinking=not options.no_shrink)

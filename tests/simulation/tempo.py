@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from qsg.client import session
-from qsg.manager import channels, getting, inbound, inflow, membership, peers, structure, tenure
+from qsg.manager import channels, compaction, getting, inbound, inflow, membership, peers, structure, tenure
 from qsg.transport import mux
 
 HEARTBEAT_MS = {False: 500, True: 700}
@@ -23,8 +23,9 @@ CALM: dict[tuple[ModuleType, str], float] = {
     (peers, "LOOK_S"): 0.15,
     (session, "HEARTBEAT_S"): 0.7,
     (session, "MISSES_MAX"): 2,
-    (membership, "BEAT_S"): 1.6,
-    (structure, "QUOTA_EVERY_S"): 4.0,
+    (membership, "BEAT_S"): 2.0,
+    (structure, "QUOTA_EVERY_S"): 6.0,
+    (compaction, "EVERY_S"): 4.0,
     (channels, "WATCH_S"): 0.5,
     (channels, "LEVEL_S"): 4.0,
     (getting, "POLL_S"): 3.0,

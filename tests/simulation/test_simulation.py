@@ -21,7 +21,7 @@ from simulation.traces import Printer
 pytestmark = pytest.mark.timeout(300)  # a second or two each, on a machine that has nothing else to do
 
 ONCE_FAILED = {
-    "a record of what was backed out outlives its segment": replace(draw(3002), poacher=True, quiet=()),
+    "a record of what was backed out outlives its segment": replace(draw(3002), poacher=True, quiet=(), calm=False),
 }
 """What a seed has found -> its plan."""
 

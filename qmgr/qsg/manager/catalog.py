@@ -29,6 +29,7 @@ ADMIN = "admin"
 ATTEMPTS = 5
 SETTLE_S = 2.0
 D = TypeVar("D", bound=Definition)
+_UNSET = Settings()
 
 
 class _Definitions:
@@ -41,6 +42,8 @@ class _Definitions:
         self.settings: Settings | None = None
         self._changed = changed
         self._followers: dict[bytes, Follower] = {}
+        self._known: dict[bytes, dict[bytes, tuple[int, Definition | None]]] = {}
+        """By prefix and key: what was parsed at which revision."""
 
     async def start(self) -> None:
         for prefix in (keys.QUEUE_DEFINITIONS, keys.CHANNEL_DEFINITIONS, keys.GROUP_DEFINITION):
@@ -66,10 +69,15 @@ class _Definitions:
 
     def _parsed(self, prefix: bytes, kind: type[D]) -> dict[str, D]:
         found = {}
+        before, now = self._known.get(prefix, {}), dict[bytes, tuple[int, Definition | None]]()
         for key, kv in self._followers[prefix].items.items():
-            definition = _parse(kv, kind)
-            if definition is not None:
-                found[keys.unname(key[len(prefix) :])] = definition
+            known = before.get(key)
+            if known is None or known[0] != kv.mod_revision:
+                known = kv.mod_revision, _parse(kv, kind)
+            now[key] = known
+            if isinstance(known[1], kind):
+                found[keys.unname(key[len(prefix) :])] = known[1]
+        self._known[prefix] = now
         return found
 
     async def close(self) -> None:
@@ -127,7 +135,7 @@ class Catalog:
         for definitions in (self._group, self._own):
             if definitions is not None and definitions.settings is not None:
                 return definitions.settings
-        return Settings()
+        return _UNSET
 
     def names(self) -> Names:
         """For name resolution."""

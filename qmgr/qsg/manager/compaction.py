@@ -21,8 +21,8 @@ KEEP_S = 5.0
 
 
 class Housekeeper:
-    def __init__(self, store: Store, member: str, *, every_s: float = EVERY_S, keep_s: float = KEEP_S) -> None:
-        self.store, self.member, self.every_s, self.keep_s = store, member, every_s, keep_s
+    def __init__(self, store: Store, member: str, *, every_s: float = 0.0, keep_s: float = KEEP_S) -> None:
+        self.store, self.member, self.every_s, self.keep_s = store, member, every_s or EVERY_S, keep_s
         self.compacted = 0
         """The last revision that this process compacted to."""
         self._seen: deque[tuple[float, int]] = deque()
