@@ -21,9 +21,12 @@ from support.simulated import simulated
 
 REMOTE = Queue(name="R", type="remote", remote_queue="Q", remote_queue_manager="RR", transmission_queue="A")
 
+CLAIMS = pytest.mark.parametrize("sole", [False, True], ids=["claims in the store", "claims in memory"])
 
-async def members(g: Group, *names: str, **attributes: object) -> list[Member]:
+
+async def members(g: Group, *names: str, sole: bool = False, **attributes: object) -> list[Member]:
     """Members that share queue A."""
+    g.sole = sole
     made = [await g.member(name) for name in names]
     await made[0].queues.define(shared("A", **attributes))
     await asyncio.sleep(0.01)
@@ -59,9 +62,10 @@ async def test_put_order_is_get_order() -> None:
         assert (await x.queues.depth("A")).messages == 0
 
 
-async def test_higher_priority_first() -> None:
+@CLAIMS
+async def test_higher_priority_first(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await x.put("A", b"low", priority=1)
         await x.put("A", b"high", priority=8)
         await x.put("A", b"low2", priority=1)
@@ -71,9 +75,10 @@ async def test_higher_priority_first() -> None:
         assert await x.get("A", 5) == [b"higher", b"low", b"low2"]
 
 
-async def test_no_message() -> None:
+@CLAIMS
+async def test_no_message(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await refused(x.get("A"), Reason.NO_MSG_AVAILABLE)
         started = asyncio.get_running_loop().time()
         await refused(x.get("A", wait_ms=80), Reason.NO_MSG_AVAILABLE)
@@ -96,9 +101,10 @@ async def test_waiting_getter_is_woken(putter: int) -> None:
         assert asyncio.get_running_loop().time() - started < 0.5
 
 
-async def test_many_waiters_are_served_in_turn() -> None:
+@CLAIMS
+async def test_many_waiters_are_served_in_turn(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         waiting = [asyncio.create_task(x.get("A", wait_ms=5_000)) for _ in range(20)]
         await asyncio.sleep(0.02)
 
@@ -108,9 +114,10 @@ async def test_many_waiters_are_served_in_turn() -> None:
         assert [await w for w in waiting] == [[b"%d" % i] for i in range(20)]
 
 
-async def test_cancel_ends_a_wait_and_loses_nothing() -> None:
+@CLAIMS
+async def test_cancel_ends_a_wait_and_loses_nothing(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         cancel = asyncio.Event()
         waiting = asyncio.create_task(x.queues.get(GetSpec("A", wait_ms=60_000), cancel=cancel))
         await asyncio.sleep(0.02)
@@ -147,10 +154,11 @@ async def test_by_message_and_correlation_id() -> None:
         assert await waiting == [b"mine"]
 
 
-async def test_by_id_behind_a_deep_window(monkeypatch: pytest.MonkeyPatch) -> None:
+@CLAIMS
+async def test_by_id_behind_a_deep_window(monkeypatch: pytest.MonkeyPatch, sole: bool) -> None:
     monkeypatch.setattr("qsg.manager.window.HEADERS_BYTES", 4_000)
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         red = b"r" * 24
         for i in range(100):
             await x.put("A", b"%d" % i * 20)
@@ -168,9 +176,10 @@ async def test_by_id_behind_a_deep_window(monkeypatch: pytest.MonkeyPatch) -> No
         assert got == [b"%d" % i * 20 for i in range(100)]
 
 
-async def test_expired_messages_are_skipped_and_removed() -> None:
+@CLAIMS
+async def test_expired_messages_are_skipped_and_removed(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await x.put("A", b"short", b"short too", expires_at_ms=g.wall.ms + 100)
         await x.put("A", b"long", expires_at_ms=g.wall.ms + 10_000)
         await x.put("A", b"ever")
@@ -185,9 +194,10 @@ async def test_expired_messages_are_skipped_and_removed() -> None:
         assert (await x.queues.depth("A")).messages == 0
 
 
-async def test_bytes_max_bounds_a_get_but_one_message_always_comes() -> None:
+@CLAIMS
+async def test_bytes_max_bounds_a_get_but_one_message_always_comes(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await x.put("A", *(bytes(1000) for _ in range(6)))
 
         assert len(await x.get("A", 6, bytes_max=2_500)) == 2
@@ -331,10 +341,11 @@ async def test_queue_deleted_under_waiting_getters() -> None:
         assert got == [b"new"] or (isinstance(got, Refusal) and got.reason in (Reason.Q_DELETED, Reason.UNKNOWN_OBJECT_NAME))
 
 
-async def test_loop_ends_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@CLAIMS
+async def test_loop_ends_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch, sole: bool) -> None:
     monkeypatch.setattr("qsg.manager.getting.LINGER_S", 0.05)
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await x.put("A", *(b"%d" % i for i in range(50)))
         await x.get("A")
         await asyncio.sleep(0.1)

@@ -17,8 +17,11 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.store.contract import get_prefix
 from support.members import Group, Member, group, shared
 
+CLAIMS = pytest.mark.parametrize("sole", [False, True], ids=["claims in the store", "claims in memory"])
 
-async def members(g: Group, *names: str, **attributes: object) -> list[Member]:
+
+async def members(g: Group, *names: str, sole: bool = False, **attributes: object) -> list[Member]:
+    g.sole = sole
     made = [await g.member(name) for name in names]
     await made[0].queues.define(shared("A", **attributes))
     await made[0].queues.define(shared("B"))
@@ -44,9 +47,10 @@ async def empty(member: Member, queue: str) -> bool:
     return kept == [] and (await member.queues.depth(queue)).messages == 0
 
 
-async def test_commit_is_all_at_once() -> None:
+@CLAIMS
+async def test_commit_is_all_at_once(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await x.put("A", b"1", b"2", b"3")
         unit = x.queues.begin()
         assert await get(x, unit, "A", 2) == [(b"1", 0), (b"2", 0)]
@@ -100,9 +104,10 @@ async def test_backout_wakes_those_who_wait(waiter: int) -> None:
         assert asyncio.get_running_loop().time() - started < 0.5
 
 
-async def test_threshold_moves_to_the_backout_queue_in_one_unit() -> None:
+@CLAIMS
+async def test_threshold_moves_to_the_backout_queue_in_one_unit(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X", backout_threshold=2, backout_queue="B")
+        (x,) = await members(g, "X", sole=sole, backout_threshold=2, backout_queue="B")
         await x.put("A", b"bad", b"good")
         for count in range(2):
             unit = x.queues.begin()
@@ -115,10 +120,11 @@ async def test_threshold_moves_to_the_backout_queue_in_one_unit() -> None:
         assert await empty(x, "A")
 
 
+@CLAIMS
 @pytest.mark.parametrize("backout_queue", ["NO.SUCH", "PRIVATE", "CLOSED"])
-async def test_backout_queue_that_does_not_take_it_leaves_the_message(backout_queue: str) -> None:
+async def test_backout_queue_that_does_not_take_it_leaves_the_message(backout_queue: str, sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X", backout_threshold=1, backout_queue=backout_queue)
+        (x,) = await members(g, "X", sole=sole, backout_threshold=1, backout_queue=backout_queue)
         await x.queues.define(Queue(name="PRIVATE"))
         await x.queues.define(shared("CLOSED", put_enabled=False))
         await x.put("A", b"bad")
@@ -129,10 +135,11 @@ async def test_backout_queue_that_does_not_take_it_leaves_the_message(backout_qu
         assert await get(x, x.queues.begin(), "A") == [(b"bad", 1)]
 
 
-async def test_call_that_would_exceed_a_transaction_is_refused() -> None:
+@CLAIMS
+async def test_call_that_would_exceed_a_transaction_is_refused(sole: bool) -> None:
     """Interleaving H10: gets of one-message segments in one unit of work."""
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         for i in range(80):
             await x.put("A", b"%d" % i)
         unit, got = x.queues.begin(), 0
@@ -154,9 +161,10 @@ async def test_call_that_would_exceed_a_transaction_is_refused() -> None:
         assert 5 <= (await x.queues.depth("B")).messages < 10
 
 
-async def test_many_gets_of_one_segment_fit_one_unit() -> None:
+@CLAIMS
+async def test_many_gets_of_one_segment_fit_one_unit(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await x.put("A", *(b"%d" % i for i in range(200)))
         unit = x.queues.begin()
         for i in range(200):
@@ -165,9 +173,10 @@ async def test_many_gets_of_one_segment_fit_one_unit() -> None:
         assert await empty(x, "A")
 
 
-async def test_one_structure_a_unit() -> None:
+@CLAIMS
+async def test_one_structure_a_unit(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await x.queues.define(Queue(name="MINE"))
         unit = x.queues.begin()
         await put(x, unit, "A", b"1")
@@ -193,9 +202,10 @@ async def test_two_units_share_a_segment() -> None:
         assert await empty(x, "A")
 
 
-async def test_two_units_that_end_a_segment_together() -> None:
+@CLAIMS
+async def test_two_units_that_end_a_segment_together(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         for _ in range(5):
             await x.put("A", *(b"%d" % i for i in range(6)))
             units = [x.queues.begin() for _ in range(3)]
@@ -205,9 +215,10 @@ async def test_two_units_that_end_a_segment_together() -> None:
             assert await empty(x, "A")
 
 
-async def test_altered_queue_does_not_fail_a_unit_and_a_deleted_one_does() -> None:
+@CLAIMS
+async def test_altered_queue_does_not_fail_a_unit_and_a_deleted_one_does(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         await x.put("A", b"1", b"2")
         unit = x.queues.begin()
         await get(x, unit, "A")
@@ -252,9 +263,10 @@ def number(epoch: int, first: int) -> ProducerNumber:
     return ProducerNumber("P", "app1", epoch, first)
 
 
-async def test_large_message_in_a_unit() -> None:
+@CLAIMS
+async def test_large_message_in_a_unit(sole: bool) -> None:
     async with group() as g:
-        (x,) = await members(g, "X")
+        (x,) = await members(g, "X", sole=sole)
         large = bytes(range(256)) * 3_000
         unit = x.queues.begin()
         await put(x, unit, "B", b"small", large)

@@ -73,6 +73,8 @@ class Group:
     servers: dict[str, MemoryServer] = field(default_factory=dict)
     members: list[Member] = field(default_factory=list)
     wall: Wall = field(default_factory=Wall)
+    sole: bool = False
+    """Nobody else has any of the stores of a member that joins now, so units of work claim in memory."""
 
     def server(self, name: str) -> MemoryServer:
         return self.servers.setdefault(name, MemoryServer())
@@ -85,7 +87,8 @@ class Group:
         for store_name, server in servers.items():
             store = stores[store_name] = server.client()
             record = pb.MemberRecord(member=name, process=world.id().hex())
-            structures[store_name] = await join(store, store_name, record, world, slots=slots, lease=store_name != "private", compact=False)
+            lease, sole = store_name != "private", self.sole or store_name == "private"
+            structures[store_name] = await join(store, store_name, record, world, slots=slots, lease=lease, compact=False, sole=sole)
         catalog = Catalog(structures, member=name, group=group)
         await catalog.start()
         queues = QueueService(catalog, world)

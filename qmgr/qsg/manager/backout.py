@@ -51,7 +51,8 @@ async def give_back(service: QueueService, claimed: Claimed, *, count: bool) -> 
         try:
             # Consumption is in slot 0, where units of this process see each other's changes of a record.
             await guarded.opened.structure.commit(unit, slot=0)
-            segment.settle()
+            if unit.changes:
+                segment.settle()
             return
         except CompareFailed as failed:
             problem = failed
@@ -85,7 +86,8 @@ async def _unit(service: QueueService, claimed: Claimed, count: bool, *, move: b
         unit.puts.append(message)
     take(unit, claimed.guarded, {claimed.segment: gone}, claimer=claimed.claimer)
     if rest:
-        apply = consume.release_change(claimed.claimer, rest, backed_out=count)
+        in_memory = claimed.segment.claims is not None
+        apply = consume.count_change(rest) if in_memory else consume.release_change(claimed.claimer, rest, backed_out=count)
         unit.changes.append(Change(claimed.segment.cell, apply))
     return unit
 

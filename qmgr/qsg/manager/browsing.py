@@ -65,7 +65,7 @@ class Browser:
     def __init__(self, opened: Opened, spec: BrowseSpec, wall_ms: int) -> None:
         self.opened, self.spec, self.wall_ms = opened, spec, wall_ms
         self.structure = opened.structure
-        self._segments = Segments(opened.name)
+        self._segments = Segments(opened.name, opened.claims)
         self._cursor = Cursor.decode(spec.cursor) if spec.cursor else None
         self._found: list[GotMessage] = []
         self._bytes = 0

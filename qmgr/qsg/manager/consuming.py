@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from qsg.manager import large
+from qsg.manager.claims import Claims
 from qsg.manager.queue_store import Opened
 from qsg.pb import records_pb2 as pb
 from qsg.rules import consume, keys
@@ -27,10 +28,27 @@ from qsg.store.contract import Compare, Get, GetResult, KeyValue, unchanged
 class Segment:
     """One segment of a queue; `cell` is its consumption record."""
 
-    __slots__ = ("__weakref__", "_free", "_free_for", "at", "body", "cell", "checked", "count", "entries", "gone", "quiet_until")
+    __slots__ = (
+        "__weakref__",
+        "_free",
+        "_free_for",
+        "at",
+        "body",
+        "cell",
+        "checked",
+        "claims",
+        "count",
+        "entries",
+        "gone",
+        "key",
+        "quiet_until",
+    )
 
-    def __init__(self, queue: str, at: SegmentAt) -> None:
+    def __init__(self, queue: str, at: SegmentAt, claims: Claims | None = None) -> None:
         self.at = at
+        self.claims = claims
+        """In memory; None: its claims are in its record."""
+        self.key = keys.header(queue, at.priority, at.suffix), at.create_revision
         self.entries = at.header.entries
         self.count = len(self.entries)
         self.cell = Cell(keys.consumption(queue, at.priority, at.suffix))
@@ -53,7 +71,7 @@ class Segment:
             record = consume.parse(self.cell.value)
             self._free = consume.free_mask(record, self.count, consume.void_holders(record, live))
             self._free_for = self.cell.mod_revision, live
-        return self._free
+        return self._free & ~self.claims.mask(self.key) if self.claims is not None else self._free
 
     def settle(self) -> None:
         """After a unit that took entries was committed: the record goes with the segment."""
@@ -69,15 +87,16 @@ class Segment:
 class Segments:
     """The segments of one queue that anybody in this process holds."""
 
-    def __init__(self, queue: str) -> None:
+    def __init__(self, queue: str, claims: Claims | None = None) -> None:
         self.queue = queue
+        self.claims = claims
         self._known: weakref.WeakValueDictionary[tuple[int, bytes], Segment] = weakref.WeakValueDictionary()
 
     def at(self, at: SegmentAt) -> Segment:
         key = at.priority, bytes(at.suffix)
         known = self._known.get(key)
         if known is None or known.at.create_revision != at.create_revision:
-            known = self._known[key] = Segment(self.queue, at)
+            known = self._known[key] = Segment(self.queue, at, self.claims)
         return known
 
 
@@ -131,6 +150,8 @@ def take(
     unit.compares.extend(c for c in guarded.compares() if c not in unit.compares)
     messages = size = 0
     for segment, mask in parts.items():
+        if segment.claims is not None:
+            claimer = None  # nobody else is offered what is claimed
         void = _voids(segment, live) if claimer is None else frozenset()
         _compare(unit, guarded, segment, void)
         last = consume.is_last(consume.parse(segment.cell.value), mask, segment.count)
@@ -149,10 +170,18 @@ def take(
 
 
 def release_unit(guarded: Guarded, segment: Segment, mask: int, claimer: Claimer, *, backed_out: bool) -> Unit:
-    """Gives claimed entries back. The totals are rewritten with it: that rings for those who wait."""
+    """Gives claimed entries back. The totals are rewritten with it: that rings for those who wait.
+
+    Of claims in memory only the count is written: they end with their unit.
+    """
+    if segment.claims is not None and not backed_out:
+        return Unit(f"release {guarded.opened.name}")
     unit = Unit(f"release {guarded.opened.name}", compares=[guarded.opened.same()], taken=[Taken(guarded.opened.name, 0, 0)])
     _compare(unit, guarded, segment, frozenset())
-    apply = consume.release_change(claimer, mask, backed_out=backed_out)
+    if segment.claims is not None:
+        apply = consume.count_change(mask)
+    else:
+        apply = consume.release_change(claimer, mask, backed_out=backed_out)
     unit.changes.append(Change(segment.cell, apply))
     return unit
 

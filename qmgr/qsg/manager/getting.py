@@ -19,6 +19,7 @@ import structlog
 from qsg.failpoint import task_failpoint
 from qsg.manager import large
 from qsg.manager.assigning import Assignment, GetSpec, GotMessage, Request, Unitlike
+from qsg.manager.claims import Claims
 from qsg.manager.consuming import Guarded, Segment, Segments, claim_unit, take
 from qsg.manager.queue_store import Opened, QueueStore
 from qsg.manager.window import Window, all_matching
@@ -57,7 +58,7 @@ class GetterLoop:
     def __init__(self, opened: Opened, queues: QueueStore) -> None:
         self.world = queues.world
         self.queues = queues
-        self.segments = Segments(opened.name)
+        self.segments = Segments(opened.name, opened.claims)
         self.window = Window(Guarded(opened), self.segments)
         self.requests: deque[Request] = deque()
         self._bell = asyncio.Event()
@@ -115,8 +116,8 @@ class GetterLoop:
         """The last read did not show what was told of."""
         return self._rung or self._told > self.window.reader.revision
 
-    def member_gone(self) -> None:
-        """A member's incarnation ended: what it had claimed is free."""
+    def given_back(self) -> None:
+        """Claims have ended, with their unit or with the incarnation that made them: what was claimed may be free."""
         self._look_again()
         self.ring()
 
@@ -168,7 +169,7 @@ class GetterLoop:
             raise Refusal(Reason.Q_DELETED, self.window.queue)
         opened = await self.queues.open(definition)
         if opened.id != self.guarded.opened.id:
-            self.segments = Segments(opened.name)
+            self.segments = Segments(opened.name, opened.claims)
             self.window = Window(Guarded(opened), self.segments)
         self.guarded.opened = opened
         if not opened.definition.get_enabled:
@@ -275,7 +276,9 @@ class GetterLoop:
             take(unit, self.guarded, parts, self.window.live)
             jobs.append((unit, plain, parts))
         for request in served:
-            if request.unit is not None:
+            if request.unit is not None and self.segments.claims is not None:
+                self._claim(request, request.unit, self.segments.claims, got)
+            elif request.unit is not None:
                 structure = self.window.structure
                 claimer = Claimer(structure.member, structure.incarnation, request.unit.id)
                 jobs.append((claim_unit(self.guarded, request.parts, claimer, self.window.live), [request], request.parts))
@@ -287,6 +290,17 @@ class GetterLoop:
                 self._lost(requests, parts, outcome)
             else:
                 self._won(requests, parts, got)
+
+    def _claim(self, request: Request, unit: Unitlike, claims: Claims, got: dict[Request, list[GotMessage]]) -> None:
+        """Where nobody else has the store nothing is written."""
+        if any(mask & ~segment.free(self.window.live) for segment, mask in request.parts.items()):
+            self._lost([request], request.parts, Refusal(Reason.CHANGED_MEANWHILE))
+            return
+        for segment, mask in request.parts.items():
+            claims.claim(segment.key, unit.id, mask)
+        unit.hold(self.guarded, request.parts)
+        if not request.future.done():
+            request.future.set_result(got[request])
 
     async def _bodies(self, requests: list[Request]) -> dict[Request, list[GotMessage]]:
         """The messages of those whose bodies are all there. Chunks that are missing belong to a message that somebody took meanwhile."""

@@ -156,6 +156,7 @@ class QueueManager:
             on_revision=lambda revision: self._on_revision(name, revision),
             compact=name != PRIVATE,
             again=o.again,
+            sole=name == PRIVATE,
         )
 
     async def _watch_absent(self, name: str) -> None:

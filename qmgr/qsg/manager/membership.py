@@ -321,14 +321,16 @@ async def join(
     on_revision: Callable[[int], None] | None = None,
     compact: bool = True,
     again: bool = False,
+    sole: bool = False,
 ) -> Structure:
     """Makes this process member `record.member` of structure `name`. `lease` False for a private store.
+    `sole`: no other process has the store.
 
     `highest` is the highest revision of this store that was ever seen (0 = none), `on_revision` is told each higher one, to be kept.
     `again`: see `register`. Raises `Refusal(STRUCTURE_RESTORED)`, `Displaced`. Waits while the store is out of reach.
     """
     registration = await register(store, record, world, slots=slots, lease=lease, ttl_s=ttl_s, highest=highest, again=again)
     membership = Membership(store, record.member, registration, on_revision=on_revision)
-    structure = Structure(name, store, membership, registration.guards, world)
+    structure = Structure(name, store, membership, registration.guards, world, sole=sole)
     structure.start(compact=compact)
     return structure

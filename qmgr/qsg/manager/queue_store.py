@@ -15,6 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from qsg.manager.catalog import ATTEMPTS, Catalog, swap
+from qsg.manager.claims import Claims
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
@@ -41,6 +42,11 @@ class Opened:
     state: Cell
     definition: Queue
     id: bytes
+
+    @property
+    def claims(self) -> Claims | None:
+        """Where units of work claim in memory; None: in the store."""
+        return None if self.definition.usage == "transmission" else self.structure.claims
 
     def same(self) -> Compare:
         """The queue is as it was when opened: part of every put and get."""

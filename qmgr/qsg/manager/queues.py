@@ -100,7 +100,7 @@ class QueueService:
     def member_gone(self, member: str, incarnation: int, cause: str, detect_ms: float) -> None:
         """Getters that wait look again: what a dead member had claimed is free."""
         for loop in self._loops.values():
-            loop.member_gone()
+            loop.given_back()
 
     async def close(self) -> None:
         for structure, bell in self._bells:
@@ -358,7 +358,7 @@ class QueueService:
         """Messages were given back to a queue."""
         loop = self._loops.get((opened.structure.name, opened.name))
         if loop is not None:
-            loop.ring()
+            loop.given_back()
 
     # Producers
 

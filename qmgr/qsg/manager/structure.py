@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from qsg.manager.claims import Claims
 from qsg.manager.committer import Committer, Counters
 from qsg.manager.compaction import Housekeeper
 from qsg.rules import keys
@@ -54,10 +55,12 @@ QUOTA_PAUSE_S = 0.05
 
 
 class Structure:
-    def __init__(self, name: str, store: Store, membership: Membership, guards: list[Guard], world: World) -> None:
+    def __init__(self, name: str, store: Store, membership: Membership, guards: list[Guard], world: World, *, sole: bool = False) -> None:
         self.name, self.store, self.membership, self.world = name, store, membership, world
         self.member, self.incarnation = membership.member, membership.incarnation
         self.fenced = membership.fenced
+        self.claims = Claims() if sole else None
+        """Of units of work, where nobody else has the store."""
         self._committer = Committer(
             store, self.member, self.incarnation, guards, world, fenced=membership.fence, answered=membership.answered
         )

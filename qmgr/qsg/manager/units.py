@@ -250,6 +250,8 @@ class UnitOfWork:
             for segment in parts:
                 if committed:
                     segment.settle()
+                if segment.claims is not None:
+                    segment.claims.release(segment.key, self.id)
         release([h.placement for h in self._puts], committed=committed)
         self._puts, self._parts, self._structure = [], {}, None
         self.id = self._service.world.id(12)

@@ -156,6 +156,20 @@ def release_change(claimer: Claimer, entries: Entries, *, backed_out: bool) -> A
     return apply
 
 
+def count_change(entries: Entries) -> Apply:
+    """Raises the backout count of entries whose claim was not in the record."""
+    wanted = mask_of(entries)
+
+    def apply(value: bytes | None) -> bytes:
+        record = parse(value)
+        _require(wanted & gone_mask(record) == 0, "the entries are gone")
+        for index in iterate(wanted):
+            record.backouts[index] += 1
+        return record.SerializeToString()
+
+    return apply
+
+
 def gone_change(entries: Entries, count: int, *, last: bool, claimer: Claimer | None = None, void: Collection[Holder] = ()) -> Apply:
     """Marks entries gone: claimed ones of a unit of work, or (claimer None) free ones.
 
