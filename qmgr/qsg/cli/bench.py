@@ -115,7 +115,7 @@ async def site_of(connect: str, store: str) -> AsyncIterator[Site]:
     from qsg.process.local import LocalGroup
 
     directory = Path(tempfile.mkdtemp(prefix="qsg-bench-"))
-    group = LocalGroup(directory, store=store)
+    group = LocalGroup(directory, store=store, cuttable=False)
     try:
         with err.status("starting a group …"):
             await group.start()
@@ -339,7 +339,7 @@ def drain(
         from qsg.process.local import LocalGroup
 
         directory = Path(tempfile.mkdtemp(prefix="qsg-bench-"))
-        group = LocalGroup(directory, store=store)
+        group = LocalGroup(directory, store=store, cuttable=False)
         try:
             with err.status("starting a group, filling, draining …"):
                 await group.start()

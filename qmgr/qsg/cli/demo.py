@@ -31,6 +31,8 @@ from qsg.process.ledger import Counts
 from qsg.process.local import REMOTE, LocalGroup
 
 FRAME_S = 0.25
+LOOK_S, UNSEEN_LOOK_S = 0.2, 1.0
+"""How often status and depths are asked for: each time costs the group as much as some messages do."""
 FAILED, INTERRUPTED = 1, 130
 
 _STORES = {"embedded": "an embedded store", "etcd": "an etcd of three members"}
@@ -53,6 +55,11 @@ class Screen:
         self._since = time.monotonic()
         self._last = (0.0, 0)
         self._rate = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Somebody sees more than the events."""
+        return self._live is not None
 
     def say(self, text: str) -> None:
         self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}", highlight=False, soft_wrap=True)
@@ -122,7 +129,7 @@ def verdict(result: Result) -> str:
 
 async def run_demo(plan: Plan, store: str, directory: Path, screen: Screen) -> Result:
     """Raises CancelledError on SIGINT and SIGTERM, once all processes have ended."""
-    group = LocalGroup(directory, store=store, isolable=plan.kill == "isolate")
+    group = LocalGroup(directory, store=store, isolable=plan.kill == "isolate", cuttable=plan.kill == "network")
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -134,7 +141,7 @@ async def run_demo(plan: Plan, store: str, directory: Path, screen: Screen) -> R
         screen.say(f"starting {_STORES.get(store, store)}, queue managers {members} and {REMOTE}, and their initiators")
         await group.start()
         screen.say("processes are started; waiting until every member sees the others")
-        return await Demo(group, plan, watch=screen).run()
+        return await Demo(group, plan, watch=screen, look_s=LOOK_S if screen.live else UNSEEN_LOOK_S).run()
     except (TimeoutError, OSError, qsg.QsgError, EtcdFailed, CannotProvide) as error:
         return Result(Counts(), error=str(error) or type(error).__name__)
     finally:

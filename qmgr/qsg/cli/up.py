@@ -39,4 +39,4 @@ def up(
     """Starts X, Y, Z and R as processes, with queues and a channel each way, until Ctrl-C."""
     if store == "etcd" and directory.exists() and any(directory.iterdir()):
         raise typer.BadParameter(f"{directory} is not empty, and a new etcd does not know what is in it", param_hint="--directory")
-    uvloop.run(_run(LocalGroup(directory.absolute(), store=store), Console()))
+    uvloop.run(_run(LocalGroup(directory.absolute(), store=store, cuttable=False), Console()))

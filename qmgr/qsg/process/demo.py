@@ -106,10 +106,13 @@ class Result:
 class Demo:
     """`watch` is called with the demo whenever there is something to show; `group` is started by the caller."""
 
-    def __init__(self, group: LocalGroup, plan: Plan, *, watch: Callable[[Demo, str], None] = lambda demo, text: None) -> None:
+    def __init__(
+        self, group: LocalGroup, plan: Plan, *, watch: Callable[[Demo, str], None] = lambda demo, text: None, look_s: float = 0.2
+    ) -> None:
         self.group = group
         self.plan = plan
         self.watch = watch
+        self.look_s = look_s
         self.takeovers: list[Takeover] = []
         self.status: dict[str, dict[str, Any]] = {}
         """Channel -> its last seen status."""
@@ -268,7 +271,7 @@ class Demo:
             except qsg.QsgError:
                 pass  # the next look comes soon
             self.watch(self, "")
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(self.look_s)
 
     async def _channel(self, observer: qsg.QueueManager, channel: str) -> dict[str, Any]:
         try:

@@ -64,8 +64,15 @@ async def run(plan: Plan, world: World, stop: asyncio.Event, tell: Callable[[dic
         "clean": counts.clean and drained,
         "max_gap_ms": max((p["ms"] for p in found), default=0.0),
         "worst_wait_ms": round(1000 * ledger.worst_wait_s(), 1),
+        **percentiles(ledger),
         "pauses": found,
     }
+
+
+def percentiles(ledger: Ledger) -> dict[str, float]:
+    """From put to arrival."""
+    waits = sorted(wait for _, wait in ledger.waits)
+    return {f"wait_p{p}_ms": round(1000 * waits[len(waits) * p // 100], 1) if waits else 0.0 for p in (50, 99)}
 
 
 def pauses(ledger: Ledger, at_least_s: float, offset_s: float) -> list[dict[str, float]]:

@@ -2,7 +2,8 @@
 
 Used by `qsg up`, `qsg demo`, the benchmarks and the tests of real processes. Every member reaches R through a proxy of its own, and R
 reaches the group through one portal proxy (standing in for the Kubernetes Service), so that single network paths can be cut. With
-`isolable` so it is with all paths of a member: to the store, to and from each peer and the applications.
+`isolable` so it is with all paths of a member: to the store, to and from each peer and the applications. Where nothing is to be cut
+(`cuttable` False) members reach R directly, as they do elsewhere: a proxy costs CPU time, and time, for each frame.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class LocalGroup:
         etcd_members: int = 3,
         etcd_options: EtcdOptions | None = None,
         isolable: bool = False,
+        cuttable: bool = True,
     ) -> None:
         self.directory = directory
         self.store = store
@@ -79,6 +81,7 @@ class LocalGroup:
         self.etcd_members = etcd_members
         self.etcd_options = etcd_options
         self.isolable = isolable
+        self.cuttable = cuttable or isolable
         self.supervisor = Supervisor(directory / "log")
         self.etcd: EtcdCluster | None = None
         self.addresses: dict[str, str] = {}
@@ -93,10 +96,10 @@ class LocalGroup:
         place = {n: {k: f"127.0.0.1:{next(ports)}" for k in ("address", "group", "local", "proxy")} for n in names}
         portal = {m: place[m]["group"] for m in self.members}
         portal_address = await self.roads.open_portal(REMOTE, portal, listen=f"127.0.0.1:{next(ports)}")
-        for m in self.members:
+        for m in self.members if self.cuttable else ():
             await self.roads.open(m, REMOTE, place[REMOTE]["local"], listen=place[m]["proxy"])
         for n in names:
-            aliases = {"r:1414": place[n]["proxy"], "qsg:1415": portal_address}
+            aliases = {"r:1414": place[n]["proxy"] if self.cuttable else place[REMOTE]["local"], "qsg:1415": portal_address}
             self.addresses[n] = place[n]["address"]
             reached = endpoints
             if self.isolable and n != REMOTE:
@@ -185,6 +188,7 @@ class LocalGroup:
 
     def cut(self, member: str) -> None:
         """Black-holes the paths between a member and R, connections left open."""
+        assert self.cuttable, "started without proxies"
         self.roads.cut(*self.roads.between(member, [REMOTE]))
 
     def isolate(self, member: str) -> None:
