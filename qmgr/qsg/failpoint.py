@@ -44,6 +44,7 @@ POINTS = {
     "get.after_commit_before_answer": "messages are taken or claimed; the application does not have them",
     "unit.after_commit_before_answer": "a unit of work is committed; the application does not know",
     "handover.before_channels": "a planned stop begins; the channels are still here",
+    "handover.after_gift": "a channel belongs to another member, which has not been told",
     "handover.after_channels": "a planned stop has given its channels away; the member is still there",
     "relay.before_partner": "a frame is about to go to the partner",
     "relay.before_queue_manager": "a frame of the partner is about to go to the queue manager",

@@ -76,6 +76,17 @@ def test_a_channels_life_is_legal() -> None:
     assert store.put((ENTRY, None)) == []
 
 
+def test_a_running_channel_goes_to_another_owner_only_as_a_gift() -> None:
+    for epoch, legal in ((4, True), (3, False), (5, False)):
+        store, gift = Store(), entry(pb.STARTING, "Y")
+        for state in (pb.STARTING, pb.RUNNING):
+            running = entry(state)
+            running.epoch = 3
+            assert store.put((ENTRY, running)) == []
+        gift.epoch = epoch
+        assert (store.put((ENTRY, gift)) == []) is legal
+
+
 def test_a_transition_that_the_diagram_does_not_have() -> None:
     store = Store()
     store.put((ENTRY, entry(pb.STOPPING)))

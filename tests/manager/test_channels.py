@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from qsg.manager.link import SessionFailed
 from qsg.manager.queue_store import QueueStore
@@ -118,6 +119,54 @@ async def test_drain_under_load_leaves_nothing_behind(apart: bool) -> None:
         async with asyncio.timeout(2):
             while t.prefix(t.home, keys.headers(XMITQ)) or t.prefix(t.home, keys.consumptions(XMITQ)):  # noqa: ASYNC110  (as above)
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "the notice is lost"])
+@simulated
+async def test_a_drain_gives_the_channel_away_while_it_sends(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old instance sends until the partner has bound the next one; one that does not hear of its gift finds it in the table."""
+    if not told:
+        monkeypatch.setattr("qsg.manager.tenure.tell_given", no_notice)
+    async with town("X", "Y", apart=False) as t:
+        await t.put(texts(0, 2), t.stations["X"])
+        before = await t.until(pb.RUNNING)
+        draining = t.stations[before.owner]
+        other = next(s for s in t.stations.values() if s.name not in (before.owner, "R"))
+        with capture_logs() as logs:
+            ending = asyncio.create_task(draining.supervisor.drain())
+            for n in range(2, 42, 2):
+                await t.put(texts(n, n + 2), other)
+                await asyncio.sleep(0.002)
+            after = await t.until(pb.RUNNING, owner=other.name)
+            await t.until_arrived(texts(0, 42))
+            await ending
+        given = [line for line in logs if line["event"] == f"give {CHANNEL} to {other.name}"]
+        assert len(given) == 1 and not [line for line in logs if line["event"] == f"release {CHANNEL}"]
+        assert after.epoch == before.epoch + (1 if told else 2)
+        await draining.close()
+        await t.put(texts(42, 44), other)
+        await t.until_arrived(texts(0, 44))
+
+
+@simulated
+async def test_a_gift_to_a_member_whose_initiator_ends_just_then_is_not_made() -> None:
+    async with town("X", "Y", "Z", apart=False) as t:
+        await t.put(texts(0, 2), t.stations["X"])
+        before = await t.until(pb.RUNNING)
+        draining = t.stations[before.owner]
+        care = draining.supervisor.channels[CHANNEL]
+        assert care.tenure is not None
+        target = next(s for s in t.stations.values() if s.name not in (before.owner, "R"))
+        await target.pair.stop_initiator()
+        await asyncio.sleep(0.1)
+        assert await care.tenure.give(target.name) is False
+        await t.put(texts(2, 4), draining)
+        await t.until_arrived(texts(0, 4))
+        assert (await t.until(pb.RUNNING)).epoch == before.epoch, "it goes on as it was"
+
+
+async def no_notice(*_: object) -> None:
+    """Lost on its way."""
 
 
 async def never_ready(order: object) -> None:

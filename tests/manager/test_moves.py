@@ -77,10 +77,10 @@ async def test_a_move_that_nobody_is_ready_for_changes_nothing() -> None:
         assert entry.epoch == epoch and not entry.takeovers
 
 
-@APART
 @simulated
-async def test_a_target_that_dies_when_it_is_ready_holds_up_nothing(apart: bool) -> None:
-    async with town("X", "Y", apart=apart) as t:
+async def test_a_target_that_dies_when_it_is_ready_holds_up_nothing() -> None:
+    """In two structures; in one it would be given the channel, or not: `test_channels.py`."""
+    async with town("X", "Y", apart=True) as t:
         await t.put(texts(0, 1), t.stations["X"])
         first = await owner(t)
         await t.until_arrived(texts(0, 1))

@@ -32,10 +32,14 @@ OWNERSHIP = [
     Bounds("resolve", (("run", 1), ("stop", 1), ("resolve", 1)), apart=False, members=2, walks=3, at_once=1, losses=2),
     Bounds("getters", (("run", 1), ("get", 1)), (2,), apart=False, walks=2, verdicts=1, losses=1),
     Bounds("getters and stop", (("run", 1), ("get", 1), ("stop", 1)), (2,), apart=False, members=2, walks=3, at_once=2),
+    Bounds("planned move", (("give", 1), ("own", 1)), apart=False, walks=2, verdicts=1, losses=1, primed=True),
+    Bounds("planned move and an initiator", (("give", 1), ("own", 1)), (2,), apart=False, walks=2, initiators=1),
+    Bounds("planned move and stop", (("give", 1), ("stop", 1)), apart=False, walks=2, losses=1, primed=True),
 ]
 OWNERSHIP_DEEP = [
     # A part of "takeover", for planted bugs.
     Bounds("restart", (("run", 1), ("own", 1)), members=2, walks=2, verdicts=1, joins=1, half_dead=True),
+    Bounds("planned moves", (("give", 2), ("own", 1)), (1, 1), apart=False, walks=3, verdicts=1, losses=1),
     Bounds("commands, two structures", (("run", 1), ("stop", 1), ("start", 1), ("own", 1)), walks=3, verdicts=1),
     Bounds("resolve by force", (("run", 1), ("stop", 1), ("force backout", 1)), apart=False, walks=3, losses=1),
     Bounds("resolve, three at once", (("run", 1), ("stop", 1), ("resolve", 1)), apart=False, walks=3, losses=1),

@@ -16,7 +16,7 @@ from model.partner import Deliver
 from model.walks import Become, Context, Image, Note, Recipe, Structure, drive
 from qsg.manager.consuming import Guarded, Segment, claim_unit, live_holders
 from qsg.manager.consuming import take as take_messages
-from qsg.manager.flight import Mark
+from qsg.manager.flight import Mark, progress_bound
 from qsg.manager.grants import Grant, open_order
 from qsg.manager.link import SessionFailed
 from qsg.manager.queue_store import Opened
@@ -27,17 +27,21 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import batches, consume, keys, status
 from qsg.rules.batches import BatchBuilder, Loaded
 from qsg.rules.definitions import Channel, Queue
+from qsg.rules.handover import give, given, is_gift, receiver
 from qsg.rules.lanes import Position, SegmentAt
 from qsg.rules.ownership import Held, Occasion, leftovers, raise_epoch, recover, release, release_idle, release_own_lock, take
 from qsg.rules.reasons import Reason
-from qsg.rules.steps import Commit, FenceAtPartner, PartnerNotReached, Place, Read, look, swap
+from qsg.rules.steps import Commit, FenceAtPartner, Me, PartnerNotReached, Place, Read, Sight, look, swap
 from qsg.rules.stopping import Resolution, StopOrder, ask_stop, carry_stop, command_start, reset_sender, resolve
-from qsg.rules.unit import Cell, CompareFailed, Unit
+from qsg.rules.unit import Cell, Change, CompareFailed, Unit
 from qsg.store.contract import Get, get_prefix
 
 NAME, XQ = "TO.R", "XQ"
 CHANNEL = Channel(name=NAME, type="sender", transmission_queue=XQ, connection_names=("r:1414",), partner="R", batch_messages=1)
 GROUP = "QSG"
+TOLD = 100
+"""Tags of lists that nobody begins: those of gifts."""
+NEXT = {"X": "Y", "Y": "Z", "Z": "X"}
 NOW = 1_000
 List = Generator[Any, Any, Any]
 
@@ -142,18 +146,50 @@ class Lists:
     def reset(self, ctx: Context) -> List:
         yield from reset_sender(ctx.me, self.place, 100)
 
+    # A planned move
+
+    def give(self, ctx: Context) -> List:
+        """Takes it by trigger, binds, and gives it to the next member (who may hear of it: `told`) while a batch may still be sent."""
+        held = yield from take(ctx.me, self.place, Occasion("trigger", NOW), ctx.draw)
+        return Become("send", (self.grasp(held), 1, True))
+
+    def give_away(self, ctx: Context) -> List:
+        grasp: Grasp
+        grasp, instance, number, sequence, positions, _, record = ctx.recipe.args
+        held = grasp.held(self.place)
+        yield _noting(held)
+        yield from self._taken_over(ctx, held, instance, record)
+        after = dict(positions.items)
+        unsent = [rest for loaded in (yield from self._load()) if (rest := self._rest(loaded, after)) is not None]
+        if not (yield from self._running(held)):
+            return None
+        to = yield from receiver(held, NEXT[ctx.me.member])
+        if to is None or (yield from give(held, to, ctx.draw(), NOW)) is None:
+            yield from release(held, lambda e: status.altered(e, pb.RECOVERING, NOW), clean=False)
+            return None
+        if unsent:
+            built, what = self._batch(held, instance, number, sequence, unsent[0])
+            yield Deliver(held.stream, held.epoch, instance, built.batch.SerializeToString(deterministic=True), what)
+        return None
+
+    def told(self, me: Me, told: Sight) -> Recipe:
+        """What a start request with a gift begins, however late it arrives."""
+        assert is_gift(me, self.place, told)
+        held = given(me, self.place, told)
+        return Recipe("send", me, TOLD + held.epoch, (self.grasp(held), 1))
+
     # The sender
 
     def send(self, ctx: Context) -> List:
         """Binds, and takes the partner's record over."""
         grasp: Grasp
-        grasp, instance = ctx.recipe.args
+        grasp, instance, *giving = ctx.recipe.args
         held = grasp.held(self.place)
         yield _noting(held)
         try:
             sender, grant = self._sender(ctx, held, instance)
             bound: channel_pb2.Bound = yield FenceAtPartner(CHANNEL, open_order(grant).bind)
-            yield from drive(sender._resynchronise(cast(Any, SimpleNamespace(bound=bound, address=""))))
+            later = yield from drive(sender._resynchronise(cast(Any, SimpleNamespace(bound=bound, address=""))))
         except CompareFailed:
             return None  # fenced off: the table decides
         except (PartnerNotReached, SessionFailed) as error:
@@ -162,12 +198,14 @@ class Lists:
             yield from self._failed(ctx, held, error)
             return None
         after = tuple((priority, Position.of(p)) for priority, p in bound.record.confirmed.items())
-        return Become("move", (self.grasp(held), instance, 0, bound.record.sequence, Positions(after), False))
+        record = b"" if later is None else bound.record.SerializeToString(deterministic=True)
+        known = (self.grasp(held), instance, 0, bound.record.sequence, Positions(after), False, record)
+        return Become("give away" if giving else "move", known)
 
     def move(self, ctx: Context) -> List:
-        """One batch, or the end of the queue."""
+        """One batch, or the end of the queue. `record`: the partner's, which is written behind the first batch."""
         grasp: Grasp
-        grasp, instance, number, sequence, positions, settled = ctx.recipe.args
+        grasp, instance, number, sequence, positions, settled, record = ctx.recipe.args
         held = grasp.held(self.place)
         yield _noting(held)
         sender, _ = self._sender(ctx, held, instance)
@@ -178,17 +216,20 @@ class Lists:
                 piece, rest = batches.covered(loaded, after.get(loaded.segment.priority))
                 pieces += [] if piece is None else [piece]
                 unsent += [] if rest is None else [rest]
-            if pieces and not settled:
+            if not unsent:
+                yield from self._taken_over(ctx, held, instance, record)
+            if pieces and not settled and not (record and unsent):
                 yield from drive(sender._commit_settled(pieces, []))
             if not unsent:
                 if (yield from self._running(held)) and not (yield from release_idle(held)) and instance < 2:
                     return Become("send", (self.grasp(held), instance + 1))
                 return None
-            builder = BatchBuilder(CHANNEL.batch_messages, CHANNEL.batch_bytes)
-            builder.add(unsent[0], NOW)
-            built = builder.finish(number + 1, f"{held.epoch}.{instance}.{number}", sequence, CHANNEL.sequence_wrap)
-            what = ", ".join(e.message_id.decode() for p in built.pieces for e in p.segment.header.entries[p.first : p.last + 1])
+            built, what = self._batch(held, instance, number, sequence, unsent[0])
             yield Deliver(held.stream, held.epoch, instance, built.batch.SerializeToString(deterministic=True), what)
+            if record:
+                yield from self._taken_over(ctx, held, instance, record)
+                if pieces:
+                    yield from drive(sender._commit_settled(pieces, []))
             yield from drive(sender._commit_settled(built.pieces, [Mark(built)]))
             after |= built.positions
         except CompareFailed:
@@ -196,8 +237,28 @@ class Lists:
         except PartnerNotReached as error:
             yield from self._failed(ctx, held, error)
             return None
-        known = (self.grasp(held), instance, number + 1, built.last_sequence, Positions(tuple(after.items())), True)
+        known = (self.grasp(held), instance, number + 1, built.last_sequence, Positions(tuple(after.items())), True, b"")
         return Become("move", known)
+
+    def _taken_over(self, ctx: Context, held: Held, instance: int, record: bytes) -> List:
+        """What `Sender._resynchronise` leaves to be written before anything is deleted."""
+        if not record:
+            return
+        sender, grant = self._sender(ctx, held, instance)
+        before = pb.Progress.FromString(grant.progress.value or b"")
+        after = progress_bound(before, pb.Progress.FromString(record)).SerializeToString(deterministic=True)
+        yield Commit(self.place.structure, Unit("bound", compares=sender._ours(), changes=[Change(grant.progress, lambda _: after)]))
+
+    @staticmethod
+    def _rest(loaded: Loaded, after: dict[int, Position]) -> Loaded | None:
+        return batches.covered(loaded, after.get(loaded.segment.priority))[1]
+
+    @staticmethod
+    def _batch(held: Held, instance: int, number: int, sequence: int, loaded: Loaded) -> tuple[batches.Built, str]:
+        builder = BatchBuilder(CHANNEL.batch_messages, CHANNEL.batch_bytes)
+        builder.add(loaded, NOW)
+        built = builder.finish(number + 1, f"{held.epoch}.{instance}.{number}", sequence, CHANNEL.sequence_wrap)
+        return built, ", ".join(e.message_id.decode() for p in built.pieces for e in p.segment.header.entries[p.first : p.last + 1])
 
     def _failed(self, ctx: Context, held: Held, error: PartnerNotReached | SessionFailed) -> List:
         if error.reason in FATAL:

@@ -23,11 +23,11 @@ from model.walks import Answer, Done, Got, Node, Raised, Recipe, Walks, not_reac
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.steps import Commit, Me, Place, Read
+from qsg.rules.steps import Commit, Me, Place, Read, Sight
 from qsg.rules.unit import Fenced
 from qsg.store.contract import Compare, Delete, Op, Put, created_at, unchanged
 
-CARE = frozenset({"run", "own", "start"})
+CARE = frozenset({"run", "own", "start", "give"})
 """Lists of a channel's caretaker: a process has one at a time."""
 LANE = "P.0"
 
@@ -39,7 +39,8 @@ class Ownership:
         self.bounds = str(bounds)
         self.names = ("admin", "app") if bounds.apart else ("admin",)
         self.place = Place(CHANNEL, "admin", self.names[-1])
-        self.walks = Walks(Lists(self.place).make)
+        self.of = Lists(self.place)
+        self.walks = Walks(self.of.make)
         self.lists = [name for name, _ in bounds.lists]
         self._settled: set[bytes] = set()
 
@@ -85,11 +86,14 @@ class Ownership:
             stores = self._apply(stores, name, [Delete(keys.member(member))])
             stores = self._apply(stores, name, [Put(keys.member(member), value)])
             incarnations[name] = self._store(stores, name).revision
-        stores = self._initiator(stores, member)
+        stores = self._initiator(stores, member, incarnations["admin"])
         return stores, Me(member, incarnations, stores[0].revision)
 
-    def _initiator(self, stores: tuple[Snapshot, ...], member: str) -> tuple[Snapshot, ...]:
-        return self._apply(stores, "admin", [Put(keys.initiator(member), pb.InitiatorRecord(member=member).SerializeToString())])
+    def _initiator(self, stores: tuple[Snapshot, ...], member: str, incarnation: int) -> tuple[Snapshot, ...]:
+        record = pb.InitiatorRecord(member=member)
+        if not self.limits.apart:
+            record.incarnation, record.process = incarnation, "p"
+        return self._apply(stores, "admin", [Put(keys.initiator(member), record.SerializeToString())])
 
     def _store(self, stores: tuple[Snapshot, ...], name: str) -> Snapshot:
         return stores[self.names.index(name)]
@@ -163,7 +167,7 @@ class Ownership:
 
     def _new_initiator(self, state: State, i: int) -> State:
         me = state.mes[i]
-        stores = self._initiator(state.stores, me.member)
+        stores = self._initiator(state.stores, me.member, me.incarnations["admin"])
         mes = (*state.mes[:i], Me(me.member, me.incarnations, stores[0].revision), *state.mes[i + 1 :])
         budget = state.budget._replace(initiators=state.budget.initiators - 1)
         return replace(state, stores=stores, mes=mes, budget=budget, used=max(state.used, i + 1))
@@ -289,7 +293,21 @@ class Ownership:
             after = replace(after, got=(*after.got, label.removeprefix("get ")))
         if label == "resolve backout":
             after = replace(after, risky=True)
-        return after
+        return self._tell(after) if label == "hand over" else after
+
+    def _tell(self, state: State) -> State:
+        """The receiver of a gift is told what the transaction has written, some time."""
+        entry, store = self._entry(state), state.stores[0]
+        assert entry is not None
+        i, me = next((i, me) for i, me in enumerate(state.mes) if me.member == entry.owner)
+        cells = keys.status_out(NAME), keys.lock(XQ), keys.sender_fence(XQ), keys.sender_progress(XQ)
+        told = Sight(store.revision, {key: kv for key in cells if (kv := store.get(key)) is not None})
+        try:
+            recipe = self.of.told(me, told)
+        except Refusal as refusal:
+            raise AssertionError(f"a gift that is not its receiver's: {refusal.detail}") from refusal
+        node = self.walks.start(recipe)
+        return replace(state, walks=(*state.walks, (node, False)), used=max(state.used, i + 1))
 
     # What is there
 

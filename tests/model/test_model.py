@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from model.search import Violation, replay, search
 from qsg.manager import consuming, producers
 from qsg.manager.inflow import Bond
 from qsg.pb import records_pb2 as pb
-from qsg.rules import batches, keys, ownership, receiver, stopping
+from qsg.rules import batches, handover, keys, ownership, receiver, status, stopping
 from qsg.rules.lanes import LaneReader, Position
 from qsg.rules.slots import FENCED, REFUSED, Slot
+from qsg.rules.steps import swap
+from qsg.rules.unit import Change
 from qsg.store.contract import unchanged
 
 Patch = pytest.MonkeyPatch
@@ -108,6 +111,19 @@ def lanes_read_past_the_shortest_page(patch: Patch) -> None:
     patch.setattr(LaneReader, "_release", release)
 
 
+def gift_without_a_new_epoch(patch: Patch) -> None:
+    def record(fence: pb.SenderFence) -> bytes:
+        fence.epoch -= 1
+        return fence.SerializeToString(deterministic=True)
+
+    patch.setattr(handover, "record", record)
+
+
+def gift_of_what_was_taken_meanwhile(patch: Patch) -> None:
+    patch.setattr(handover, "swap", lambda cell, after: replace(swap(cell, after), guarded=False))
+    patch.setattr(handover, "swap_entry", lambda cell, after: Change(cell, lambda _: status.image(after), guarded=False))
+
+
 def doorbells_not_compared(patch: Patch) -> None:
     patch.setattr(ownership, "nothing_changed_after", lambda prefix, revision: unchanged(b"nothing", 0))
 
@@ -127,6 +143,8 @@ FOUND_BY: list[tuple[Bug, str, str]] = [
     (unknown_taken_for_refused, "puts, blame", "told as refused, and committed"),
     (numbers_not_compared, "puts, late copies", "a number was put twice"),
     (lanes_read_past_the_shortest_page, "lanes", "deleted unsent|handed out behind"),
+    (gift_without_a_new_epoch, "planned move", "a gift that is not"),
+    (gift_of_what_was_taken_meanwhile, "planned move and stop", "STOP|invariant|a gift that is not"),
     (doorbells_not_compared, "idle", "ends while a message waits"),
     (record_without_fence_and_base, "receiving", "committed twice"),
 ]

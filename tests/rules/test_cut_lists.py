@@ -10,7 +10,7 @@ import pytest
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
-from qsg.rules.handover import left_behind
+from qsg.rules.handover import give, given, left_behind, receiver
 from qsg.rules.ownership import Held, Occasion, raise_epoch, release, release_idle, take
 from qsg.rules.reasons import Refusal
 from qsg.rules.steps import Me, PartnerNotReached
@@ -43,6 +43,27 @@ def take_as_told(model: Model, me: Me) -> Generator[Any, Any, None]:
     entry = status.parse(known.value(keys.status_out("TO.R"))) if known is not None else None
     requester = entry.owner if entry is not None else ""
     held = yield from take(me, model.place, Occasion("request", model.now, requester), model.draw, known)
+    note(model, me, held)
+    yield from model.sender(held)
+
+
+def give_away(model: Model, me: Me) -> Generator[Any, Any, None]:
+    """To the next member, and sends on until the partner refuses it."""
+    held = yield from take(me, model.place, TRIGGER, model.draw)
+    note(model, me, held)
+    yield from model.sender(held)
+    to = yield from receiver(held, {"X": "Y", "Y": "Z", "Z": "X"}[me.member])
+    model.gift = None if to is None else (yield from give(held, to, model.draw(), model.now))
+    if model.gift is not None:
+        yield from model.send_one(held)
+
+
+def take_up(model: Model, me: Me) -> Generator[Any, Any, None]:
+    """What was given, however long ago; who was given nothing takes it."""
+    if model.gift is None:
+        held = yield from take(me, model.place, TRIGGER, model.draw)
+    else:
+        held = given(me, model.place, model.gift)
     note(model, me, held)
     yield from model.sender(held)
 
@@ -104,6 +125,8 @@ LISTS: dict[str, Maker] = {
     "send": start_and_send,
     "hand over": hand_over,
     "take as told": take_as_told,
+    "give away": give_away,
+    "take up": take_up,
     "end": start_and_end,
     "start, stop": start_and_stop,
     "stop": force_stop,

@@ -82,6 +82,8 @@ class Model:
         self.epoch_seen = 0
         self.told: Sight | None = None
         """What the last release left behind."""
+        self.gift: Sight | None = None
+        """What the last gift is told with."""
         self.risked = False
         """A resolve by force has accepted duplicates."""
         for member in members:
@@ -103,13 +105,13 @@ class Model:
             self.apply(name, [Delete(keys.member(member))])
             value = pb.MemberRecord(member=member, process=process).SerializeToString()
             incarnations[name] = self.apply(name, [Put(keys.member(member), value)]).revision
-        initiator = self.apply("admin", [Put(keys.initiator(member), process.encode())]).revision
-        self.me[member] = Me(member, incarnations, initiator)
-        return self.me[member]
+        self.me[member] = Me(member, incarnations)
+        return self.new_initiator(member)
 
     def new_initiator(self, member: str) -> Me:
-        initiator = self.apply("admin", [Put(keys.initiator(member), self.draw())]).revision
-        self.me[member] = Me(member, self.me[member].incarnations, initiator)
+        incarnations = self.me[member].incarnations
+        joined = pb.InitiatorRecord(member=member, incarnation=incarnations["admin"], process=self.draw().decode())
+        self.me[member] = Me(member, incarnations, self.apply("admin", [Put(keys.initiator(member), joined.SerializeToString())]).revision)
         return self.me[member]
 
     def kill(self, member: str, *structures: str) -> None:
@@ -239,6 +241,15 @@ class Model:
             if leave_last and self.left() == 1:
                 return (yield from self._confirmed(held, confirmed))
             yield from self._confirm(held, confirmed)
+
+    def send_one(self, held: Held) -> Generator[Step | Deliver, Any, None]:
+        """The first message on the queue that R does not have, if any, on the session that `held` was bound with; nothing is deleted."""
+        sight = yield from look(held.place.structure, get_prefix(keys.headers("XQ")))
+        for kv in sight.kvs.values():
+            _, suffix = keys.split_segment_key("XQ", kv.key)
+            if suffix not in self.partner.committed:
+                yield Deliver(held.stream, held.epoch, 1, pb.Position(create_revision=kv.create_revision, suffix=suffix, index=0), 0)
+                return
 
     def _confirm(self, held: Held, known: pb.Progress) -> Steps[None]:
         unit = yield from self._confirmed(held, known)

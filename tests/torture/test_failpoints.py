@@ -17,6 +17,7 @@ import pytest
 import qsg
 from qsg import failpoint
 from qsg.failpoint import POINTS, VARIABLE, Action, FailpointError, Folder, arm, task_failpoint
+from qsg.manager.commands import ChannelCommands
 from qsg.manager.getting import GetSpec
 from qsg.manager.queues import PutRequest
 from qsg.pb import records_pb2 as pb
@@ -78,7 +79,7 @@ class OneAnswerLost(Faults):
 
 
 async def a_group(made: Universe) -> None:
-    """Traffic both ways, an application that gets, a lost answer of the store, a death, a return, and a planned stop."""
+    """Traffic both ways, an application that gets, a lost answer of the store, a death, a return, a planned stop, and a stop by command."""
     objects = (
         xmitq("R", "admin"),
         queue("ANSWERS", structure="admin"),
@@ -109,7 +110,9 @@ async def a_group(made: Universe) -> None:
     await made.again(owner)
     owner = (await made.state("G.TO.R", pb.RUNNING)).owner
     await made[owner].stop()
-    await made.state("G.TO.R", pb.RUNNING)
+    owner = (await made.state("G.TO.R", pb.RUNNING)).owner
+    await ChannelCommands(made[owner].manager.supervisor).command("stop", {"channel": "G.TO.R"})
+    await made.state("G.TO.R", pb.STOPPED)
 
 
 @simulated

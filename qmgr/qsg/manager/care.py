@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from qsg.manager.office import Office, Passage
 from qsg.manager.table import StatusTable
 from qsg.pb import records_pb2 as pb
 from qsg.rules.steps import Place, Sight, Steps
 
+T = TypeVar("T")
 GIVE_UP_S = 1.5
 """A change that a structure does not take for so long counts as one that cannot be made."""
 
@@ -55,7 +57,7 @@ class Care:
         self.stop = force or bool(self.stop)
         self.wake.set()
 
-    async def run(self, steps: Steps[bool], label: str = "", timeout_s: float = GIVE_UP_S) -> bool:
+    async def run(self, steps: Steps[T], label: str = "", timeout_s: float = GIVE_UP_S) -> T:
         async with asyncio.timeout(timeout_s):
             return await self.office.driver.run(steps, label)
 

@@ -60,15 +60,21 @@ class Caretaker:
         return self.tenure.held if self.tenure is not None else None
 
     @property
+    def gift(self) -> bytes:
+        return self.tenure.gift if self.tenure is not None else b""
+
+    @property
     def sender(self) -> RunningSender | None:
         return self.tenure.sender if self.tenure is not None else None
 
     # From outside
 
-    def start(self, occasion: Occasion | None = None, known: Sight | None = None) -> asyncio.Future[None]:
+    def start(self, occasion: Occasion | None = None, known: Sight | None = None, held: Held | None = None) -> asyncio.Future[None]:
         """Begins. With an occasion the channel is taken first (`known`: see `take`); the future tells when the lock is had, or the
-        `Refusal`."""
+        `Refusal`. `held`: it was given to us."""
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if held is not None:
+            self._hold(held)
         self._task = asyncio.get_running_loop().create_task(self._main(occasion, begun, known), name=f"channel {self.name}")
         return begun
 
@@ -89,7 +95,7 @@ class Caretaker:
         if held is None:
             if not revision or revision > self.care.written_at:
                 self.care.wake.set()
-        elif revision > held.entry.mod_revision and (entry is None or entry.request != held.request):
+        elif revision > held.entry.mod_revision and (entry is None or entry.request not in (held.request, self.gift)):
             mine = entry is not None and entry.owner == self.care.office.driver.member
             self.stop(force=not (mine and entry is not None and entry.state == pb.STOPPING and not entry.stop_force))
 
@@ -113,7 +119,17 @@ class Caretaker:
             if self.held is not None:
                 await make_ready(self.care)
         finally:
-            self.stop(force=False)
+            await self._pass_on()
+
+    async def _pass_on(self) -> None:
+        """To who is ready, while it runs; else it is stopped, and then the others are asked."""
+        given = False
+        try:
+            if self.tenure is not None and self.care.ready and self.care.stop is None:
+                given = await self.tenure.give(self.care.ready)
+        finally:
+            if not given:
+                self.stop(force=False)
 
     async def move(self, to: str) -> str:
         """A planned move by command, to the member `to` ("" = the best other), whose name is the answer: it is ready, and is asked next.
@@ -131,7 +147,7 @@ class Caretaker:
         if self.held is not held or care.handing_over or care.stop is not None:
             raise Refusal(Reason.CHANGED_MEANWHILE, f"{self.name} has ended, or was told to")
         self._give_away("moved by command")
-        self.stop(force=False)
+        self._move = asyncio.get_running_loop().create_task(self._pass_on(), name=f"move {self.name}")
         return care.ready
 
     def _give_away(self, cause: str) -> None:
@@ -184,7 +200,6 @@ class Caretaker:
         me = driver.me
         if not me.initiator:
             raise Refusal(Reason.NO_INITIATOR, f"no channel initiator is joined to {driver.member}")
-        loop = asyncio.get_running_loop()
         self.taking = True
         try:
             async with asyncio.timeout(2 * GIVE_UP_S):
@@ -193,10 +208,13 @@ class Caretaker:
             raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"{self.name} cannot be taken: {error!r}") from error
         finally:
             self.taking = False
-        self.tenure = Tenure(self.care, held, me.initiator)
+        self._hold(held)
+
+    def _hold(self, held: Held) -> None:
+        self.tenure = Tenure(self.care, held, held.status.owner_initiator)
         self._asking.taken()
         if self.care.passage is not None:
-            self.care.passage.claimed = loop.time()
+            self.care.passage.claimed = asyncio.get_running_loop().time()
 
     # While it is not held
 
@@ -208,7 +226,7 @@ class Caretaker:
         entry = entry or await self.care.table.read(self.name)
         me = self.care.office.driver.me
         if entry is None or (entry.owner, entry.owner_incarnation) != (me.member, me.incarnations[self.care.place.admin]):
-            if self.care.handing_over:
+            if self.care.handing_over and self.care.office.draining:
                 await self._until_it_runs()
             return self.care.wake.is_set()  # changed while it was read: look again
         self.care.stop = None
@@ -225,7 +243,8 @@ class Caretaker:
         elif entry.state == pb.STOPPING:
             await self._carry_stop()
         elif entry.state in status.HELD:
-            return await self._recover(entry)
+            # Who has given it away may have it back already: that is for whoever takes the gift up.
+            return not self.care.handing_over and await self._recover(entry)
         else:
             return False
         return True

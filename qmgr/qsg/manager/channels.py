@@ -32,6 +32,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import balance, internal, keys, status
 from qsg.rules.balance import Load
 from qsg.rules.definitions import PRIVATE
+from qsg.rules.handover import given, is_gift
 from qsg.rules.ownership import Held, Leftover, Occasion, recover
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import Damaged, read_record
@@ -255,7 +256,6 @@ class ChannelSupervisor:
 
     async def _start_requested(self, asking: str, request: peer_pb2.Request) -> str:
         start = request.start
-        loop = asyncio.get_running_loop()
         care = self._care.get(start.channel)
         if care is not None and care.held is None:
             # It is at the end of an earlier run, or pursues what has been taken from it.
@@ -263,10 +263,16 @@ class ChannelSupervisor:
         if start.cause == "trigger":
             await self.start_channel(start.channel, Occasion("trigger", self.world.wall_ms(), asking))
             return ""
-        passage = Passage(loop.time() - start.since_ms / 1000, start.detect_ms)
+        passage = Passage(asyncio.get_running_loop().time() - start.since_ms / 1000, start.detect_ms)
         if start.cause == OUT_OF_REACH:
             await self._take_back(asking, start.channel)
-        await self.start_channel(start.channel, Occasion("request", self.world.wall_ms(), asking), passage, told_known(start))
+        known = told_known(start)
+        if known is not None and (place := self.find(start.channel)) and is_gift(self.driver.me, place, known):
+            if not self._started or start.channel in self._care:
+                raise Refusal(Reason.CHANNEL_IN_USE, f"{self.member} is already at it, or ending")
+            await self._look_after(place, passage).start(held=given(self.driver.me, place, known))
+            return ""
+        await self.start_channel(start.channel, Occasion("request", self.world.wall_ms(), asking), passage, known)
         return ""
 
     async def _prepare_requested(self, asking: str, request: peer_pb2.Request) -> str:
@@ -403,6 +409,8 @@ class ChannelSupervisor:
             return
         if entry.state in (pb.STOPPING, *status.WANTED):
             self._look_after(place, self._passage_of(entry)).start()
+        elif entry.state == pb.STARTING:
+            self._spawn(self.recovery.sweep_later(), f"gift of {channel}")
 
     def _passage_of(self, entry: pb.ChannelStatus) -> Passage | None:
         """Of a takeover that is under way, as far as the entry tells."""

@@ -6,6 +6,7 @@ of a batch stands behind its pieces, so the progress record never runs ahead of 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,17 @@ class Flight:
         return pieces, marks
 
 
+def progress_bound(before: records_pb2.Progress, record: records_pb2.Progress) -> records_pb2.Progress:
+    """The progress record `before`, with what the partner's record says at a bind."""
+    after = records_pb2.Progress()
+    after.CopyFrom(before)
+    after.ClearField("reset_to")
+    after.sequence, after.luwid = record.sequence, record.luwid
+    for priority, position in record.confirmed.items():
+        after.confirmed[priority].CopyFrom(position)
+    return after
+
+
 def progress_after(before: bytes | None, marks: Sequence[Mark]) -> records_pb2.Progress:
     """The progress record `before`, with these batches confirmed and deleted."""
     after = read_record(records_pb2.Progress, before or b"")
@@ -73,3 +85,12 @@ def progress_after(before: bytes | None, marks: Sequence[Mark]) -> records_pb2.P
     last = marks[-1].built
     after.sequence, after.luwid = last.last_sequence, last.batch.luwid
     return after
+
+
+async def within(event: asyncio.Event, timeout_s: float | None) -> None:
+    """Until the event is set, or the time is over."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

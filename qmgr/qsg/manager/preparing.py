@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import structlog
 
-from qsg.manager.asking import candidates
+from qsg.manager.asking import candidates, tell_known
 from qsg.manager.care import Care
 from qsg.manager.link import InitiatorLink, SessionFailed
 from qsg.manager.peers import PeerUnreachable
 from qsg.pb import initiator_pb2, peer_pb2
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.steps import Place
+from qsg.rules.steps import Place, Sight
 
 log = structlog.get_logger()
 
@@ -48,6 +48,20 @@ async def make_ready(care: Care, to: str = "") -> Refusal | None:
             log.info("next member is ready", channel=care.name, member=target, ms=round(1000 * (loop.time() - began), 1))
             return None
     return why
+
+
+async def tell_given(care: Care, target: str, told: Sight, since: float) -> None:
+    """Tells a member that the channel is its own now. One that does not hear it finds out by the table."""
+    assert care.office.peers is not None
+    since_ms = round(1000 * (asyncio.get_running_loop().time() - since))
+    start = peer_pb2.StartChannel(channel=care.name, cause=care.move_cause, since_ms=since_ms)
+    setattr(start, "from", care.office.driver.member)
+    tell_known(start, told)
+    try:
+        await care.office.peers.request(target, peer_pb2.Request(start=start))
+        log.info("given away", channel=care.name, member=target)
+    except (Refusal, PeerUnreachable) as error:
+        log.info("given away, not taken up", channel=care.name, member=target, error=str(error))
 
 
 async def get_ready(link: InitiatorLink, find: Callable[[str], Place | None], request: peer_pb2.Request) -> str:

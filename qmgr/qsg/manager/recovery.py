@@ -25,6 +25,8 @@ from qsg.store.contract import StoreError
 
 log = structlog.get_logger()
 
+FORGOTTEN_S = 0.3
+"""Whoever was given a channel and has not been told so by then looks after it by itself."""
 Adopt = Callable[[str, Passage], None]
 """(channel whose entry is ours now, its passage)"""
 
@@ -57,6 +59,11 @@ class Recovery:
             else:
                 task = asyncio.get_running_loop().create_task(self._sweep(name), name=f"recovery in {name}")
                 self._sweeping[name] = task
+
+    async def sweep_later(self) -> None:
+        """An entry of ours was written by another: a channel that was given to us, of which we shall be told, or not."""
+        await asyncio.sleep(FORGOTTEN_S)
+        self.sweep()
 
     async def swept(self) -> None:
         """Returns once nothing is being looked through."""

@@ -15,7 +15,7 @@ import structlog
 
 from qsg.endings import ended
 from qsg.failpoint import task_failpoint
-from qsg.manager.flight import Flight, Mark, progress_after
+from qsg.manager.flight import Flight, Mark, progress_after, progress_bound, within
 from qsg.manager.grants import Grant, Outcome, SenderCounters, open_order
 from qsg.manager.link import InitiatorLink, Session, SessionFailed
 from qsg.manager.prefetch import Prefetch
@@ -77,7 +77,7 @@ class Sender:
         self._idle_since = 0.0
         self._stopping = False
         self._leave_last = False
-        self._forced = False
+        self._giving = False
         self._force = asyncio.Event()
         self._parameters = channel_pb2.Parameters()
         self._number = 0
@@ -91,6 +91,21 @@ class Sender:
         self._to_settle.set()
         if force:
             self._force.set()
+
+    async def begin_giving(self) -> None:
+        """The channel is about to be another member's: what is sent from now on is for that one to settle. Returns once no delete is out.
+
+        It goes on until the partner ends it for the next owner's bind: a raised fence in the store does not.
+        """
+        self._giving = True
+        while self._flight.settling:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def end_giving(self) -> None:
+        """It was not given away."""
+        self._giving = False
+        self._to_settle.set()
 
     @property
     def in_flight(self) -> int:
@@ -145,14 +160,14 @@ class Sender:
         reading.start_from({priority: Position.of(p) for priority, p in record.confirmed.items()})
         try:
             await task_failpoint("sender.after_bind_before_delete")
-            await self._resynchronise(session)
+            settled = await self._resynchronise(session)
             await preparing
         except Exception as e:
             return await self._outcome(e)
         works = {
             "send": self._send(session, reading),
             "receive": self._receive(session),
-            "settle": self._settle(),
+            "settle": self._settle(settled),
             "watch": self._watch(),
             "force": self._obey_force(),
             "read": reading.run(),
@@ -196,31 +211,31 @@ class Sender:
         """Lock and fence are as we hold them: part of every unit."""
         return [unchanged(c.key, c.mod_revision) for c in (self.grant.lock, self.grant.fence)]
 
-    async def _resynchronise(self, session: Session) -> None:
-        """Takes the partner's record over as our progress; what it covers is deleted as the queue is read."""
+    async def _resynchronise(self, session: Session) -> Unit | None:
+        """Takes the partner's record over as our progress; what it covers is deleted as the queue is read.
+
+        Sending need not wait for the unit that this answers: whoever binds next is told the record again. Deleting must.
+        """
         bound = session.bound
         self._parameters = negotiate.negotiate(negotiate.offer(self.grant.channel), bound.parameters)
         self.counters.address, self.counters.partner, self.counters.partner_member = session.address, bound.receiver, bound.member
         before = read_record(records_pb2.Progress, self.grant.progress.value or b"", self.grant.progress.key)
         self._check_record(before, bound.record)
-        after = records_pb2.Progress()
-        after.CopyFrom(before)
-        after.ClearField("reset_to")
-        after.sequence, after.luwid = bound.record.sequence, bound.record.luwid
-        for priority, position in bound.record.confirmed.items():
-            after.confirmed[priority].CopyFrom(position)
-        unit = Unit("bound")
+        after = progress_bound(before, bound.record)
+        unit = Unit("bound", compares=self._ours())
         if after != before:
             value = after.SerializeToString(deterministic=True)
             unit.changes.append(Change(self.grant.progress, lambda _: value))
         fence = read_record(records_pb2.SenderFence, self.grant.fence.value or b"", self.grant.fence.key)
-        if not fence.bound_before:
+        first = not fence.bound_before
+        if first:
             fence.bound_before = True
             raised = fence.SerializeToString(deterministic=True)
             unit.changes.append(Change(self.grant.fence, lambda _: raised))
-        if unit.changes:
-            unit.compares = self._ours()
+        if first or before.reset_to:
+            # Before anything is sent: the next bind must not take a partner that has lost our record for one that never had it.
             await self._structure.commit(unit, slot=0)
+            unit.changes = []
         covered = (bound.record.sequence - before.sequence) % bound.parameters.sequence_wrap
         log.info("resynchronised", channel=self.grant.channel.name, epoch=self.grant.epoch, partner=bound.receiver, covered=covered)
         counters = self.counters
@@ -229,6 +244,7 @@ class Sender:
         self.bound.set()
         if self._observer is not None:
             self._observer.sender_bound(self)
+        return unit if unit.changes else None
 
     @staticmethod
     def _check_record(before: records_pb2.Progress, record: records_pb2.Progress) -> None:
@@ -274,7 +290,7 @@ class Sender:
                 timeout_s = (interval_ms - waited_ms) / 1000
             elif not builder.pieces and reading.caught_up and not reading.loaded and not self._busy():
                 timeout_s = self._idle_left()
-            await _wait(self._changed, timeout_s)
+            await within(self._changed, timeout_s)
 
     def _builder(self) -> BatchBuilder:
         return BatchBuilder(self._parameters.batch_messages, self._parameters.batch_bytes)
@@ -396,11 +412,16 @@ class Sender:
         """So much waits to be deleted that sending would soon pause for it."""
         return 2 * self._flight.unsettled >= UNSETTLED_BATCHES * self._parameters.batch_window
 
-    async def _settle(self) -> None:
-        """Deletes what is confirmed; what comes together shares a unit."""
+    async def _settle(self, first: Unit | None) -> None:
+        """Deletes what is confirmed, behind `first`; what comes together shares a unit."""
         flight = self._flight
+        if first is not None:
+            flight.settling = True
+            await self._structure.commit(first, slot=0)
+            flight.settling = False
+            self._changed.set()
         while True:
-            while not flight.settle or self._leave_last:
+            while not flight.settle or self._leave_last or self._giving:
                 self._to_settle.clear()
                 await self._to_settle.wait()
             pieces, marks = flight.next_to_settle()
@@ -413,7 +434,7 @@ class Sender:
             if not self._stopping:
                 self._hurry.clear()
             if not self._pressing:
-                await _wait(self._hurry, SETTLE_EVERY_S)
+                await within(self._hurry, SETTLE_EVERY_S)
 
     async def _commit_settled(self, pieces: list[Piece], marks: list[Mark]) -> Committed:
         return await self._structure.commit(self._settlement(pieces, marks), slot=0)
@@ -450,7 +471,7 @@ class Sender:
 
         def changed(events: list[Event]) -> None:
             for event in events:
-                if event.kv.key == grant.fence.key and (event.deleted or not self._is_ours(event.kv.value)):
+                if event.kv.key == grant.fence.key and not self._giving and (event.deleted or not self._is_ours(event.kv.value)):
                     raised.set()
 
         follower = self._structure.follow(grant.fence.key)
@@ -474,12 +495,3 @@ class Sender:
 def _abort(opening: asyncio.Future[Session]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().abort()
-
-
-async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
-    """Until the event is set, or the time is over."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return

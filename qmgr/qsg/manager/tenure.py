@@ -12,14 +12,17 @@ import asyncio
 import structlog
 
 from qsg.endings import ended
+from qsg.failpoint import task_failpoint
 from qsg.manager.asking import candidates
 from qsg.manager.care import Care
 from qsg.manager.office import Ended, Outcome, Passage, RunningSender, SenderCounters
+from qsg.manager.preparing import tell_given
 from qsg.pb import records_pb2 as pb
 from qsg.rules import retry, status
-from qsg.rules.handover import left_behind
+from qsg.rules.handover import give, left_behind, receiver
 from qsg.rules.ownership import Alter, Held, alter_entry, raise_epoch, release, release_idle
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import Sight
 from qsg.rules.stopping import StopOrder, ask_stop
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import Compare, StoreError, unchanged
@@ -32,6 +35,8 @@ FATAL = frozenset({Reason.SEQUENCE_ERROR, Reason.NO_RECORD, Reason.SEQUENCE_WRAP
 REBINDS = 3
 """Binds in a row, without a pause, to a partner whose members are ending."""
 EPOCH_TRIES = 3
+GIVEN_S = 0.5
+"""How long a sender whose channel was given away goes on, unless the partner ends it for the next owner's bind."""
 
 
 class Tenure:
@@ -41,7 +46,10 @@ class Tenure:
         self.care = care
         self.held: Held | None = held
         self.sender: RunningSender | None = None
+        self.gift = b""
+        """The request in the entry that is to give it away."""
         self._sender_task: asyncio.Task[Outcome] | None = None
+        self._reporting: asyncio.Task[None] | None = None
         self._initiator = initiator
         self._instance = 1
         self._epoch_tries = self._rebinds = 0
@@ -50,6 +58,39 @@ class Tenure:
         self.care.order_stop(force=force)
         if self.sender is not None:
             self.sender.stop(force=bool(self.care.stop), leave_last=self.care.handing_over)
+
+    async def give(self, target: str) -> bool:
+        """Gives the channel to a member that is ready, while it runs. False: not done, it is to be stopped and handed over."""
+        held, sender, running, loop = self.held, self.sender, self._sender_task, asyncio.get_running_loop()
+        if held is None or sender is None or running is None or not sender.bound.is_set():
+            return False
+        self.gift = self.care.office.world.id()
+        began = loop.time()
+        await sender.begin_giving()
+        told = None
+        try:
+            await ended(*([self._reporting] if self._reporting is not None else []))
+            told = await self._given_to(held, target)
+        except (TimeoutError, StoreError) as error:
+            log.warning("not given away", channel=self.care.name, member=target, error=repr(error))
+        if told is None:
+            self.gift = b""
+            sender.end_giving()
+            return False
+        if self.held is held:
+            self.held = None
+        await task_failpoint("handover.after_gift")
+        await tell_given(self.care, target, told, began)
+        await asyncio.wait([running], timeout=GIVEN_S)
+        running.cancel()
+        return True
+
+    async def _given_to(self, held: Held, target: str) -> Sight | None:
+        to = await self.care.run(receiver(held, target))
+        if to is None:
+            return None
+        takeover = self.care.takeover(self.care.move_cause)
+        return await self.care.run(give(held, to, self.gift, self.care.now(), takeover), f"give {self.care.name} to {target}")
 
     def cut_off(self) -> None:
         """The sender may hang in a commit."""
@@ -66,11 +107,11 @@ class Tenure:
             sender.stop(force=self.care.stop, leave_last=self.care.handing_over)
         loop = asyncio.get_running_loop()
         running = self._sender_task = loop.create_task(sender.run(), name=f"sender {self.care.name}")
-        reporting = loop.create_task(self._report(held, sender), name=f"status of {self.care.name}")
+        reporting = self._reporting = loop.create_task(self._report(held, sender), name=f"status of {self.care.name}")
         try:
             await asyncio.wait([running])
         finally:
-            self.sender = self._sender_task = None
+            self.sender = self._sender_task = self._reporting = None
             await ended(running, reporting)
         outcome = _outcome(running)
         log.info(
@@ -84,6 +125,8 @@ class Tenure:
         await self._after(held, sender.counters, outcome)
 
     async def _after(self, held: Held, counters: SenderCounters, outcome: Outcome) -> None:
+        if self.held is None:
+            return  # given away meanwhile
         if outcome.kind == "idle" and self.care.stop is None:
             await self._idle(held)
         elif outcome.kind == "fenced":

@@ -47,6 +47,7 @@ TRANSITIONS: dict[State, dict[State, str]] = {
         pb.PAUSED: "message retry",
         pb.RETRYING: "session failed",
         pb.RECOVERING: "owner lost, or hands over",
+        pb.STARTING: "given to another member",
         pb.INACTIVE: "idle, or inbound session ended",
         pb.STOPPING: "stop command, or an error that needs a command",
     },
