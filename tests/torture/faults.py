@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+import qsg
 from qsg.failpoint import POINTS
 from qsg.process.local import OUT_CHANNEL, REMOTE
 from qsg.process.proxy import Direction
@@ -27,6 +28,7 @@ REPLACED_S = (1.9, 3.0)
 """For how long something is gone that must be replaced meanwhile."""
 SHORT_S = (0.3, 1.2)
 LOOK_S = 0.05
+MOVE_S = 10.0
 HIT_S = 6.0
 """A place of the code that is not reached for so long is left."""
 HOUR_S = 3600.0
@@ -97,6 +99,20 @@ async def drain(scene: Scene) -> None:
     who = a_member(scene)
     scene.say(f"{who}: told to end")
     scene.group.kill(who, "drain")
+
+
+async def move(scene: Scene) -> None:
+    who = scene.random.choice(scene.group.members)
+    scene.say(f"{who}: asked to move the channel")
+    try:
+        async with (
+            asyncio.timeout(MOVE_S),
+            qsg.connect(scene.group.addresses[who], application="move", connect_s=2.0, reconnect_s=1.0) as at,
+        ):
+            moved = await at.command("move", channel=OUT_CHANNEL)
+            scene.say(f"moved to {moved['owner']}" if moved["moved"] else "begun, not seen elsewhere")
+    except (qsg.QsgError, TimeoutError) as error:
+        scene.say(f"not moved: {error}")
 
 
 def stepping(whom: Whom, sign: int) -> Act:
@@ -259,6 +275,7 @@ KINDS: dict[str, Act] = {
     "freeze R's queue manager": freezing(remote, "queue-manager"),
     "freeze R": freezing(remote, "member"),
     "planned stop": drain,
+    "planned move": move,
     "cut from R": cutting("cut from R", lambda s, who: [REMOTE]),
     "cut from a peer": cutting("cut from a peer", a_peer),
     "cut from the store": cutting("cut from the store", lambda s, who: [STORE]),
