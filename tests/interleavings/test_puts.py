@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from random import Random
 
 import pytest
@@ -22,22 +20,7 @@ from qsg.store.contract import Delete, Get, Put, absent, get_prefix
 from qsg.store.memory import Fault, Faults, MemoryServer
 from support.members import Member, group, shared
 from support.simulated import simulated
-
-
-@dataclass
-class Scripted(Faults):
-    """One fault per transaction, in order; then none. `before(n)` is called when the n-th is sent."""
-
-    faults: list[Fault] = field(default_factory=list)
-    before: Callable[[int], None] = lambda n: None
-    count: int = 0
-
-    def request(self, kind: str) -> Fault:
-        if kind != "txn":
-            return Fault()
-        self.count += 1
-        self.before(self.count)
-        return self.faults.pop(0) if self.faults else Fault()
+from support.slots import Scripted, depth, stored
 
 
 def committer(server: MemoryServer, faults: Faults) -> Committer:
@@ -51,17 +34,6 @@ def committer(server: MemoryServer, faults: Faults) -> Committer:
 def message(number: int) -> NewMessage:
     body = pb.Message(payload=b"%d" % number).SerializeToString()
     return NewMessage("Q", 0, pb.Entry(message_id=b"%d" % number, size=len(body), payload_size=1), body)
-
-
-def stored(server: MemoryServer) -> list[int]:
-    """Numbers on the queue in commit order."""
-    headers = sorted(server.get(get_prefix(keys.headers("Q"))).kvs, key=lambda kv: (kv.create_revision, kv.key))
-    return [int(e.message_id) for kv in headers for e in pb.SegmentHeader.FromString(kv.value).entries]
-
-
-def depth(server: MemoryServer) -> int:
-    sums = [pb.Totals.FromString(kv.value) for kv in server.get(get_prefix(keys.totals("Q"))).kvs]
-    return sum(s.put - s.got for s in sums)
 
 
 async def refused(call: object, reason: Reason) -> None:

@@ -56,6 +56,10 @@ async def test_m1_a_batch_of_the_old_instance_is_in_the_record_that_a_bind_answe
         new = await connect(two, request(2))
         assert held.is_set()
         assert (new.session.bound.record.sequence, new.session.bound.record.luwid) == (1, "L1")
+        new.counter, new.sequence = 1, 1
+        await new.send(new.batch(new.segment(["b"])))
+        await new.confirm()
+        assert await two.arrived() == ["a", "b"]
 
 
 @simulated

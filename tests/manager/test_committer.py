@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from random import Random
 
 import pytest
@@ -17,7 +16,8 @@ from qsg.rules.slots import Guard
 from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, NewMessage, OutcomeUnknown, Taken, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Compare, Delete, Get, Limits, NoSpace, Op, Put, TooLarge, TxnResult, absent, get_prefix
-from qsg.store.memory import Fault, Faults, MemoryServer, MemoryStore, RandomFaults
+from qsg.store.memory import Fault, MemoryServer, MemoryStore, RandomFaults
+from support.slots import Scripted, depth, stored
 from support.virtual_time import run
 
 
@@ -37,34 +37,6 @@ def committer(server: MemoryServer, store: MemoryStore, slots: int = 2, seed: in
     c = Committer(store, "X", incarnation, [Guard() for _ in range(slots)], world(seed))
     c.start()
     return c
-
-
-def stored(server: MemoryServer, queue: str = "Q") -> list[int]:
-    """Message numbers of a queue in commit order."""
-    headers = server.get(get_prefix(keys.headers(queue))).kvs
-    ordered = sorted(headers, key=lambda kv: (kv.create_revision, kv.key))
-    return [int(e.message_id) for kv in ordered for e in pb.SegmentHeader.FromString(kv.value).entries]
-
-
-def depth(server: MemoryServer, queue: str = "Q") -> int:
-    sums = [pb.Totals.FromString(kv.value) for kv in server.get(get_prefix(keys.totals(queue))).kvs]
-    return sum(s.put - s.got for s in sums)
-
-
-@dataclass
-class Scripted(Faults):
-    """One fault per transaction, in order; then none."""
-
-    faults: list[Fault] = field(default_factory=list)
-    before: Callable[[int], None] = lambda n: None
-    count: int = 0
-
-    def request(self, kind: str) -> Fault:
-        if kind != "txn":
-            return Fault()
-        self.count += 1
-        self.before(self.count)
-        return self.faults.pop(0) if self.faults else Fault()
 
 
 LOST = Fault(lost=True)

@@ -238,21 +238,6 @@ async def test_competing_members_get_each_message_once(size: int, fast: float, s
         assert (await x.queues.depth("A")).messages == 0
 
 
-async def test_claims_go_only_as_far_as_was_asked() -> None:
-    """Interleaving M2a: one slow getter under syncpoint does not starve another member."""
-    async with group() as g:
-        x, y = await members(g, "X", "Y")
-        await x.put("A", *(b"%d" % i for i in range(10)))
-        unit = x.queues.begin()
-
-        got = await x.queues.get(GetSpec("A"), unit=unit)
-
-        assert got[0].message.payload == b"0"
-        assert await y.get("A", 10) == [b"%d" % i for i in range(1, 10)]
-        await unit.commit()
-        assert await left_over(x) == []
-
-
 async def test_claims_of_a_dead_member_are_void() -> None:
     async with group() as g:
         x, y = await members(g, "X", "Y")
@@ -301,29 +286,6 @@ async def test_transmission_queue_in_a_channels_hands_is_refused() -> None:
 
         await refused(x.get("A"), Reason.OBJECT_IN_USE)
         await refused(x.queues.get(GetSpec("A"), unit=x.queues.begin()), Reason.OBJECT_IN_USE)
-        assert (await x.queues.depth("A")).messages == 1
-
-
-async def test_get_in_flight_when_a_channel_locks_fails() -> None:
-    """Interleaving P5: the fence moves between the getter's read and its commit."""
-    async with group() as g:
-        x, y = await members(g, "X", "Y", usage="transmission")
-        await x.queues.define(
-            shared("R", type="remote", structure="private", remote_queue="Q", remote_queue_manager="RR", transmission_queue="A")
-        )
-        await x.put("R", b"1")
-        structure = x.structures["app1"]
-        commit = structure.commit
-
-        async def locked_first(unit: Unit, **options: object) -> object:
-            if unit.label.startswith("get"):
-                structure.commit = commit  # type: ignore[method-assign]
-                fence = pb.SenderFence(epoch=1, open=True)
-                await y.structures["app1"].commit(Unit(ops=[Put(keys.sender_fence("A"), fence.SerializeToString())]))
-            return await commit(unit, **options)  # type: ignore[arg-type]
-
-        structure.commit = locked_first  # type: ignore[method-assign,assignment]
-        await refused(x.get("A"), Reason.OBJECT_IN_USE)
         assert (await x.queues.depth("A")).messages == 1
 
 

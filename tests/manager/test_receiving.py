@@ -17,7 +17,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import Channel, Queue, Settings
 from qsg.rules.reasons import Reason
-from qsg.rules.unit import Cell, Change, Unit
+from qsg.rules.unit import Change, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.channel_pair import STREAM, Rig, rig
 from support.channel_script import Script, connect, request
@@ -397,30 +397,6 @@ async def test_a_lost_record_of_a_bound_stream_is_refused(two: Rig) -> None:
     await connect(two)
     await two.r.structures["private"].commit(Unit(ops=[Delete(keys.receiver_fence(STREAM))]))
     assert (await refused(two, request(2, bound_before=True))).reason is Reason.NO_RECORD
-
-
-async def test_m1_a_batch_that_commits_before_the_bind_is_in_the_record_it_answers(two: Rig) -> None:
-    """The old instance commits between the new bind's read and its commit."""
-    old = await connect(two)
-    private = two.r.structures["private"]
-    refresh, held = private.refresh, asyncio.Event()
-
-    async def late(*cells: Cell) -> int:
-        revision = await refresh(*cells)
-        if len(cells) == 2 and not held.is_set():
-            held.set()
-            await old.send(old.batch(old.segment(["a"])))
-            await old.confirm()
-        return revision
-
-    private.refresh = late  # type: ignore[method-assign]
-    new = await connect(two, request(2))
-    assert held.is_set()
-    assert (new.session.bound.record.sequence, new.session.bound.record.luwid) == (1, "L1")
-    new.counter, new.sequence = 1, 1
-    await new.send(new.batch(new.segment(["b"])))
-    await new.confirm()
-    assert await two.arrived() == ["a", "b"]
 
 
 async def test_p13_an_old_instance_stages_nothing_after_a_newer_bind_elsewhere(two: Rig) -> None:

@@ -1,0 +1,39 @@
+"""What tests of slots and committers look at: faults one by one, and what is on a queue then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
+from qsg.store.contract import get_prefix
+from qsg.store.memory import Fault, Faults, MemoryServer
+
+
+def stored(server: MemoryServer, queue: str = "Q") -> list[int]:
+    """Message numbers of a queue in commit order."""
+    headers = server.get(get_prefix(keys.headers(queue))).kvs
+    ordered = sorted(headers, key=lambda kv: (kv.create_revision, kv.key))
+    return [int(e.message_id) for kv in ordered for e in pb.SegmentHeader.FromString(kv.value).entries]
+
+
+def depth(server: MemoryServer, queue: str = "Q") -> int:
+    sums = [pb.Totals.FromString(kv.value) for kv in server.get(get_prefix(keys.totals(queue))).kvs]
+    return sum(s.put - s.got for s in sums)
+
+
+@dataclass
+class Scripted(Faults):
+    """One fault per transaction, in order; then none. `before(n)` is called when the n-th is sent."""
+
+    faults: list[Fault] = field(default_factory=list)
+    before: Callable[[int], None] = lambda n: None
+    count: int = 0
+
+    def request(self, kind: str) -> Fault:
+        if kind != "txn":
+            return Fault()
+        self.count += 1
+        self.before(self.count)
+        return self.faults.pop(0) if self.faults else Fault()
