@@ -7,6 +7,7 @@ it was seen, what is found there after it has a *break* before it: nothing is sa
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ WATCHED = (
 class Change:
     event: Event
     broken: bool = False
+    at: float = 0.0
+    """When it was seen; it was made before that."""
 
     @property
     def revision(self) -> int:
@@ -86,7 +89,7 @@ class History:
                     async with aclosing(store.watch(prefix, prefix_end(prefix), revision + 1)) as batches:
                         async for batch in batches:
                             for event in batch.events:
-                                self.add(Change(event))
+                                self.add(Change(event, at=time.monotonic()))
                             revision = max(revision, batch.revision)
                 except Compacted:
                     revision = 0
@@ -100,10 +103,10 @@ class History:
         found = await store.get(get_prefix(prefix))
         there = {kv.key: kv for kv in found.kvs}
         for key in [k for k in self.now if k.startswith(prefix) and k not in there]:
-            self.add(Change(Event(KeyValue(key, b"", 0, found.revision, 0, 0), deleted=True), broken=True))
+            self.add(Change(Event(KeyValue(key, b"", 0, found.revision, 0, 0), deleted=True), broken=True, at=time.monotonic()))
         for kv in there.values():
             if self.now.get(kv.key) != kv.value:
-                self.add(Change(Event(kv), broken=True))
+                self.add(Change(Event(kv), broken=True, at=time.monotonic()))
         return found.revision
 
     def add(self, change: Change) -> None:

@@ -37,6 +37,8 @@ class Report:
     measured: list[Measured] = field(default_factory=list)
     changes: int = 0
     breaks: int = 0
+    reads: int = 0
+    """Of the registers of ownership, judged with the changes."""
     problems: list[str] = field(default_factory=list)
     """Each with seed, phase and fault in its words."""
     seconds: float = 0.0
@@ -54,13 +56,18 @@ class Report:
         )
         kinds = f"{sum(self.faults.values())} faults of {len(self.faults)} kinds, {len(self.missing)} kinds missing"
         verdict = "CLEAN" if self.clean else "BROKEN"
-        return f"{verdict} seed {self.seed}: {told}; {kinds}; {self.changes} changes of the table; {self.seconds:.0f} s"
+        return f"{verdict} seed {self.seed}: {told}; {kinds}; {self.changes} changes of the table, {self.reads} reads; {self.seconds:.0f} s"
 
     def json(self) -> str:
         fields: dict[str, Any] = {"seed": self.seed, "minutes": self.minutes, "clean": self.clean, **_renamed(self.counts)}
         fields |= {"recovered": self.recovered, "returned": self.returned, "faults": self.faults, "missing": self.missing}
-        fields |= {"gaps": [row(kind, found) for kind, found in self._by_kind()], "changes": self.changes, "breaks": self.breaks}
-        fields |= {"problems": self.problems, "seconds": round(self.seconds, 1), "logs": self.logs}
+        fields |= {
+            "gaps": [row(kind, found) for kind, found in self._by_kind()],
+            "changes": self.changes,
+            "breaks": self.breaks,
+            "reads": self.reads,
+        }
+        fields |= {"reads": self.reads, "problems": self.problems, "seconds": round(self.seconds, 1), "logs": self.logs}
         return json.dumps(fields)
 
     def _by_kind(self) -> list[tuple[str, list[Measured]]]:

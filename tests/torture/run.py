@@ -22,6 +22,7 @@ from qsg.process.workload import Direction, Pace, consume, produce
 from qsg.store.contract import StoreError
 from qsg.store.etcd import EtcdStore
 from torture import leftovers
+from torture.audit import Audit
 from torture.faults import ALL_KINDS, KINDS, POINT_KINDS, Act, NotReached, Provoke, provocation
 from torture.group import TortureGroup
 from torture.history import History
@@ -71,6 +72,7 @@ class Torture:
         self.random = random.Random(seed)
         self.report = Report(seed, minutes)
         self.history: History
+        self.audit: Audit
         self._tell = say
         self._began = time.monotonic()
         self._rate = rate
@@ -117,6 +119,8 @@ class Torture:
         self._ways = [self._way("out"), self._way("in")]
         self.history = History(endpoints)
         self.history.start()
+        self.audit = Audit(endpoints)
+        self.audit.start()
         store = EtcdStore(endpoints)
         tasks = [asyncio.create_task(consume(way, i), name=f"consumer {way.name}") for way in self._ways for i in range(CONSUMERS)]
         names = [(way, i, f"torture-{self.seed}-{way.name}-{i}") for way in self._ways for i in range(PRODUCERS)]
@@ -275,9 +279,11 @@ class Torture:
             self.report.recovered += way.ledger.recovered
             self.report.returned += way.ledger.returned
         self.report.counts = counts
+        await self.audit.close()
         await self.history.close()
         self.report.changes, self.report.breaks = len(self.history.changes), self.history.breaks
-        for problem in self.history.problems():
+        self.report.reads = len(self.audit.reads)
+        for problem in [*self.history.problems(), *self.audit.problems(self.history.changes)]:
             self._problem(f"history: {problem}")
 
     def _check(self) -> None:

@@ -13,9 +13,11 @@ import pytest
 from qsg.pb import records_pb2 as pb
 from qsg.process.children import bound_to_parent
 from qsg.process.ledger import Counts, Ledger, payload
+from qsg.process.local import REMOTE
 from qsg.rules import keys, status
 from qsg.store.contract import Event, KeyValue
 from torture import __main__ as command
+from torture.audit import Audit, Seen
 from torture.faults import KINDS, POINT_KINDS
 from torture.history import Change, History, Takeover
 from torture.leftovers import count, leftovers
@@ -46,7 +48,7 @@ async def test_a_moment_of_torture(tmp_path: Path) -> None:
     assert not any(found[n] for n in ("lost", "duplicated", "unexpected", "out_of_order", "missing", "problems"))
     assert set(found["faults"]) == set(kinds)
     assert {row["kind"] for row in found["gaps"]} == {*kinds[:2], "all"}
-    assert found["changes"] > 10
+    assert found["changes"] > 10 and found["reads"] > 50
     assert "CLEAN seed 5" in told.decode().splitlines()[-1]
 
 
@@ -59,6 +61,38 @@ def test_a_kind_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str
 def test_every_place_is_killed_and_paused() -> None:
     assert len(POINT_KINDS) == 2 * len({point for point, _ in POINT_KINDS.values()})
     assert not KINDS.keys() & POINT_KINDS.keys()
+
+
+# Reads of the registers of ownership
+
+
+def audited(*changes: tuple[int, float, bool], reads: list[tuple[float, float, int, int]]) -> list[str]:
+    """Changes of a lock: (revision, when seen, deleted); reads: (start, end, revision shown, revision of the store)."""
+    lock = keys.lock(REMOTE)
+    made = [Change(Event(KeyValue(lock, b"", 1, revision, 1, 0), deleted=deleted), at=at) for revision, at, deleted in changes]
+    audit = Audit([], [Seen(lock, start, end, mod, revision) for start, end, mod, revision in reads])
+    return audit.problems(made)
+
+
+TAKEN_GIVEN_TAKEN = ((5, 1.0, False), (8, 2.0, True), (9, 3.0, False))
+
+
+def test_reads_that_go_with_the_history() -> None:
+    reads = [(0.0, 0.2, 0, 3), (0.3, 0.9, 5, 6), (1.1, 1.5, 5, 7), (1.2, 1.9, 0, 8), (1.9, 2.5, 9, 9), (2.0, 2.6, 0, 8), (3.0, 3.1, 9, 9)]
+    assert audited(*TAKEN_GIVEN_TAKEN, reads=reads) == []
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        [(1.5, 1.6, 0, 4)],  # free, though it was seen taken before
+        [(2.5, 2.6, 5, 7)],  # taken, though it was seen given up
+        [(1.1, 1.2, 9, 9), (1.3, 1.4, 5, 7)],  # what one has read, the next has not
+    ],
+)
+def test_a_stale_read_is_told(stale: list[tuple[float, float, int, int]]) -> None:
+    (problem,) = audited(*TAKEN_GIVEN_TAKEN, reads=stale)
+    assert "not linearizable" in problem
 
 
 # Histories
