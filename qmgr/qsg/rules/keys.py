@@ -6,6 +6,7 @@ is commit order. Names may hold `/` and `%`, which are written as `%2F` and `%25
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NewType
 
 Suffix = NewType("Suffix", bytes)
@@ -26,6 +27,7 @@ PRODUCERS = b"p/"
 GUARDS = b"g/"
 
 
+@lru_cache(maxsize=4096)
 def name(text: str) -> bytes:
     return text.replace("%", "%25").replace("/", "%2F").encode()
 
