@@ -138,3 +138,17 @@ def test_the_shared_part_of_groups_and_queue_managers_is_the_same() -> None:
     assert {"image", "storage", "tls", "resources", "scheduling", "channelDefaults"} <= shared
     assert {name: group[name] for name in shared} == {name: manager[name] for name in shared}
     assert group["portal"] == manager["listener"]
+
+
+def unexplained(of: Schema, path: str = "") -> list[str]:
+    found = []
+    for name, part in of.get("properties", {}).items():
+        found += [] if part.get("description") else [f"{path}.{name}"]
+        if not part.get("x-kubernetes-preserve-unknown-fields"):
+            found += unexplained(part, f"{path}.{name}") + unexplained(part.get("items", {}), f"{path}.{name}[]")
+    return found
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_kubectl_explain_says_something_of_every_field(kind: str) -> None:
+    assert unexplained(schema(kind, "spec")) == []
