@@ -7,7 +7,10 @@ import asyncio
 import pytest
 
 from qsg.endings import ended, to_the_end
+from qsg.manager.table import StatusTable
 from support.cancelling import ticks
+from support.simulated import simulated
+from support.whole import DLQ, Host, definitions, queue, universe
 
 
 async def _steps(done: list[int], count: int = 5) -> str:
@@ -67,3 +70,26 @@ async def test_how_the_tasks_end_is_not_told() -> None:
     await ticks(1)
     await ended(task)
     await ended()
+
+
+@simulated
+async def test_a_start_that_is_cut_off_leaves_no_task_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue manager that is told to end while it starts: what follows the status table ends with it."""
+    plain, begun = StatusTable.start, asyncio.Event()
+
+    async def hangs(table: StatusTable) -> None:
+        await plain(table)
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with universe() as made:
+        await made.host("X", "G", queue(DLQ, structure="admin"))
+        before = asyncio.all_tasks()
+        monkeypatch.setattr(StatusTable, "start", hangs)
+        starting = asyncio.create_task(Host(made, "Y", "G", definitions()).start())
+        await begun.wait()
+        assert any(task.get_name().startswith("follow") for task in asyncio.all_tasks() - before)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.sleep(1)
+        assert [task.get_name() for task in asyncio.all_tasks() - before] == []

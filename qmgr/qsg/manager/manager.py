@@ -189,8 +189,8 @@ class QueueManager:
     async def _serve(self) -> None:
         await self._open_queues()
         handlers = self._open_channels()
+        self._ends.push_async_callback(self.supervisor.close)  # a start that is cut off has begun to follow the table
         await self.supervisor.start()
-        self._ends.push_async_callback(self.supervisor.close)
         handlers[CLIENT] = self.clients.handler
         listener = await self._transport.listen(self.options.address, handlers)
         self._ends.push_async_callback(listener.close)
