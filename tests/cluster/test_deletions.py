@@ -16,6 +16,8 @@ NAMES = ("qsg-e2e-group", "qsg-e2e-channels", "qsg-e2e-whole", "qsg-e2e-alone", 
 KINDS = "queuesharinggroups,schan,squeue,qm"
 WITHIN_S = 90.0
 VOLUME = {"storage": {"size": "1Gi", "whenDeleted": "Delete"}}
+QUICK = {**VOLUME, "terminationGracePeriodSeconds": 20}
+"""Kubernetes looks again at a namespace that ends after half of that."""
 
 
 def small() -> list[Object]:
@@ -23,8 +25,8 @@ def small() -> list[Object]:
     kinds = {"apiVersion": "qsg.dev/v1alpha1"}
     sender = {"group": "g", "type": "Sender", "transmissionQueue": "XMIT", "connectionNames": ["p-qm-listener:1414"]}
     made = [
-        ("QueueSharingGroup", "g", {"members": 2, "store": {"managed": {"members": 1, **VOLUME}}, **VOLUME}),
-        ("QueueManager", "p", VOLUME),
+        ("QueueSharingGroup", "g", {"members": 2, "store": {"managed": {"members": 1, **VOLUME}}, **QUICK}),
+        ("QueueManager", "p", QUICK),
         ("SharedQueue", "xmit", {"group": "g", "type": "Transmission"}),
         ("SharedChannel", "g-to-p", sender),
         ("SharedChannel", "g-to-p-at-p", {"queueManager": "p", "channelName": "G.TO.P", "type": "Receiver"}),
