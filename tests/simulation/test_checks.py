@@ -12,6 +12,9 @@ from simulation.run import run
 
 pytestmark = pytest.mark.timeout(300)
 
+SEEDS = 12
+"""Most find it in the first or second; which one that is changes with every change of the product."""
+
 
 @pytest.mark.parametrize(
     ("bug", "told"),
@@ -22,9 +25,13 @@ pytestmark = pytest.mark.timeout(300)
     ],
 )
 def test_what_is_wrong_is_told(bug: str, told: str) -> None:
-    with planted(bug):
-        violations = run(draw(0)).violations
-    assert any(told in violation for violation in violations), violations[:3]
+    seen: list[str] = []
+    for seed in range(SEEDS):
+        with planted(bug):
+            seen += run(draw(seed)).violations
+        if any(told in violation for violation in seen):
+            return
+    raise AssertionError(seen[:3])
 
 
 def test_a_bug_makes_the_command_fail_with_a_seed_to_be_seen_again(
