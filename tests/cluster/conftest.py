@@ -1,4 +1,8 @@
-"""One release of the chart with its examples for all tests, and traffic over them for each that asks for it."""
+"""One release of the chart with its examples for all tests, and traffic over them for each that asks for it.
+
+Told by the environment: KUBECONFIG; QSG_IMAGE, QSG_ETCD_IMAGE and QSG_IMAGE_NEWER (images that the nodes have); QSG_CLUSTER_COMMAND (kills
+nodes); QSG_KEEP (what is there is used, and left); QSG_FIGURES (a file for what was measured).
+"""
 
 from __future__ import annotations
 
