@@ -54,9 +54,12 @@ class Cursor:
     def decode(cls, raw: bytes) -> Cursor:
         """Raises `Refusal` for bytes that are no cursor."""
         try:
-            return cls(raw[0], Position.of(pb.Position.FromString(raw[1:])))
+            cursor = cls(raw[0], Position.of(pb.Position.FromString(raw[1:])))
         except Exception as error:
             raise Refusal(Reason.OPTIONS_ERROR, "not a cursor of browse") from error
+        if cursor.priority > 9 or not cursor.position.suffix:
+            raise Refusal(Reason.OPTIONS_ERROR, "not a cursor of browse")
+        return cursor
 
 
 class Browser:
