@@ -73,6 +73,7 @@ def test_the_group_first(namespaces: dict[str, Namespace], figures: Figures) -> 
 def test_channels_first(namespaces: dict[str, Namespace], figures: Figures) -> None:
     """Their definitions go from the group too."""
     one, began = namespaces["qsg-e2e-channels"], time.monotonic()
+    assert _channels(one, "g-0") and _channels(one, "p-qm-0")
     one.delete("schan,squeue", "--all", "--timeout=30s")
     eventually(lambda: not _channels(one, "g-0"), 60, "the group has no channel any more")
     eventually(lambda: not _channels(one, "p-qm-0"), 60, "the partner has none")
@@ -83,7 +84,9 @@ def test_channels_first(namespaces: dict[str, Namespace], figures: Figures) -> N
 
 def test_the_namespace_at_once(namespaces: dict[str, Namespace], figures: Figures) -> None:
     began = time.monotonic()
-    namespaces["qsg-e2e-whole"].remove(WITHIN_S)
+    one = namespaces["qsg-e2e-whole"]
+    one.remove(WITHIN_S)
+    assert not one.exists()
     figures.add("deleted, namespace at once", f"{time.monotonic() - began:.0f} s", f"{WITHIN_S:g} s")
 
 

@@ -55,9 +55,12 @@ def test_the_node_of_the_owner_is_cut_off_and_comes_back(shop: Shop, victim: str
 
 def test_the_leader_of_the_store_is_killed(shop: Shop, traffic: Traffic) -> None:
     leader = store_leader(shop)
+    before = shop.namespace.get("pod", leader)["metadata"]["uid"]
     with traffic.through("etcd's leader deleted by force", DEATH_MS):
         shop.namespace.delete("pod", leader, "--grace-period=0", "--force")
         traffic.moves()
+        eventually(lambda: shop.namespace.get("pod", leader)["metadata"]["uid"] != before, what="another pod in its place")
+        assert store_leader(shop)
 
 
 def store_leader(shop: Shop) -> str:

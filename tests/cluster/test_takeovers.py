@@ -14,10 +14,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 DEATH_MS = 1_000
 
 
-def test_nothing_happens(traffic: Traffic) -> None:
+def test_nothing_happens(shop: Shop, traffic: Traffic) -> None:
     """What the machine's own noise is: no figure below means less than this one."""
+    before = shop.owner()
     with traffic.through("nothing, for 15 s", 250):
         time.sleep(15)
+    assert shop.owner()["epoch"] == before["epoch"], "nobody took the channel over"
 
 
 @pytest.mark.parametrize("container", ["initiator", "queue-manager"])
@@ -50,6 +52,7 @@ def test_the_operator_is_not_needed(shop: Shop, traffic: Traffic, release: Relea
         shop.namespace.delete("pod", before["pod"], "--grace-period=0", "--force")
         traffic.moves()
         time.sleep(5)
+        traffic.moves()  # by now the owner is dead for certain
         release.scale(2)
         shop.taken_over(before)
 

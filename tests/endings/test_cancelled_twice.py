@@ -93,6 +93,7 @@ async def test_a_backout_is_tried_until_the_structure_answers(clients: ClientGro
     monkeypatch.setattr(FakeWork, "backout", failing)
     await (await _holding(clients)).close()
     await until(lambda: clients.payloads("Q") == [b"kept"])
+    assert not failures
 
 
 async def test_a_commit_that_failed_for_the_store_is_backed_out(clients: ClientGroup, monkeypatch: pytest.MonkeyPatch) -> None:

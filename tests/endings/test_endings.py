@@ -69,6 +69,7 @@ async def test_how_the_tasks_end_is_not_told() -> None:
     task = asyncio.ensure_future(failing())
     await ticks(1)
     await ended(task)
+    assert isinstance(task.exception(), ValueError)
     await ended()
 
 

@@ -48,7 +48,7 @@ RAW = {
 
 
 async def test_raw_bytes_at_every_port(group: ConfiguredGroup, flow: Flow) -> None:
-    async def one(address: str, data: bytes) -> None:
+    async def one(what: str, address: str, name: str, data: bytes) -> None:
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
@@ -57,13 +57,15 @@ async def test_raw_bytes_at_every_port(group: ConfiguredGroup, flow: Flow) -> No
                 await writer.drain()
                 writer.write_eof()
                 await reader.read()
+        except TimeoutError:
+            raise AssertionError(f"{name} at {what}: not ended") from None
         except OSError:
             pass  # reset: as good an answer as there is below HTTP
         finally:
             writer.close()
             await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
-    await asyncio.gather(*(one(address, data) for address in doors(group).values() for data in RAW.values()))
+    await asyncio.gather(*(one(what, address, name, data) for what, address in doors(group).items() for name, data in RAW.items()))
     await flow.moves()
 
 
@@ -172,11 +174,13 @@ async def test_the_initiators_socket(group: ConfiguredGroup, flow: Flow) -> None
 
 async def test_raw_bytes_on_the_initiators_socket(group: ConfiguredGroup, flow: Flow) -> None:
     path = str(group.config("X")["socket"])
+    closed = partial(group.logged, at="X", event="not our protocol, closed")
+    before = len(closed())
     for data in (b"\xff" * 100, struct.pack(">I", 129 << 20) + b"abc", b"GET / HTTP/1.1\r\n\r\n"):
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(data)
         async with asyncio.timeout(5):
             await asyncio.gather(reader.read(), return_exceptions=True)
         writer.close()
-    await eventually(lambda: len(group.logged(at="X", event="not our protocol, closed")) >= 3, 3)
+    await eventually(lambda: len(closed()) == before + 3, 3)
     await flow.moves()

@@ -194,6 +194,7 @@ async def test_n14_a_verdict_that_reached_one_structure_is_carried_into_the_othe
     for ever. Prevented: every member looks for keys that the admin structure does not have; a member watches its own keys."""
     async with town("X", "Y", apart=True) as t:
         victim = t.stations["X"].structures["admin"]
+        assert b"m/X" in t.prefix("app1", keys.MEMBERS) and not victim.fenced.is_set()
         t.servers["admin"].txn([], [Delete(b"m/X")], [])
         await asyncio.wait_for(victim.fenced.wait(), 0.2)
         for store in t.stations["X"].stores.values():

@@ -78,6 +78,7 @@ async def test_rabbitmq_16662_a_member_without_the_store_steps_down_though_no_wr
         await t.put(texts(0, 2), t.stations["X"])
         first = await owner(t)
         await t.until_arrived(texts(0, 2))
+        assert _sends(t.stations[first])
         cut_off(t, first)
         await t.put(texts(2, 4), other_than(t, first))
         await t.until_arrived(texts(0, 4), timeout_s=9.0)

@@ -150,6 +150,7 @@ def test_c7_a_stale_start_request_starts_nothing_that_was_stopped() -> None:
 
     for occasion in (TRIGGER, Occasion("request", model.now, requester="X"), Occasion("own", model.now)):
         refused(Reason.CHANNEL_DISABLED, model, "Y", take(model.me["Y"], model.place, occasion, model.draw))
+    assert model.state() == pb.STOPPED and model.lock() is None and not model.fence().open
 
 
 def test_n13_a_dead_initiators_lock_is_given_up_by_its_living_queue_manager() -> None:

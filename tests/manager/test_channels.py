@@ -228,6 +228,7 @@ async def test_entries_of_deleted_channels_are_removed() -> None:
         await t.until(pb.RETRYING)
         await x.catalog.delete_channel(CHANNEL)
         await t.until(pb.INACTIVE)
+        assert t.prefix("admin", keys.STATUS_OUT) == []
 
 
 @simulated
@@ -237,6 +238,7 @@ async def test_the_entry_of_a_stopped_channel_goes_with_its_definition() -> None
         await t.until(pb.STOPPED)
         await t.stations["X"].catalog.delete_channel(CHANNEL)
         await t.until(pb.INACTIVE)
+        assert t.prefix("admin", keys.STATUS_OUT) == []
 
 
 @simulated

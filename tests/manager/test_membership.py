@@ -106,8 +106,10 @@ def test_a_deleted_member_key_is_noticed_though_the_lease_lives() -> None:
         server = MemoryServer()
         structure = await joined(server)
         await asyncio.sleep(1)
+        assert not structure.fenced.is_set()
         server.txn([created_at(keys.member("X"), structure.incarnation)], [Delete(keys.member("X"))], [])
         await asyncio.wait_for(structure.fenced.wait(), 0.1)
+        assert asyncio.get_running_loop().time() < structure.membership.valid_until
         await structure.close()
 
     run(main())

@@ -124,7 +124,9 @@ async def test_puts_of_a_unit_count() -> None:
             await x.queues.put([PutRequest("A", pb.Message())], unit=unit)
         await refused(x.queues.put([PutRequest("A", pb.Message())], unit=unit), Reason.Q_FULL)
         await unit.backout()
+        assert await depth(x) == 0
         await x.put("A", *(b"" for _ in range(5)))
+        assert await depth(x) == 5
 
 
 async def test_put_through_alias_remote_and_to_several_queues() -> None:

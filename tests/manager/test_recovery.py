@@ -81,6 +81,7 @@ async def test_the_whole_group_restarts_with_messages_waiting(apart: bool) -> No
         await t.put(texts(2, 4), t.stations["X"])
         for name in ("X", "Y"):
             await t.kill(name)
+        assert await t.arrived() == texts(0, 2)
         await t.stations["R"].pair.start_initiator()
         for name in ("X", "Y"):
             await t.station(name)

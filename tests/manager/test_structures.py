@@ -117,6 +117,8 @@ async def test_through_the_local_portal_to_shared_queues() -> None:
         await u["Y"].until("FAR", numbered(0, 5))
         await u["Y"].until("NEAR", numbered(5, 8))
         await u["X"].until("OWN", ["own"])
+        fences = [pb.ReceiverFence.FromString(kv.value) for kv in u.found("private X", keys.RECEIVER_FENCES)]
+        assert [(fence.channel, fence.partner) for fence in fences] == [("R.TO.X", "R")]
 
 
 @simulated
@@ -131,6 +133,7 @@ async def test_onwards_over_a_transmission_queue_in_another_structure() -> None:
         await u["R"].manager.queues.define(queue("S", type="remote", remote_queue_manager="S", transmission_queue="G"))
         await u["R"].put("END", *numbered(0, 10), queue_manager="S")
         await u["S"].until("END", numbered(0, 10))
+        assert u.key("G app1", keys.sender_fence("S.ROAD")) and not u.key("G admin", keys.sender_fence("S.ROAD"))
 
 
 @simulated

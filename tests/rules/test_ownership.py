@@ -176,8 +176,10 @@ def test_another_channel_may_not_use_an_open_queue() -> None:
     model.join("Y")
     other = CHANNEL.model_copy(update={"name": "CH.B"})
     place = type(model.place)(other, "admin", model.place.structure)
+    before = model.fence(), model.lock()
 
     refused(Reason.CHANNEL_IN_USE, model, "Y", take(model.me["Y"], place, TRIGGER, model.draw))
+    assert (model.fence(), model.lock()) == before and before[0].open
 
 
 def test_a_new_partner_draws_a_new_stream_only_when_closed() -> None:

@@ -103,6 +103,7 @@ def test_resolve_and_reset_leave_a_running_channel_alone() -> None:
     refused(Reason.CHANNEL_IN_USE, model, "X", resolve(model.me["X"], model.place, Resolution("backout", True), model.draw, "QSG"))
     refused(Reason.CHANNEL_IN_USE, model, "X", reset_sender(model.me["X"], model.place, 1))
     refused(Reason.OPTIONS_ERROR, model, "X", reset_sender(model.me["X"], model.place, 0))
+    assert model.state() == pb.RUNNING and model.lock() is not None and model.fence().open
 
 
 def test_a_failed_release_never_gives_up_anothers_lock() -> None:

@@ -216,12 +216,13 @@ async def test_automatic_compaction_leaves_recent_history(tmp_path: Path) -> Non
 
 async def test_an_idle_store_is_compacted_too(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "s.db", history_s=0.0, compact_interval_s=0.01) as store:
-        await put(store, b"k", b"x" * 1_000_000)
-        await store.txn([], [Delete(b"k")])
 
         async def small() -> bool:
             return (await store.status()).bytes_in_use < 200 * KIB
 
+        await put(store, b"k", b"x" * 1_000_000)
+        assert not await small()
+        await store.txn([], [Delete(b"k")])
         await until(small)
 
 
@@ -294,6 +295,7 @@ async def test_a_quiet_watch_says_how_far_the_store_has_come(store: SqliteStore)
             assert batch.events == ()
             if batch.revision == revision:
                 return
+    raise AssertionError("the watch ended")
 
 
 async def test_closing_ends_watches(store: SqliteStore) -> None:
