@@ -10,27 +10,17 @@ from pathlib import Path
 
 from qsg.process.config import StructureConfig
 from qsg.process.security import store_of
+from qsg.store.files import new_file
 
 
 def save(structure: StructureConfig, target: str) -> int:
-    """Its size. Raises `StoreError`, `OSError`; a file that is there already is left."""
+    """Its size. Raises `StoreError` (also when `target` exists), `OSError`."""
     if target == "-":
         size = asyncio.run(_download(structure, sys.stdout.buffer.write))
         sys.stdout.buffer.flush()
         return size
-    path = Path(target)
-    partial = path.with_name(path.name + ".part")
-    with path.open("xb"):
-        pass
-    try:
-        with partial.open("wb") as file:
-            size = asyncio.run(_download(structure, file.write))
-        partial.replace(path)
-    except BaseException:
-        path.unlink()
-        partial.unlink(missing_ok=True)
-        raise
-    return size
+    with new_file(Path(target)) as part, part.open("wb") as file:
+        return asyncio.run(_download(structure, file.write))
 
 
 async def _download(structure: StructureConfig, write: Callable[[bytes], int]) -> int:

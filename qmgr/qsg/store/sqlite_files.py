@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qsg.store import sqlite_reads as reads
 from qsg.store.contract import NoSpace, StoreError
+from qsg.store.files import must_be_new, new_file
 from qsg.store.sqlite_engine import Engine
 from qsg.store.sqlite_file import is_full, meta, open_reader, open_writer, own
 
@@ -23,23 +24,16 @@ def snapshot(source: Path, target: Path) -> int:
 
     Raises `StoreError` when `target` exists, `NoSpace` when the disk is full (nothing is left there then).
     """
-    if target.exists():
-        raise StoreError(f"{target} exists already")
-    part = target.with_name(target.name + ".part")
-    part.unlink(missing_ok=True)
-    connection = open_reader(source)
-    try:
-        connection.execute("VACUUM INTO ?", (str(part),))
-    except sqlite3.Error as e:
-        part.unlink(missing_ok=True)
-        if is_full(e):
-            raise NoSpace(f"no room for {target}") from e
-        raise StoreError(f"{source} cannot be copied: {e}") from e
-    finally:
-        connection.close()
-    sync(part)
-    os.replace(part, target)
-    sync(target.parent)
+    with new_file(target) as part:
+        connection = open_reader(source)
+        try:
+            connection.execute("VACUUM INTO ?", (str(part),))
+        except sqlite3.Error as e:
+            if is_full(e):
+                raise NoSpace(f"no room for {target}") from e
+            raise StoreError(f"{source} cannot be copied: {e}") from e
+        finally:
+            connection.close()
     return _revision(target)
 
 
@@ -61,21 +55,14 @@ def restore(snapshot_path: str | Path, target_path: str | Path, bump_revision: i
     if bump_revision < 1:
         raise StoreError("a restored store needs a higher revision")
     _revision(source)
-    if target.exists():
-        raise StoreError(f"{target} exists already")
+    must_be_new(target)
     ownership = own(target)
-    part = target.with_name(target.name + ".part")
     try:
-        part.unlink(missing_ok=True)
-        snapshot(source, part)
-        revision = _bump(part, bump_revision)
-        sync(part)
-        os.replace(part, target)
-        sync(target.parent)
+        with new_file(target) as part:
+            snapshot(source, part)
+            return _bump(part, bump_revision)
     finally:
-        part.unlink(missing_ok=True)
         ownership.release()
-    return revision
 
 
 def _bump(path: Path, bump_revision: int) -> int:
@@ -95,15 +82,6 @@ def _bump(path: Path, bump_revision: int) -> int:
     finally:
         connection.close()
     return revision
-
-
-def sync(path: Path) -> None:
-    """Makes a file's content, or a directory's entries, durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Reserve:
