@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from qsg_operator.certificates import CA, CERTIFICATE, CLOCKS_DIFFER, KEY, BadSecret, Data, name_of, private_pem, signer_of, usage
+from qsg_operator.certificates import CA, CERTIFICATE, CLOCKS_DIFFER, KEY, BadSecret, Data, name_of, pem, private_pem, signer_of, unsigned
 
 LIFE = timedelta(days=3650)
 OVERLAP = timedelta(days=7)
@@ -36,20 +36,11 @@ def new_authority(common_name: str, now: datetime) -> Data:
     key = ec.generate_private_key(ec.SECP256R1())
     name = name_of(common_name)
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCKS_DIFFER)
-        .not_valid_after(now + LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage(authority=True), critical=True)
+        unsigned(name, name, key.public_key(), now, now + LIFE, authority=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    pem = _pem(certificate)
-    return {CERTIFICATE: pem, KEY: private_pem(key), CA: pem}
+    return {CERTIFICATE: pem(certificate), KEY: private_pem(key), CA: pem(certificate)}
 
 
 def kept_up(present: Mapping[str, bytes], name: str, now: datetime, *, made_before: datetime | None = None) -> Data:
@@ -88,7 +79,7 @@ def _bundle(data: Mapping[str, bytes], signing: x509.Certificate, now: datetime)
         known = []
     coming = [x509.load_pem_x509_certificate(data[NEXT_CERTIFICATE])] if NEXT_CERTIFICATE in data else []
     valid = {one for one in (*known, signing, *coming) if one.not_valid_after_utc > now} | {signing}
-    return b"".join(_pem(one) for one in sorted(valid, key=lambda one: (one.not_valid_before_utc, one.serial_number)))
+    return b"".join(pem(one) for one in sorted(valid, key=lambda one: (one.not_valid_before_utc, one.serial_number)))
 
 
 def several(data: Mapping[str, bytes]) -> bool:
@@ -121,7 +112,3 @@ def _number(certificate: x509.Certificate, name: str) -> int | None:
 
 def _made(certificate: x509.Certificate) -> datetime:
     return certificate.not_valid_before_utc + CLOCKS_DIFFER
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)

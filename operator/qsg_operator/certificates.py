@@ -125,23 +125,33 @@ def signer_of(data: Mapping[str, bytes]) -> tuple[x509.Certificate, ec.EllipticC
 def _sign(leaf: Leaf, authority: x509.Certificate, signer: ec.EllipticCurvePrivateKey, ca: bytes, now: datetime) -> Data:
     key = ec.generate_private_key(ec.SECP256R1())
     purposes = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if leaf.names else [])
+    until = min(now + LEAF_LIFE, authority.not_valid_after_utc)
     builder = (
-        x509.CertificateBuilder()
-        .subject_name(name_of(leaf.common_name))
-        .issuer_name(authority.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCKS_DIFFER)
-        .not_valid_after(min(now + LEAF_LIFE, authority.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(usage(authority=False), critical=True)
+        unsigned(name_of(leaf.common_name), authority.subject, key.public_key(), now, until, authority=False)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if leaf.names:
         builder = builder.add_extension(x509.SubjectAlternativeName(leaf.alternative_names()), critical=False)
     certificate = builder.sign(signer, hashes.SHA256())
-    return {CERTIFICATE: certificate.public_bytes(serialization.Encoding.PEM), KEY: private_pem(key), CA: ca}
+    return {CERTIFICATE: pem(certificate), KEY: private_pem(key), CA: ca}
+
+
+def unsigned(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, until: datetime, *, authority: bool
+) -> x509.CertificateBuilder:
+    """What certificates of an authority and of others have alike."""
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCKS_DIFFER)
+        .not_valid_after(until)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
+        .add_extension(_usage(authority=authority), critical=True)
+    )
 
 
 def _names_of(certificate: x509.Certificate) -> set[x509.GeneralName]:
@@ -155,11 +165,15 @@ def name_of(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
+def pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
-def usage(*, authority: bool) -> x509.KeyUsage:
+def _usage(*, authority: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not authority,
         content_commitment=False,
