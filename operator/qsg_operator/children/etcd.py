@@ -8,7 +8,18 @@ compaction as a safety net, in batches that free their pages soon (docs/decision
 from __future__ import annotations
 
 from qsg_operator import names
-from qsg_operator.children.objects import Object, Owner, child, container_security, headless, pod_security, scheduling, volume_claim
+from qsg_operator.children.objects import (
+    Object,
+    Owner,
+    child,
+    container_security,
+    headless,
+    pod_field,
+    pod_security,
+    scheduling,
+    variables,
+    volume_claim,
+)
 from qsg_operator.children.structures import StructureOf, component, etcd_pods
 from qsg_operator.specs.group import ManagedStore
 
@@ -86,7 +97,7 @@ def _container(owner: Owner, structure: StructureOf) -> Object:
         "image": store.image or owner.images.etcd,
         "imagePullPolicy": owner.pods.image_pull_policy,
         "command": ["etcd", *arguments(owner, structure)],
-        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}, *_etcdctl(store)],
+        "env": [pod_field("POD_NAME", "metadata.name"), *_etcdctl(store)],
         "ports": [
             {"name": "client", "containerPort": names.ETCD_CLIENT_PORT, "protocol": "TCP"},
             {"name": "peer", "containerPort": names.ETCD_PEER_PORT, "protocol": "TCP"},
@@ -105,10 +116,9 @@ def _etcdctl(store: ManagedStore) -> list[Object]:
     """So that `etcdctl ...` in this container speaks to its etcd."""
     found = {"ETCDCTL_ENDPOINTS": f"{'https' if store.tls else 'http'}://127.0.0.1:{names.ETCD_CLIENT_PORT}"}
     if store.tls:
-        found |= {
-            f"ETCDCTL_{name}": f"{CLIENT_TLS}/{file}" for name, file in (("CACERT", "ca.crt"), ("CERT", "tls.crt"), ("KEY", "tls.key"))
-        }
-    return [{"name": name, "value": value} for name, value in found.items()]
+        files = {"ETCDCTL_CACERT": "ca.crt", "ETCDCTL_CERT": "tls.crt", "ETCDCTL_KEY": "tls.key"}
+        found |= {name: f"{CLIENT_TLS}/{file}" for name, file in files.items()}
+    return variables(found)
 
 
 def arguments(owner: Owner, structure: StructureOf) -> list[str]:

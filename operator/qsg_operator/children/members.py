@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from qsg_operator import names
 from qsg_operator.children import config, structures
-from qsg_operator.children.objects import Object, Owner, child, container_security, pod_security, scheduling, volume_claim
+from qsg_operator.children.objects import (
+    Object,
+    Owner,
+    child,
+    container_security,
+    pod_field,
+    pod_security,
+    scheduling,
+    variables,
+    volume_claim,
+)
 from qsg_operator.children.services import COMPONENT
 
 SETTLED_S = 5
@@ -60,17 +70,13 @@ def _container(owner: Owner, name: str, command: str, health_port: int) -> Objec
         "image": owner.image,
         "imagePullPolicy": owner.pods.image_pull_policy,
         "command": ["qsg", command, "--config", f"{config.FOLDER}/$(POD_NAME).yaml"],
-        "env": [_field("POD_NAME", "metadata.name"), _field("POD_IP", "status.podIP")],
+        "env": [pod_field("POD_NAME", "metadata.name"), pod_field("POD_IP", "status.podIP")],
         "securityContext": container_security(),
         # A queue manager that waits for its store at the start is alive: the startup probe gives it five minutes, then it starts again.
         "startupProbe": probe("/livez", periodSeconds=1, timeoutSeconds=3, failureThreshold=300),
         "livenessProbe": probe("/livez", periodSeconds=10, timeoutSeconds=5, failureThreshold=3),
         "readinessProbe": probe("/readyz", periodSeconds=2, timeoutSeconds=3, failureThreshold=3),
     }
-
-
-def _field(name: str, path: str) -> Object:
-    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 
 def _queue_manager(owner: Owner) -> Object:
@@ -91,7 +97,7 @@ def _command_line(owner: Owner) -> list[Object]:
     if config.tls_secret(owner):
         files = {"QSG_CA": "ca.crt", "QSG_CERTIFICATE": "tls.crt", "QSG_KEY": "tls.key"}
         found |= {name: f"{config.TLS_MOUNT}/{file}" for name, file in files.items()}
-    return [{"name": name, "value": value} for name, value in found.items()]
+    return variables(found)
 
 
 def _initiator(owner: Owner) -> Object:

@@ -125,6 +125,15 @@ def container_security() -> Object:
     return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
+def pod_field(name: str, path: str) -> Object:
+    """A variable of a container that holds a field of its pod."""
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+
+
+def variables(given: Mapping[str, str]) -> list[Object]:
+    return [{"name": name, "value": value} for name, value in given.items()]
+
+
 def scheduling(given: Scheduling, selector: Mapping[str, str]) -> Object:
     """Placement of pods. Without constraints of its own they spread over nodes and zones, as far as can be."""
     spread = [dict(one) for one in given.topology_spread_constraints] or [
