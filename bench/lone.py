@@ -174,8 +174,9 @@ def between(a: dict[str, Any], b: dict[str, Any], n: int) -> dict[str, Any]:
 
 async def main(store: str, rate: float, messages: int, count: bool, idle_s: float) -> int:
     import qsg
+    from qsg.process.bench import whole
     from qsg.process.flow import Plan, run
-    from qsg.process.local import LocalGroup
+    from qsg.process.local import LocalGroup, wait_until
     from qsg.process.world import real_world
 
     with tempfile.TemporaryDirectory(prefix="qsg-lone-", ignore_cleanup_errors=True) as name:
@@ -183,11 +184,10 @@ async def main(store: str, rate: float, messages: int, count: bool, idle_s: floa
         await group.start()
         try:
             async with qsg.connect(group.group_addresses, connect_s=60) as inside:
-                while not all(m["linked"] and m["initiator"] for m in (await inside.inquire("group"))["members"]):  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
+                await wait_until(lambda: whole(group, inside), 60, "the group to be whole")
             way = group.group_addresses, "TO.R", group.remote_address, "FROM.QSG"
             await run(Plan(*way, rate_per_s=rate, messages=20), real_world(), asyncio.Event())
-            pids = {**group._pids(), "applications": os.getpid()}
+            pids = {**group.named_pids(), "applications": os.getpid()}
             if group.etcd is not None:
                 pids |= {f"etcd{i}": m.process.pid for i, m in enumerate(group.etcd.members) if m.process is not None}
             first = await look(group, pids, count)

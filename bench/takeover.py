@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import qsg
-from qsg.process.bench import fill, stop_channel
+from qsg.process.bench import fill, stop_channel, whole
 from qsg.process.local import OUT_CHANNEL, LocalGroup, wait_until
 
 TRICKLE = 2_000
@@ -34,14 +34,6 @@ async def status(queue_manager: qsg.QueueManager) -> dict[str, Any]:
 
 async def arrived(queue_manager: qsg.QueueManager) -> int:
     return int((await queue_manager.inquire_queue("FROM.QSG"))["depth"])
-
-
-async def whole(group: LocalGroup, queue_manager: qsg.QueueManager) -> bool:
-    try:
-        members = (await queue_manager.inquire("group"))["members"]
-    except qsg.QsgError:
-        return False
-    return {m["member"] for m in members if m["linked"] and m["initiator"]} >= set(group.members)
 
 
 async def one_kill(group: LocalGroup, inside: qsg.QueueManager, outside: qsg.QueueManager, backlog: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import qsg
 from qsg.process.ledger import Counts, Ledger
-from qsg.process.local import DEAD_LETTER_QUEUE, REMOTE
+from qsg.process.local import DEAD_LETTER_QUEUE, REMOTE, there
 from qsg.process.workload import Direction, Pace, consume, produce
 from qsg.store.contract import StoreError
 from qsg.store.etcd import EtcdStore
@@ -244,8 +244,7 @@ class Torture:
                 answer = await observer.inquire("group")
         except (qsg.QsgError, TimeoutError):
             return False
-        there = {m["member"] for m in answer["members"] if m["linked"] and m["initiator"]}
-        return len(there & set(self.group.members)) >= members
+        return len(there(answer) & set(self.group.members)) >= members
 
     async def _until(self, condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
         end = time.monotonic() + timeout_s

@@ -12,7 +12,7 @@ import structlog
 import qsg
 from qsg.process import usage
 from qsg.process.ledger import payload
-from qsg.process.local import OUT_CHANNEL, LocalGroup, wait_until
+from qsg.process.local import OUT_CHANNEL, LocalGroup, there, wait_until
 
 log = structlog.get_logger()
 
@@ -71,6 +71,14 @@ async def drain(group: LocalGroup, messages: int, size: int) -> Drained:
         cpu = usage.cpu_s(group.pids()) - before
         peak = max(usage.rss_mib(pid, peak=True) for pid in group.member_pids())
         return Drained(messages, seconds, cpu, peak)
+
+
+async def whole(group: LocalGroup, queue_manager: qsg.QueueManager) -> bool:
+    """Every member is there with its initiator."""
+    try:
+        return there(await queue_manager.inquire("group")) >= set(group.members)
+    except qsg.QsgError:
+        return False
 
 
 async def stop_channel(queue_manager: qsg.QueueManager) -> None:

@@ -19,7 +19,7 @@ import structlog
 
 import qsg
 from qsg.process.ledger import Counts, Ledger
-from qsg.process.local import DEAD_LETTER_QUEUE, IN_CHANNEL, OUT_CHANNEL, LocalGroup
+from qsg.process.local import DEAD_LETTER_QUEUE, IN_CHANNEL, OUT_CHANNEL, LocalGroup, there
 from qsg.process.workload import Direction, Pace, consume, produce
 
 log = structlog.get_logger()
@@ -291,7 +291,7 @@ class Demo:
         except qsg.QsgError as error:
             self.lacking = str(error)
             return False
-        missing = set(self.group.members) - {m["member"] for m in answer["members"] if m["linked"] and m["initiator"]}
+        missing = set(self.group.members) - there(answer)
         self.lacking = f"{answer['member']} misses {', '.join(sorted(missing))}" if missing else ""
         if missing or not self.started_at:
             return not missing

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 import yaml
@@ -221,14 +222,15 @@ class LocalGroup:
     def pids(self) -> list[int]:
         """All processes, the store's too."""
         etcd = [m.process.pid for m in self.etcd.members if m.process is not None and m.running] if self.etcd else []
-        return [*self._pids().values(), *etcd]
+        return [*self.named_pids().values(), *etcd]
 
     def member_pids(self) -> list[int]:
         """The members' queue managers."""
-        pids = self._pids()
+        pids = self.named_pids()
         return [pids[m] for m in self.members if m in pids]
 
-    def _pids(self) -> dict[str, int]:
+    def named_pids(self) -> dict[str, int]:
+        """Those of the members and of R, and of an embedded store."""
         children = (self.supervisor.child(name) for name in self.supervisor.names)
         return {child.name: child.process.pid for child in children if child.process is not None and child.running}
 
@@ -241,6 +243,11 @@ class LocalGroup:
 def _host(member: str) -> str:
     """Under which its peers know it; their aliases say how they reach it."""
     return f"{member.lower()}:1416"
+
+
+def there(answer: dict[str, Any]) -> set[str]:
+    """Members that are linked and have their initiators, as one of them answers an inquiry of the group."""
+    return {m["member"] for m in answer["members"] if m["linked"] and m["initiator"]}
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
