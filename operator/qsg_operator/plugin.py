@@ -127,11 +127,22 @@ def _memory() -> str | None:
     return folder if folder and os.access(folder, os.W_OK) else None
 
 
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _end(number: int, _: object) -> None:
+    for other in _ENDINGS:
+        signal.signal(other, signal.SIG_IGN)  # what is left to do is to clean up
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(given)
     command = [options.command, *options.arguments]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in _ENDINGS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     with ExitStack() as stack:
         if "--help" not in options.arguments and options.command != "version":
             kubectl = Kubectl.of(options.namespace, options.context, options.kubeconfig)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,14 +79,18 @@ class Stage:
         }
 
     def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        command, environment = self.prepared(*arguments)
+        return subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, timeout=50, check=False)
+
+    def prepared(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        """Command and environment."""
         self.file.write_text(json.dumps(self.state))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("QSG_")} | {
             "KUBECTL": f"{sys.executable} {self.folder / 'kubectl.py'}",
             "STAND_IN": str(self.file),
             "XDG_RUNTIME_DIR": str(self.folder / "run"),
         }
-        command = [sys.executable, "-m", "qsg_operator.plugin", *arguments]
-        return subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, timeout=50, check=False)
+        return [sys.executable, "-m", "qsg_operator.plugin", *arguments], environment
 
     @property
     def log(self) -> list[str]:
@@ -126,6 +132,22 @@ def test_commands_go_to_the_group_with_the_applications_certificate(stage: Stage
     assert "--namespace=shop port-forward pod/orders-1 :1416 --address=127.0.0.1" in asked
     assert asked.count("ended orders-1") == 3, "no kubectl is left behind"
     assert list((tmp_path / "run").iterdir()) == [], "nor the key"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_leaves_nothing_behind(stage: Stage, tmp_path: Path, number: signal.Signals) -> None:
+    command, environment = stage.prepared("get", "A", "--wait-ms", "60000")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        keys = tmp_path / "run"
+        until = time.monotonic() + 30
+        while not list(keys.glob("*/tls.key")) or sum("port-forward" in line for line in stage.log) < 2:
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.5)  # on its way to the member, or waiting there
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+    assert {"ended orders-0", "ended orders-1"} <= set(stage.log), "no kubectl is left behind"
+    assert list(keys.iterdir()) == [], "nor the key"
 
 
 def test_what_is_missing_is_said(stage: Stage) -> None:
