@@ -80,6 +80,11 @@ def client(owner: str) -> str:
     return f"{owner}-client"
 
 
+def server_name(owner: str, namespace: str) -> str:
+    """A name that every member's certificate has: what a client that connects by address checks it against."""
+    return f"{client(owner)}.{namespace}.svc"
+
+
 def config(owner: str) -> str:
     return f"{owner}-config"
 

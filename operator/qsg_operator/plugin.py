@@ -116,7 +116,7 @@ def way(kubectl: Kubectl, options: argparse.Namespace, stack: ExitStack) -> dict
     if secret := secret_of(target):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kubectl-qsg-", dir=_memory())))
         environment = certificate_files(folder, kubectl.json("get", "secret", secret))
-        environment["QSG_SERVER_NAME"] = f"{names.client(names.base(kind, name))}.{namespace}.svc"
+        environment["QSG_SERVER_NAME"] = names.server_name(names.base(kind, name), namespace)
     addresses = kubectl.forwarded(pods[:FORWARDS], names.CLIENT_PORT, stack)
     return environment | {"QSG_CONNECT": ",".join(addresses)}
 

@@ -84,7 +84,7 @@ async def _connect(api: Api, namespace: str, kind: str, name: str, producer: str
     secret = await api.get("Secret", namespace, names.client_tls(base))
     if secret is None:
         raise Failed(f"there is no Secret {names.client_tls(base)}")
-    data, address = decoded(secret), f"{names.client(base)}.{namespace}.svc"
+    data, address = decoded(secret), names.server_name(base, namespace)
     way = Way((f"{address}:{names.CLIENT_PORT}",), names.mq_name(name), data["ca.crt"], data["tls.crt"], data["tls.key"], address)
     return qsg.connect(
         list(way.addresses), application="qsg selftest", queue_manager=way.queue_manager, producer=producer, transport=way.transport()

@@ -64,8 +64,7 @@ def client_name(owner: Owner) -> str:
 
 
 def server_name(owner: Owner) -> str:
-    """A name that every member's certificate has: what a client that connects by address checks it against."""
-    return f"{names.client(owner.base)}.{owner.namespace}.svc"
+    return names.server_name(owner.base, owner.namespace)
 
 
 def secret(owner: Owner, name: str, component: str, data: Mapping[str, bytes], *, owned: bool = True) -> Object:

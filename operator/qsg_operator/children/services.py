@@ -37,7 +37,7 @@ def partner_address(owner: Owner) -> str:
 
 
 def client_address(owner: Owner) -> str:
-    return f"{names.client(owner.base)}.{owner.namespace}.svc:{names.CLIENT_PORT}"
+    return f"{names.server_name(owner.base, owner.namespace)}:{names.CLIENT_PORT}"
 
 
 def _exposed(owner: Owner, name: str, port: str, number: int, given: Service) -> Object:
