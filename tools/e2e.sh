@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # End-to-end tests: tools/e2e.sh PYTHON [pytest arguments]. On the cluster of KUBECONFIG, with the image that QSG_IMAGE names; without KUBECONFIG on
 # a test cluster that is brought up for it and taken down afterwards, by the command in QSG_CLUSTER_COMMAND or one that lies beside this
-# project. Such a command knows up, down, env, base-image, build-image, load, and node. Exit code 77: there is no cluster to be had.
+# project. Such a command knows status, up (which prints the environment), down, base-image, build-image, load, and node. Exit code 77: there
+# is no cluster to be had.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1; shift
@@ -25,6 +26,7 @@ HOW
     exit 77
   fi
   export QSG_CLUSTER_COMMAND=$tool
+  echo "no KUBECONFIG: a cluster by $tool" >&2
   began=$SECONDS
   if [ "$($tool status 2> /dev/null < /dev/null | head -n 1)" = down ]; then # one that is up belongs to somebody, who wants it back
     trap '$tool down >&2 || true' EXIT
