@@ -18,12 +18,9 @@ from qsg.rules.unit import Cell, Change, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.channel_pair import STREAM, Rig, rig
 from support.channel_script import connect, request
+from support.senders import never
 from support.simulated import simulated
 from support.whole import DLQ, Universe, numbered, queue, receiver, sender, universe, xmitq
-
-
-async def never(*arguments: object) -> None:
-    await asyncio.Event().wait()
 
 
 async def raise_fence_elsewhere(two: Rig, epoch: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -21,12 +20,6 @@ from qsg.rules.unit import Change, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.channel_pair import STREAM, Rig, rig
 from support.channel_script import Script, connect, request
-
-
-@pytest.fixture
-async def two() -> AsyncIterator[Rig]:
-    async with rig() as made:
-        yield made
 
 
 async def refused(two: Rig, bind: channel_pb2.Bind, *, ping: bool = False) -> SessionFailed:
