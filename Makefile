@@ -14,7 +14,7 @@ MINUTES ?= 10
 demo: $(VENV)/.run          ## the main job: a group and a remote queue manager, with owners killed again and again
 	$(BIN)/qsg demo $(ARGS)
 
-test: $(VENV)/.dev etcd helm ## all tests but the demos: rules, services, stores (memory, SQLite, real etcd), real processes
+test: $(VENV)/.dev etcd helm ## all tests but those on a cluster: rules, services, stores (memory, SQLite, real etcd), real processes
 	$(BIN)/pytest -q -m "not cluster"
 
 test-fast: $(VENV)/.dev     ## without real etcd and without processes
