@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -111,14 +112,19 @@ async def test_back_from_a_snapshot(tmp_path: Path) -> None:
         assert code == 0
         assert "X: admin confirmed at revision" in told
         assert "Y: admin confirmed at revision" in told
-        for m in members:
-            async with qsg.connect(group.addresses[m], connect_s=30):
-                pass
-        async with connected(group) as qmgr:
-            assert (await qmgr.get("SHARED", wait_ms=5000)).payload == b"before"
-            with pytest.raises(qsg.NoMessageAvailable):
-                await qmgr.get("SHARED")
+        await as_before(group, members, 30)
         assert "nothing was restored" in (await run("store", "confirm", *configs))[1]
+
+
+async def as_before(group: ConfiguredGroup, members: Sequence[str], within_s: float) -> None:
+    """All members are back, with what was put before the snapshot and nothing else."""
+    for m in members:
+        async with qsg.connect(group.addresses[m], connect_s=within_s):
+            pass
+    async with connected(group) as qmgr:
+        assert (await qmgr.get("SHARED", wait_ms=5000)).payload == b"before"
+        with pytest.raises(qsg.NoMessageAvailable):
+            await qmgr.get("SHARED")
 
 
 def refused(group: ConfiguredGroup) -> set[str]:
@@ -147,13 +153,7 @@ async def test_an_etcd_back_from_a_snapshot(tmp_path: Path) -> None:
         await eventually(lambda: refused(group) == set(members), 60, "both members refuse")
         for m in members:
             group.configs[m].write_text(yaml.safe_dump(group.config(m) | {"accept_restored": "2026-11-26"}))
-        for m in members:
-            async with qsg.connect(group.addresses[m], connect_s=60):
-                pass
-        async with connected(group) as qmgr:
-            assert (await qmgr.get("SHARED", wait_ms=5000)).payload == b"before"
-            with pytest.raises(qsg.NoMessageAvailable):
-                await qmgr.get("SHARED")
+        await as_before(group, members, 60)
 
 
 def restored_from(copy: Path, etcd: EtcdCluster) -> None:

@@ -30,26 +30,20 @@ def victim(shop: Shop, traffic: Traffic) -> Iterator[str]:
     run(["kubectl", "uncordon", node])
 
 
-def test_the_node_of_the_owner_is_killed(shop: Shop, victim: str, traffic: Traffic, nodes: Nodes) -> None:
+LOSSES = {"node killed": (Nodes.kill, Nodes.start), "node cut off and healed": (Nodes.cut, Nodes.heal)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_node_of_the_owner_is_lost_and_comes_back(shop: Shop, victim: str, traffic: Traffic, nodes: Nodes, loss: str) -> None:
+    lose, restore = LOSSES[loss]
     before = shop.owner()
-    with traffic.through("node killed", NODE_MS):
-        nodes.kill(victim)
+    with traffic.through(loss, NODE_MS):
+        lose(nodes, victim)
         try:
             traffic.moves()
             shop.taken_over(before)
         finally:
-            nodes.start(victim)
-
-
-def test_the_node_of_the_owner_is_cut_off_and_comes_back(shop: Shop, victim: str, traffic: Traffic, nodes: Nodes) -> None:
-    before = shop.owner()
-    with traffic.through("node cut off and healed", NODE_MS):
-        nodes.cut(victim)
-        try:
-            traffic.moves()
-            shop.taken_over(before)
-        finally:
-            nodes.heal(victim)
+            restore(nodes, victim)
         traffic.moves()
 
 

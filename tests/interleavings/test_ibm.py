@@ -17,7 +17,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Steps
 from qsg.rules.stopping import Resolution, carry_stop, command_start, resolve
 from qsg.store.contract import Get, get_prefix
-from support.channel_group import XMITQ, Town, owner, texts, town
+from support.channel_group import XMITQ, others, sending, texts, town
 from support.channel_pair import STREAM, rig
 from support.channel_script import request
 from support.group_lists import in_doubt, recover_all, refused
@@ -27,18 +27,12 @@ from support.simulated import simulated
 from support.whole import DLQ, Universe, numbered, queue, receiver, sender, universe, xmitq
 
 
-def others(t: Town, name: str) -> list[Any]:
-    return [s for s in t.stations.values() if s.alive and s.name not in (name, "R")]
-
-
 @simulated
 async def test_ibm_ph67368_an_owner_that_lost_its_storage_but_answers_its_peers_loses_the_channel() -> None:
     """IBM MQ for z/OS, APAR PH67368. The owner of a shared channel lost its coupling facility but kept partial links to the group; the
     transmission queue stayed "in use on ????" until the owner was restarted. Here its lease in the store decides, not its links."""
     async with town("X", "Y", "Z") as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
+        first, _ = await sending(t)
         t.stations[first].stores["admin"].cut()
         other = others(t, first)[0]
         await t.put(texts(2, 4), other)

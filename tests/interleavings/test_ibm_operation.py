@@ -11,7 +11,7 @@ from qsg.rules import keys
 from qsg.rules.batches import MESSAGE_OVERHEAD, BatchBuilder, Loaded
 from qsg.rules.reasons import Reason
 from qsg.store.contract import Get
-from support.channel_group import XMITQ, owner, texts, town
+from support.channel_group import XMITQ, others, owner, sending, texts, town
 from support.channel_pair import Rig, rig
 from support.channel_segments import NOW, segment
 from support.pair import make_initiator
@@ -24,9 +24,7 @@ async def test_ibm_ph37290_of_two_initiators_that_start_at_once_one_is_served() 
     """IBM MQ for z/OS, APAR PH37290. Two START CHINIT commands at once raced, and both came half up. Here each has an incarnation, written
     by its queue manager; the newer takes the place of the older, which is ended, and channels go on under the newer one."""
     async with town("X", "Y") as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        await t.until_arrived(texts(0, 2))
-        first = await owner(t)
+        first, _ = await sending(t)
         linked = t.stations[first].pair
         old: Initiator = linked.initiator
         began = linked.link.initiator
@@ -118,7 +116,7 @@ async def test_ibm_csqx507e_a_planned_stop_under_load_leaves_nothing_in_doubt() 
         await t.put(texts(0, 40), t.stations["X"])
         first = await owner(t)
         draining = asyncio.create_task(t.stations[first].supervisor.drain())
-        other = next(s for s in t.stations.values() if s.name not in (first, "R"))
+        other = others(t, first)[0]
         await t.put(texts(40, 60), other)
         await draining
         await t.stations[first].close()

@@ -17,7 +17,7 @@ from qsg.rules.unit import CompareFailed, Fenced, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Delete, Get, Put
 from qsg.store.memory import MemoryServer, MemoryStore
-from support.channel_group import Town, owner, texts, town
+from support.channel_group import Town, sending, texts, town
 from support.group_model import Model
 from support.simulated import simulated
 
@@ -92,10 +92,7 @@ async def test_h7_an_owner_that_loses_the_queues_structure_alone_gives_the_chann
     """X loses one structure but keeps admin and peers. Wrong: entry RUNNING, nothing moves, nobody recovers it. Prevented: X ends the
     channel, has its key deleted there, and asks a member that reaches the structure."""
     async with town("X", "Y", apart=True) as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
-        other = next(s for s in t.stations.values() if s.name not in (first, "R"))
+        first, (other, *_) = await sending(t)
         t.stations[first].stores["app1"].cut()
         await t.put(texts(2, 4), other)
 
@@ -108,9 +105,7 @@ async def test_m5_a_new_leader_that_renews_every_lease_delays_no_takeover_that_a
     """etcd elects a leader at the moment a member dies: every lease is renewed. Wrong: the bound is exceeded. Prevented: a dead process is
     told by its link, not by its lease; only where the lease alone can tell does an election add to it."""
     async with town("X", "Y", "Z") as t:
-        await t.put(texts(0, 1), t.stations["X"])
-        await t.until_arrived(texts(0, 1))
-        first = await owner(t)
+        first, _ = await sending(t, 1)
         await t.kill(first)
         t.servers["admin"].leader_change()
         began = asyncio.get_running_loop().time()

@@ -11,14 +11,10 @@ from qsg.rules.definitions import Channel, Queue
 from qsg.rules.ownership import Leftover, leftovers, recover
 from qsg.rules.steps import look
 from qsg.store.contract import Get, Put, get_prefix
-from support.channel_group import CHANNEL, XMITQ, Station, Town, owner, texts, town
+from support.channel_group import CHANNEL, XMITQ, Station, Town, others, sending, texts, town
 from support.group_lists import running
 from support.group_model import Model
 from support.simulated import simulated
-
-
-def other_than(t: Town, name: str) -> Station:
-    return next(s for s in t.stations.values() if s.alive and s.name not in (name, "R"))
 
 
 def cut_off(t: Town, name: str) -> None:
@@ -35,10 +31,7 @@ async def test_rabbitmq_16662_a_takeover_while_the_store_elects_a_leader_is_done
     """RabbitMQ PR 16662: a takeover failed because the metadata store was electing a leader, was not tried again, and the children were
     orphaned for ever. Here recovery goes by level: what could not be written is seen again, until it is recovered."""
     async with town("X", "Y", "Z") as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
-        survivors = [s for s in t.stations.values() if s.name not in (first, "R")]
+        first, survivors = await sending(t)
         for station in survivors:
             station.stores["admin"].cut()
         await t.kill(first)
@@ -57,11 +50,9 @@ async def test_rabbitmq_16662_in_a_split_only_one_side_moves_messages() -> None:
     """RabbitMQ PR 16662: in a partition both sides ran the children. Here the side without the store can change nothing: its writes fail,
     and the partner refuses it as soon as the other side has bound."""
     async with town("X", "Y", "Z") as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
+        first, _ = await sending(t)
         cut_off(t, first)
-        other = other_than(t, first)
+        other = others(t, first)[0]
         await t.put(texts(2, 6), other)
 
         await t.until_arrived(texts(0, 6), timeout_s=9.0)
@@ -75,12 +66,10 @@ async def test_rabbitmq_16662_a_member_without_the_store_steps_down_though_no_wr
     """RabbitMQ PR 16662: a write in the minority blocked for 30 s, so that stepping down never happened. Here stepping down needs no
     write: the partner has closed the old session, and the cut off member's channel ends, while its store still does not answer."""
     async with town("X", "Y", "Z") as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
+        first, _ = await sending(t)
         assert _sends(t.stations[first])
         cut_off(t, first)
-        await t.put(texts(2, 4), other_than(t, first))
+        await t.put(texts(2, 4), others(t, first)[0])
         await t.until_arrived(texts(0, 4), timeout_s=9.0)
 
         async with asyncio.timeout(3):
@@ -159,16 +148,14 @@ async def test_rabbitmq_16662_after_a_split_heals_there_are_not_two_runners() ->
     """RabbitMQ PR 16662: after a partition healed there were two runners for up to 30 s. Here the old one's instance has been refused by
     the partner since the takeover; healed, its member finds its key gone, and joins anew without the channel."""
     async with town("X", "Y", "Z") as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
+        first, _ = await sending(t)
         cut_off(t, first)
-        await t.put(texts(2, 4), other_than(t, first))
+        await t.put(texts(2, 4), others(t, first)[0])
         await t.until_arrived(texts(0, 4), timeout_s=9.0)
         entry = await t.until(pb.RUNNING)
         t.stations[first].stores["admin"].heal()
         await asyncio.wait_for(t.stations[first].structures["admin"].fenced.wait(), 2.0)
-        await t.put(texts(4, 6), other_than(t, first))
+        await t.put(texts(4, 6), others(t, first)[0])
 
         await t.until_arrived(texts(0, 6), timeout_s=2.0)
         after = await t.until(pb.RUNNING)

@@ -12,16 +12,13 @@ from qsg.rules.steps import Steps
 from qsg.rules.stopping import Resolution, StopOrder, ask_stop, carry_stop, command_start, reset_sender, resolve
 from qsg.rules.unit import CompareFailed
 from qsg.store.contract import Get
-from support.group_lists import go_on, in_doubt, recover_all, refused, running, stop, taken
+from support.group_lists import go_on, in_doubt, recover_all, refused, running, stop, taken, unconfirmed
 from support.group_model import Model, Walk
 
 
 def with_a_message_in_its_buffers(model: Model) -> Walk:
     """X is bound and has read the next message, but not sent it."""
-    model.put(2)
-    walk = Walk(model, model.me["X"], model.sender(taken(model, "X")))
-    while not model.partner.committed:
-        walk.step()
+    walk = unconfirmed(model, 2)
     while model.left() == 2 or model.state() != pb.RUNNING:
         walk.step()
     walk.step()
@@ -85,10 +82,7 @@ def test_p7_what_the_partner_had_committed_is_settled_before_stopped_can_be_reso
     """R committed 1, the stop's bind fences it, STOPPED, `resolve backout`, an application gets 1. Wrong: duplicate. Prevented: the stop
     deletes what the partner's record covers and closes the fence before the entry is STOPPED."""
     model = Model("X", "Y")
-    model.put(2)
-    walk = Walk(model, model.me["X"], model.sender(taken(model, "X")))
-    while not model.partner.committed:
-        walk.step()
+    unconfirmed(model, 2)
     assert model.left() == 2, "committed at R, not deleted here"
 
     assert model.run(model.me["Y"], stop(model, model.me["Y"])) is True
@@ -192,10 +186,7 @@ def test_n1_what_was_sent_stays_locked_away_when_the_lock_is_lost() -> None:
     """X sends 1, R commits, X loses the lock before it deleted; an application gets 1. Wrong: duplicate. Prevented: the fence stays *open*,
     locked or not, until a bind has settled it."""
     model = Model("X", "Y")
-    model.put(2)
-    walk = Walk(model, model.me["X"], model.sender(taken(model, "X")))
-    while not model.partner.committed:
-        walk.step()
+    walk = unconfirmed(model, 2)
 
     model.run(model.me["X"], release_own_lock(model.me["X"], "app", "XQ"))
 

@@ -9,7 +9,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Place, look
 from qsg.rules.unit import CompareFailed, Fenced
 from qsg.store.contract import Delete, Get, Put, get_prefix
-from support.group_lists import TRIGGER, go_on, in_doubt, recover_all, refused, running, stop, taken
+from support.group_lists import TRIGGER, go_on, in_doubt, recover_all, refused, running, stop, taken, unconfirmed
 from support.group_model import CHANNEL, Model, Walk
 
 
@@ -109,10 +109,7 @@ def test_h2_another_channel_is_kept_off_a_queue_that_is_in_doubt() -> None:
     """CH.A's batch is committed at R and unconfirmed; CH.B is started on the same transmission queue. Wrong: sent again under a stream
     that R does not know. Prevented: the fence is the queue's, names channel and stream, and stays open."""
     model = Model("X", "Y")
-    model.put(2)
-    walk = Walk(model, model.me["X"], model.sender(taken(model, "X")))
-    while not model.partner.committed:
-        walk.step()
+    unconfirmed(model, 2)
     model.kill("X")
     other = Place(CHANNEL.model_copy(update={"name": "CH.B"}), "admin", "app")
 
@@ -157,11 +154,7 @@ def test_n13_a_dead_initiators_lock_is_given_up_by_its_living_queue_manager() ->
     """The initiator dies, its queue manager lives on and its member key keeps the lock valid. Wrong: takeover refused for ever.
     Prevented: the queue manager releases what its dead initiator held, then gives the entry away, comparing that none has joined since."""
     model = Model("X", "Y")
-    model.put(1)
-    old = taken(model, "X")
-    sending = Walk(model, model.me["X"], model.sender(old))
-    while not model.partner.committed:
-        sending.step()
+    sending = unconfirmed(model, 1)
     me = model.new_initiator("X")
     model.run(me, release_own_lock(me, "app", "XQ"))
     assert model.lock() is None

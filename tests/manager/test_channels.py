@@ -13,10 +13,8 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import Channel, Queue
 from qsg.rules.reasons import Reason
-from support.channel_group import CHANNEL, XMITQ, owner, texts, town
+from support.channel_group import APART, CHANNEL, XMITQ, others, owner, sending, texts, town
 from support.simulated import simulated
-
-APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
 
 
 @APART
@@ -75,10 +73,7 @@ async def test_an_idle_channel_ends_clean_and_is_triggered_again(apart: bool) ->
 @simulated
 async def test_drain_hands_over_with_a_short_gap(apart: bool) -> None:
     async with town("X", "Y", apart=apart) as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
-        other = next(s for s in t.stations.values() if s.name not in (first, "R"))
+        first, (other, *_) = await sending(t)
         loop = asyncio.get_running_loop()
         began = loop.time()
         draining = asyncio.create_task(t.stations[first].supervisor.drain())
@@ -131,7 +126,7 @@ async def test_a_drain_gives_the_channel_away_while_it_sends(told: bool, monkeyp
         await t.put(texts(0, 2), t.stations["X"])
         before = await t.until(pb.RUNNING)
         draining = t.stations[before.owner]
-        other = next(s for s in t.stations.values() if s.name not in (before.owner, "R"))
+        other = others(t, before.owner)[0]
         with capture_logs() as logs:
             ending = asyncio.create_task(draining.supervisor.drain())
             for n in range(2, 42, 2):
@@ -156,7 +151,7 @@ async def test_a_gift_to_a_member_whose_initiator_ends_just_then_is_not_made() -
         draining = t.stations[before.owner]
         care = draining.supervisor.channels[CHANNEL]
         assert care.tenure is not None
-        target = next(s for s in t.stations.values() if s.name not in (before.owner, "R"))
+        target = others(t, before.owner)[0]
         await target.pair.stop_initiator()
         await asyncio.sleep(0.1)
         assert await care.tenure.give(target.name) is False
@@ -177,10 +172,7 @@ async def never_ready(order: object) -> None:
 async def test_a_queues_structure_out_of_the_owners_reach() -> None:
     """Scenario 1b (H7): the owner still reaches the table and its peers."""
     async with town("X", "Y", apart=True) as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
-        other = next(s for s in t.stations.values() if s.name not in (first, "R"))
+        first, (other, *_) = await sending(t)
         t.stations[first].stores["app1"].cut()
         await t.put(texts(2, 4), other)
         await t.until_arrived(texts(0, 4), timeout_s=5.0)
@@ -194,9 +186,7 @@ async def test_a_queues_structure_out_of_the_owners_reach() -> None:
 async def test_the_status_table_out_of_reach_ends_no_running_channel() -> None:
     """Scenario 1, first half."""
     async with town("X", "Y", apart=True) as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
+        first, _ = await sending(t)
         t.stations[first].stores["admin"].cut()
         await t.put(texts(2, 4), t.stations[first])
         await t.until_arrived(texts(0, 4), timeout_s=1.0)
@@ -207,10 +197,7 @@ async def test_the_status_table_out_of_reach_ends_no_running_channel() -> None:
 async def test_a_change_of_state_that_cannot_be_written_moves_the_channel() -> None:
     """Scenario 1, second half: the session breaks while the owner cannot reach the table."""
     async with town("X", "Y", apart=True) as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
-        other = next(s for s in t.stations.values() if s.name not in (first, "R"))
+        first, (other, *_) = await sending(t)
         t.stations[first].stores["admin"].cut()
         await asyncio.sleep(2.0)
         t.network.reset(first, "R")

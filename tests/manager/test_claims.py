@@ -7,6 +7,7 @@ import pytest
 from qsg.manager.claims import Claims
 from qsg.manager.getting import GetSpec
 from qsg.manager.queues import PutRequest
+from qsg.manager.units import UnitOfWork
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import Queue
@@ -30,6 +31,15 @@ def claims_of(x: Member) -> Claims:
 
 async def put(x: Member, *payloads: bytes) -> None:
     await x.queues.put([PutRequest("A", pb.Message(payload=p)) for p in payloads])
+
+
+async def holding(g: Group) -> tuple[Member, UnitOfWork]:
+    """A member with a unit of work that has got the only message."""
+    x = await alone(g)
+    await put(x, b"1")
+    unit = x.queues.begin()
+    await x.queues.get(GetSpec("A"), unit=unit)
+    return x, unit
 
 
 async def test_a_get_in_a_unit_writes_nothing_and_its_commit_once() -> None:
@@ -68,10 +78,7 @@ async def test_nobody_else_is_offered_what_a_unit_has_got() -> None:
 
 async def test_what_a_dead_incarnation_had_got_is_free() -> None:
     async with group() as g:
-        x = await alone(g)
-        await put(x, b"1")
-        unit = x.queues.begin()
-        await x.queues.get(GetSpec("A"), unit=unit)
+        x, _ = await holding(g)
         await x.crash()
         again = await g.member("X", group="")
         assert [m.message.payload for m in await again.queues.get(GetSpec("A"))] == [b"1"]
@@ -79,10 +86,7 @@ async def test_what_a_dead_incarnation_had_got_is_free() -> None:
 
 async def test_a_purged_queue_leaves_no_claim_and_nothing_to_commit() -> None:
     async with group() as g:
-        x = await alone(g)
-        await put(x, b"1")
-        unit = x.queues.begin()
-        await x.queues.get(GetSpec("A"), unit=unit)
+        x, unit = await holding(g)
         await x.queues.purge("A")
         with pytest.raises(Refusal) as refusal:
             await unit.commit()

@@ -8,20 +8,15 @@ import pytest
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules.reasons import Reason, Refusal
-from support.channel_group import CHANNEL, owner, texts, town
+from support.channel_group import APART, CHANNEL, owner, sending, texts, town
 from support.simulated import simulated
-
-APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
 
 
 @APART
 @simulated
 async def test_stop_and_start_by_command_from_any_member(apart: bool) -> None:
     async with town("X", "Y", apart=apart) as t:
-        await t.put(texts(0, 3), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 3))
-        other = next(s for s in t.stations.values() if s.name not in (first, "R"))
+        _, (other,) = await sending(t, 3)
         answer = await other.command("stop", channel=CHANNEL)
         assert answer["status"] == "STOPPED"
         await t.put(texts(3, 5), t.stations["X"])
@@ -58,9 +53,7 @@ async def test_a_stopped_channel_stays_so_when_its_owner_dies_and_returns(apart:
 @simulated
 async def test_stop_with_the_partner_away_says_so_and_ends_when_it_is_back(apart: bool) -> None:
     async with town("X", "Y", apart=apart) as t:
-        await t.put(texts(0, 1), t.stations["X"])
-        await t.until_arrived(texts(0, 1))
-        first = await owner(t)
+        first, _ = await sending(t, 1)
         await t.stations["R"].pair.stop_initiator()
         await t.until(pb.RETRYING)
         answer = await t.stations[first].command("stop", channel=CHANNEL)
@@ -114,9 +107,7 @@ async def test_status_shows_the_whole_group_and_inactive_channels() -> None:
         (line,) = (await t.stations["Y"].command("status"))["channels"]
         assert (line["channel"], line["status"], line["depth"]) == (CHANNEL, "INACTIVE", 0)
         assert (await t.stations["X"].command("ping", channel=CHANNEL))["address"] == "R:1414"
-        await t.put(texts(0, 3), t.stations["X"])
-        await t.until_arrived(texts(0, 3))
-        first = await owner(t)
+        first, _ = await sending(t, 3)
         await asyncio.sleep(1.5)
         (line,) = (await t.stations["Y"].command("status", channel="QSG*"))["channels"]
         assert (line["owner"], line["status"], line["messages"], line["last_sequence"]) == (first, "RUNNING", 3, 3)
@@ -133,9 +124,7 @@ async def test_status_shows_the_whole_group_and_inactive_channels() -> None:
 @simulated
 async def test_resolve_commit_with_the_record_that_the_partner_showed() -> None:
     async with town("X", "Y") as t:
-        await t.put(texts(0, 3), t.stations["X"])
-        await t.until_arrived(texts(0, 3))
-        first = await owner(t)
+        first, _ = await sending(t, 3)
         (inbound,) = (await t.stations["R"].command("status", channel=CHANNEL))["channels"]
         await t.stations["R"].pair.stop_initiator()
         await t.until(pb.RETRYING)

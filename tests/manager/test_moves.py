@@ -10,14 +10,8 @@ import pytest
 from qsg.manager.link import SessionFailed
 from qsg.pb import records_pb2 as pb
 from qsg.rules.reasons import Reason, Refusal
-from support.channel_group import CHANNEL, Station, Town, owner, texts, town
+from support.channel_group import APART, CHANNEL, others, owner, sending, texts, town
 from support.simulated import simulated
-
-APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
-
-
-def others(t: Town, first: str) -> list[Station]:
-    return [s for s in t.stations.values() if s.name not in (first, "R") and s.alive]
 
 
 @APART
@@ -25,10 +19,7 @@ def others(t: Town, first: str) -> list[Station]:
 @simulated
 async def test_a_channel_moves_to_the_member_named_under_load(asked: str, apart: bool) -> None:
     async with town("X", "Y", "Z", apart=apart) as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 2))
-        target, third = others(t, first)
+        first, (target, third) = await sending(t)
         at = {"owner": t.stations[first], "target": target, "third": third}[asked]
         moving = asyncio.create_task(at.command("move", channel=CHANNEL, to=target.name))
         for sent in range(2, 42, 2):
@@ -81,10 +72,7 @@ async def test_a_move_that_nobody_is_ready_for_changes_nothing() -> None:
 async def test_a_target_that_dies_when_it_is_ready_holds_up_nothing() -> None:
     """In two structures; in one it would be given the channel, or not: `test_channels.py`."""
     async with town("X", "Y", apart=True) as t:
-        await t.put(texts(0, 1), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 1))
-        (target,) = others(t, first)
+        first, (target,) = await sending(t, 1)
 
         async def dies(*arguments: Any, **more: Any) -> None:
             raise Refusal(Reason.NO_INITIATOR, "it has just gone")

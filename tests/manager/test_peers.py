@@ -15,10 +15,8 @@ from qsg.store.contract import Delete, Get
 from qsg.store.memory import Faults
 from qsg.transport.codec import encode
 from qsg.transport.contract import TransportError
-from support.channel_group import owner, texts, town
+from support.channel_group import sending, texts, town
 from support.simulated import simulated
-
-APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
 
 
 @simulated
@@ -37,9 +35,7 @@ async def test_silence_needs_a_majority() -> None:
 @simulated
 async def test_a_member_silent_to_the_majority_is_replaced() -> None:
     async with town("X", "Y", "Z") as t:
-        await t.put(texts(0, 1), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 1))
+        first, _ = await sending(t, 1)
         for other in {"X", "Y", "Z"} - {first}:
             t.network.cut(f"{first}-qm", f"{other}-qm")
         began = asyncio.get_running_loop().time()

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
-from support.channel_group import XMITQ, owner, texts, town
+from support.channel_group import APART, XMITQ, owner, sending, texts, town
 from support.simulated import simulated
-
-APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
 
 
 @APART
 @simulated
 async def test_another_member_goes_on_after_a_kill(apart: bool) -> None:
     async with town("X", "Y", "Z", apart=apart) as t:
-        await t.put(texts(0, 5), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 5))
+        first, _ = await sending(t, 5)
         loop = asyncio.get_running_loop()
         killed_at = loop.time()
         await t.kill(first)
@@ -42,9 +36,7 @@ async def test_another_member_goes_on_after_a_kill(apart: bool) -> None:
 @simulated
 async def test_initiator_loss_moves_the_channel_and_keeps_the_member(apart: bool) -> None:
     async with town("X", "Y", apart=apart) as t:
-        await t.put(texts(0, 3), t.stations["X"])
-        first = await owner(t)
-        await t.until_arrived(texts(0, 3))
+        first, _ = await sending(t, 3)
         await t.stations[first].pair.stop_initiator()
         await t.put(texts(3, 6), t.stations[first])
         await t.until_arrived(texts(0, 6))

@@ -11,18 +11,14 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
 from support.simulated import simulated
-from support.structures import MOVED, group
+from support.structures import MOVED, group, moving, sending
 from support.whole import DLQ, numbered, universe
 
 
 @simulated
 async def test_a_member_that_loses_an_application_structure_is_safe_and_comes_back() -> None:
     async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["X"].put("IN", *numbered(0, 5), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 5))
-        first = (await u.state("G.TO.R", pb.RUNNING)).owner
-        other = "Y" if first == "X" else "X"
+        first, other = await sending(u)
         u[first].stores["app1"].cut()
         await u[other].put("IN", *numbered(5, 10), queue_manager="R")
         await u["R"].until("IN", numbered(0, 10), 5.0)
@@ -95,11 +91,7 @@ async def test_what_a_cut_off_member_was_putting_is_settled() -> None:
 @simulated
 async def test_a_target_structure_out_of_the_movers_reach_is_moved_by_another() -> None:
     async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["R"].put("FAR", "one", queue_manager="G")
-        await u["X"].until("FAR", ["one"])
-        first = (await u.state(MOVED, pb.RUNNING)).owner
-        other = "Y" if first == "X" else "X"
+        first, other = await moving(u)
         u[first].stores["app1"].cut()
         await u["R"].put("FAR", "two", queue_manager="G")
         await u[other].until("FAR", ["one", "two"], 8.0)
@@ -110,11 +102,7 @@ async def test_a_target_structure_out_of_the_movers_reach_is_moved_by_another() 
 async def test_a_member_starts_without_an_application_structure_that_is_out_of_its_reach() -> None:
     """What lies elsewhere works at once; its channels of the lost structure run at the others; it joins when the structure answers."""
     async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["X"].put("IN", *numbered(0, 5), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 5))
-        owner = (await u.state("G.TO.R", pb.RUNNING)).owner
-        other = "Y" if owner == "X" else "X"
+        owner, other = await sending(u)
         await u[owner].kill()
         u.out_of_reach.add((owner, "app1"))
         host = await u.again(owner)
@@ -139,11 +127,7 @@ async def test_a_member_starts_without_an_application_structure_that_is_out_of_i
 async def test_a_left_over_channel_of_a_structure_that_its_owner_cannot_join_is_given_to_others() -> None:
     """The whole group was down; the first to come back finds its own entry, and cannot reach the queue."""
     async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["X"].put("IN", *numbered(0, 5), queue_manager="R")
-        await u["R"].until("IN", numbered(0, 5))
-        owner = (await u.state("G.TO.R", pb.RUNNING)).owner
-        other = "Y" if owner == "X" else "X"
+        owner, other = await sending(u)
         await u["R"].kill()
         await u[other].put("IN", *numbered(5, 10), queue_manager="R")
         await u[other].kill()

@@ -11,7 +11,7 @@ from qsg.rules import keys
 from qsg.rules.internal import internal_queue
 from qsg.rules.reasons import Reason, Refusal
 from support.simulated import simulated
-from support.structures import MOVED, group, nothing_on_the_way
+from support.structures import MOVED, group, moving, nothing_on_the_way
 from support.whole import DLQ, numbered, queue, receiver, sender, universe, xmitq
 
 
@@ -186,10 +186,7 @@ async def test_members_that_die_while_messages_move_between_structures() -> None
 @simulated
 async def test_an_initiator_that_dies_moves_the_internal_channel() -> None:
     async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["R"].put("FAR", "one", queue_manager="G")
-        await u["X"].until("FAR", ["one"])
-        first = (await u.state(MOVED, pb.RUNNING)).owner
+        first, _ = await moving(u)
         u.network.kill(first)
         await u["R"].put("FAR", "two", queue_manager="G")
         await u["X"].until("FAR", ["one", "two"])
@@ -201,10 +198,7 @@ async def test_an_initiator_that_dies_moves_the_internal_channel() -> None:
 @simulated
 async def test_internal_channels_are_ordinary_to_commands() -> None:
     async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["R"].put("FAR", "one", queue_manager="G")
-        await u["X"].until("FAR", ["one"])
-        await u.state(MOVED, pb.RUNNING)
+        await moving(u)
         commands = u["Y"].manager.clients.backend
         await commands.command("stop", {"channel": MOVED, "wait_s": 5})
         await u.state(MOVED, pb.STOPPED)
@@ -266,9 +260,7 @@ async def test_from_a_private_store_to_a_structure_while_the_member_dies() -> No
 @simulated
 async def test_a_partner_cannot_bind_to_an_internal_channel() -> None:
     async with universe("admin", "app1") as u:
-        await group(u, "X", "Y")
-        await u["R"].put("FAR", "one", queue_manager="G")
-        await u["X"].until("FAR", ["one"])
+        await moving(u)
         await u["R"].manager.queues.define(xmitq("EVIL"))
         await u["R"].manager.catalog.define_channel(sender(MOVED, "EVIL", "X:1415"))
         await u["R"].put("FAR", "intruder", queue_manager="EVIL")

@@ -17,21 +17,25 @@ from qsg.rules.steps import Me, PartnerNotReached
 from qsg.rules.stopping import Resolution, carry_stop, command_start, reset_sender, resolve
 from qsg.rules.unit import CompareFailed, Fenced
 from qsg.store.contract import Delete, Put
-from support.group_lists import APART, TRIGGER, go_on, note, recover_all, running, stop
+from support.group_lists import APART, TRIGGER, go_on, note, recover_all, running, stop, take_noted
 from support.group_model import Model, Walk
 
 Maker = Callable[[Model, Me], Generator[Any, Any, Any]]
 
 
-def start_and_send(model: Model, me: Me) -> Generator[Any, Any, None]:
-    held = yield from take(me, model.place, TRIGGER, model.draw)
-    note(model, me, held)
+def take_and_send(model: Model, me: Me) -> Generator[Any, Any, Held]:
+    """Part of lists. None of them answers what it holds: a walk takes note of that itself."""
+    held = yield from take_noted(model, me)
     yield from model.sender(held)
+    return held
+
+
+def start_and_send(model: Model, me: Me) -> Generator[Any, Any, None]:
+    yield from take_and_send(model, me)
 
 
 def hand_over(model: Model, me: Me) -> Generator[Any, Any, None]:
-    held = yield from take(me, model.place, TRIGGER, model.draw)
-    note(model, me, held)
+    held = yield from take_noted(model, me)
     last = yield from model.sender(held, leave_last=True)
     yield from release(held, lambda e: status.altered(e, pb.RECOVERING, model.now), clean=True, last=last)
     model.told = left_behind(held)
@@ -49,9 +53,7 @@ def take_as_told(model: Model, me: Me) -> Generator[Any, Any, None]:
 
 def give_away(model: Model, me: Me) -> Generator[Any, Any, None]:
     """To the next member, and sends on until the partner refuses it."""
-    held = yield from take(me, model.place, TRIGGER, model.draw)
-    note(model, me, held)
-    yield from model.sender(held)
+    held = yield from take_and_send(model, me)
     to = yield from receiver(held, {"X": "Y", "Y": "Z", "Z": "X"}[me.member])
     model.gift = None if to is None else (yield from give(held, to, model.draw(), model.now))
     if model.gift is not None:
@@ -61,17 +63,15 @@ def give_away(model: Model, me: Me) -> Generator[Any, Any, None]:
 def take_up(model: Model, me: Me) -> Generator[Any, Any, None]:
     """What was given, however long ago; who was given nothing takes it."""
     if model.gift is None:
-        held = yield from take(me, model.place, TRIGGER, model.draw)
+        held = yield from take_noted(model, me)
     else:
         held = given(me, model.place, model.gift)
-    note(model, me, held)
+        note(model, me, held)
     yield from model.sender(held)
 
 
 def start_and_end(model: Model, me: Me) -> Generator[Any, Any, None]:
-    held = yield from take(me, model.place, TRIGGER, model.draw)
-    note(model, me, held)
-    yield from model.sender(held)
+    held = yield from take_and_send(model, me)
     yield from release_idle(held)
 
 
@@ -82,8 +82,7 @@ def start_and_stop(model: Model, me: Me) -> Generator[Any, Any, None]:
 
 def command(model: Model, me: Me) -> Generator[Any, Any, None]:
     yield from command_start(me, model.place, model.now, model.draw)
-    held = yield from take(me, model.place, Occasion("own", model.now), model.draw)
-    note(model, me, held)
+    held = yield from take_noted(model, me, Occasion("own", model.now))
     yield from model.sender(held)
 
 
@@ -92,8 +91,7 @@ def force_stop(model: Model, me: Me) -> Generator[Any, Any, None]:
 
 
 def overtake_a_higher_epoch(model: Model, me: Me) -> Generator[Any, Any, None]:
-    held = yield from take(me, model.place, TRIGGER, model.draw)
-    note(model, me, held)
+    held = yield from take_noted(model, me)
     yield from overtaking(model, me, held)
 
 

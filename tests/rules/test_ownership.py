@@ -23,7 +23,7 @@ from qsg.rules.steps import Sight, look
 from qsg.rules.stopping import StopOrder, ask_stop
 from qsg.rules.unit import Fenced
 from qsg.store.contract import Delete, Put, get_prefix
-from support.group_lists import APART, TRIGGER, go_on, recover_all, refused, running, taken
+from support.group_lists import APART, TRIGGER, go_on, recover_all, refused, running, taken, unconfirmed
 from support.group_model import CHANNEL, Model, Walk
 
 
@@ -198,11 +198,7 @@ def test_a_new_partner_draws_a_new_stream_only_when_closed() -> None:
 @APART
 def test_a_dead_members_channel_is_recovered_and_resent_from_the_record(apart: bool) -> None:
     model = Model("X", "Y", apart=apart)
-    model.put(3)
-    held = taken(model, "X")
-    walk = Walk(model, model.me["X"], model.sender(held))
-    while not model.partner.committed:
-        walk.step()
+    walk = unconfirmed(model, 3)
     model.kill("X")
     model.run(model.me["Y"], go_on(model, model.me["Y"]))
 

@@ -16,8 +16,8 @@ from qsg.rules.ownership import (
 from qsg.rules.reasons import Reason
 from qsg.rules.steps import Steps
 from qsg.rules.stopping import Resolution, StopOrder, ask_stop, command_start, reset_sender, resolve
-from support.group_lists import APART, TRIGGER, go_on, in_doubt, refused, running, stop, taken
-from support.group_model import Model, Walk
+from support.group_lists import APART, TRIGGER, go_on, in_doubt, refused, running, stop, taken, unconfirmed
+from support.group_model import Model
 
 
 @APART
@@ -39,11 +39,7 @@ def test_stop_settles_with_the_partner_and_only_a_command_starts_again(apart: bo
 @APART
 def test_stop_without_the_partner_stays_stopping_and_is_carried_on_by_another(apart: bool) -> None:
     model = Model("X", "Y", apart=apart)
-    model.put(1)
-    held = taken(model, "X")
-    walk = Walk(model, model.me["X"], model.sender(held))
-    while not model.partner.committed:
-        walk.step()
+    unconfirmed(model, 1)
     model.partner.reachable = False
     assert model.run(model.me["X"], stop(model, model.me["X"])) is False
     entry = model.entry()

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from qsg.manager.catalog import Catalog
 from qsg.manager.channels import ChannelSupervisor
 from qsg.manager.commands import ChannelCommands
@@ -35,6 +37,7 @@ from support.pair import Pair, pair
 GROUP = "QSG"
 XMITQ = "R"
 CHANNEL = "QSG.TO.R"
+APART = pytest.mark.parametrize("apart", [False, True], ids=["one store", "two structures"])
 RETRY = {"first_ms": 50, "short_count": 20, "short_ms": 200, "long_count": 5, "long_ms": 500}
 
 
@@ -248,3 +251,16 @@ def texts(first: int, last: int) -> list[str]:
 async def owner(made: Town) -> str:
     """Who runs the channel, once somebody does."""
     return (await made.until(pb.RUNNING)).owner
+
+
+def others(made: Town, name: str) -> list[Station]:
+    """The living members of the group but for one."""
+    return [s for s in made.stations.values() if s.alive and s.name not in (name, "R")]
+
+
+async def sending(made: Town, count: int = 2) -> tuple[str, list[Station]]:
+    """The first `count` messages have arrived: who runs the channel, and the others."""
+    await made.put(texts(0, count), made.stations["X"])
+    first = await owner(made)
+    await made.until_arrived(texts(0, count))
+    return first, others(made, first)

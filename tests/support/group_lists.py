@@ -60,9 +60,14 @@ def go_on(model: Model, me: Me) -> Generator[Any, Any, None]:
     if entry.state == pb.STOPPING:
         yield from carry_stop(me, model.place, model.now, model.draw, "QSG")
     elif entry.state in status.WANTED:
-        held = yield from take(me, model.place, Occasion("own", model.now), model.draw)
-        note(model, me, held)
+        held = yield from take_noted(model, me, Occasion("own", model.now))
         yield from model.sender(held)
+
+
+def take_noted(model: Model, me: Me, occasion: Occasion = TRIGGER) -> Steps[Held]:
+    held = yield from take(me, model.place, occasion, model.draw)
+    note(model, me, held)
+    return held
 
 
 def note(model: Model, me: Me, held: Held) -> None:
@@ -76,12 +81,17 @@ def refused(reason: Reason, model: Model, member: str, steps: Steps[Any]) -> str
     return caught.value.detail
 
 
-def in_doubt(model: Model) -> None:
-    """One message committed at R, unconfirmed; R out of reach; entry STOPPING."""
-    model.put(2)
-    held = taken(model, "X")
-    walk = Walk(model, model.me["X"], model.sender(held))
+def unconfirmed(model: Model, messages: int) -> Walk:
+    """X sends; R has committed, and X has not heard of it."""
+    model.put(messages)
+    walk = Walk(model, model.me["X"], model.sender(taken(model, "X")))
     while not model.partner.committed:
         walk.step()
+    return walk
+
+
+def in_doubt(model: Model) -> None:
+    """One message committed at R, unconfirmed; R out of reach; entry STOPPING."""
+    unconfirmed(model, 2)
     model.partner.reachable = False
     model.run(model.me["X"], stop(model, model.me["X"]))
