@@ -134,9 +134,11 @@ async def test_a_unit_whose_end_is_cancelled_is_not_left_at_the_member(clients: 
         await ticks(between)
         ending.cancel()
         await asyncio.wait([ending])
-        if between:  # else it was not begun
+        if between:
             await until(lambda: not connection._units)
             assert clients.payloads("Q") == [b"kept"] or how == "commit"
+    if not between:  # it was not begun: it ends with its connection
+        await until(lambda: clients.payloads("Q") == [b"kept"])
 
 
 async def test_a_unit_whose_commit_could_not_be_sent_is_backed_out(clients: ClientGroup) -> None:

@@ -18,7 +18,7 @@ from qsg.rules.unit import Cell, Change, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.channel_pair import STREAM, Rig, rig
 from support.channel_script import connect, request
-from support.senders import never
+from support.senders import died_before_its_delete
 from support.simulated import simulated
 from support.whole import DLQ, Universe, numbered, queue, receiver, sender, universe, xmitq
 
@@ -156,12 +156,7 @@ async def test_p12_the_record_outlives_the_receivers_definition_and_name() -> No
     the stream alone."""
     async with rig() as two:
         await two.put(["1"])
-        first = await two.sender()
-        first._commit_settled = never  # type: ignore[method-assign,assignment]
-        running = two.start(first)
-        await two.until(1)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await died_before_its_delete(two, 1)
         definition = two.r.catalog.channel("X.TO.R")
         assert definition is not None
         await two.r.catalog.define_channel(definition.model_copy(update={"name": "RENAMED"}))
@@ -171,6 +166,7 @@ async def test_p12_the_record_outlives_the_receivers_definition_and_name() -> No
 
         two.start(await two.sender())
         assert await two.until(2) == ["1", "2"]
+        await two.settled()
 
 
 @simulated

@@ -151,20 +151,6 @@ async def test_p10_a_stop_is_not_starved_by_confirmations(two: Rig) -> None:
     await putting
 
 
-async def test_p12_a_renamed_sender_finds_the_record_of_its_stream(two: Rig) -> None:
-    await two.put(["1"])
-    await died_before_its_delete(two, 1)
-    receiver = two.r.catalog.channel("X.TO.R")
-    assert receiver is not None
-    await two.r.catalog.define_channel(receiver.model_copy(update={"name": "RENAMED"}))
-    await two.r.catalog.delete_channel("X.TO.R")
-    two.channel = two.channel.model_copy(update={"name": "RENAMED"})
-    await two.put(["2"])
-    two.start(await two.sender())
-    assert await two.until(2) == ["1", "2"]
-    await two.settled()
-
-
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_exactly_once_when_stores_lose_delay_and_repeat(two: Rig, seed: int) -> None:
     """Both stores lose requests and answers and apply some late, while instances are cut off again and again."""
