@@ -17,6 +17,7 @@ from qsg.rules.unit import Committed
 from qsg.store.memory import Fault, Faults, MemoryStore, RandomFaults
 from support.channel_pair import Rig, rig
 from support.senders import cut, died_before_its_delete, put_slowly
+from support.simulated import simulated
 
 
 async def test_takeover_after_the_first_died_between_commit_and_delete(two: Rig) -> None:
@@ -45,9 +46,11 @@ async def test_takeover_when_the_confirmation_was_lost_in_the_middle_of_a_segmen
         await two.settled()
 
 
+@simulated
 async def test_every_cut_of_the_stream_is_survived_exactly_once() -> None:
     """The path is reset again and again while messages flow; instances follow each other on both members."""
     async with rig(batch_messages=5) as two:
+        two.network.delay = lambda source, target: 0.0005
         texts = [f"m{i}" for i in range(400)]
         for start in range(0, 400, 40):
             await two.put(texts[start : start + 40])
