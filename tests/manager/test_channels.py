@@ -9,10 +9,12 @@ from structlog.testing import capture_logs
 
 from qsg.manager.link import SessionFailed
 from qsg.manager.queue_store import QueueStore
+from qsg.manager.sending import Sender
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import Channel, Queue
 from qsg.rules.reasons import Reason
+from qsg.rules.unit import Committed
 from support.channel_group import APART, CHANNEL, XMITQ, others, owner, sending, texts, town
 from support.simulated import simulated
 
@@ -158,6 +160,34 @@ async def test_a_gift_to_a_member_whose_initiator_ends_just_then_is_not_made() -
         await t.put(texts(2, 4), draining)
         await t.until_arrived(texts(0, 4))
         assert (await t.until(pb.RUNNING)).epoch == before.epoch, "it goes on as it was"
+
+
+@simulated
+async def test_a_sender_that_ends_while_it_is_about_to_be_given_away_holds_up_no_drain() -> None:
+    """Its delete is out for good, so there is no moment without one to wait for; the next instance under the lock is stopped."""
+    async with town("X", "Y", apart=False) as t:
+        await t.put(texts(0, 2), t.stations["X"])
+        first = await owner(t)
+        await t.until_arrived(texts(0, 2))
+        await asyncio.sleep(0.2)
+        draining, other = t.stations[first], next(s for s in t.stations.values() if s.name not in (first, "R"))
+        sender, out = draining.supervisor.channels[CHANNEL].sender, asyncio.Event()
+        assert isinstance(sender, Sender)
+
+        async def never_out(pieces: object, marks: object) -> Committed:
+            out.set()
+            await asyncio.sleep(0.1)
+            raise SessionFailed(Reason.DRAINING, "the partner's member ends")
+
+        sender._commit_settled = never_out  # type: ignore[method-assign]
+        await t.put(texts(2, 4), other)
+        await out.wait()
+        began = asyncio.get_running_loop().time()
+        await draining.supervisor.drain()
+        assert asyncio.get_running_loop().time() - began < 2
+        await t.until(pb.RUNNING, owner=other.name)
+        await t.put(texts(4, 6), other)
+        await t.until_arrived(texts(0, 6))
 
 
 async def no_notice(*_: object) -> None:

@@ -8,6 +8,8 @@ decide anew from the table.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 
@@ -66,12 +68,12 @@ class Tenure:
             return False
         self.gift = self.care.office.world.id()
         began = loop.time()
-        await sender.begin_giving()
         told = None
         try:
-            await ended(*([self._reporting] if self._reporting is not None else []))
-            told = await self._given_to(held, target)
-        except (TimeoutError, StoreError) as error:
+            if await _before(sender.begin_giving(), running):
+                await ended(*([self._reporting] if self._reporting is not None else []))
+                told = await self._given_to(held, target)
+        except (TimeoutError, StoreError, Refusal, Fenced, OutcomeUnknown) as error:
             log.warning("not given away", channel=self.care.name, member=target, error=repr(error))
         if told is None:
             self.gift = b""
@@ -315,6 +317,16 @@ class Tenure:
     def _progress(self, sender: RunningSender) -> tuple[object, ...]:
         c = sender.counters
         return c.messages, c.bytes, c.batches, c.sequence, c.in_doubt, self._instance
+
+
+async def _before(work: Coroutine[Any, Any, None], end: asyncio.Task[Outcome]) -> bool:
+    """Whether the work is done while the sender runs: what it waits for may never come once that has ended."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([doing, end], return_when=asyncio.FIRST_COMPLETED)
+        return not end.done()
+    finally:
+        await ended(doing)
 
 
 def _outcome(task: asyncio.Task[Outcome]) -> Outcome:
