@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from qsg.endings import ended
+from qsg.manager.assigning import Request
 from qsg.manager.claims import Claims
-from qsg.manager.getting import GetSpec
+from qsg.manager.getting import GetSpec, GetterLoop, GotMessage
 from qsg.manager.queues import PutRequest
 from qsg.manager.units import UnitOfWork
 from qsg.pb import records_pb2 as pb
@@ -74,6 +78,28 @@ async def test_nobody_else_is_offered_what_a_unit_has_got() -> None:
         assert (again.message.payload, again.backouts) == (b"2", 1)
         await one.commit()
         assert (len(claims_of(x)), (await x.queues.depth("A")).messages) == (0, 0)
+
+
+async def test_a_get_that_is_given_up_claims_nothing_for_a_unit_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with group() as g:
+        x = await alone(g)
+        await put(x, b"1")
+        unit, read, go = x.queues.begin(), asyncio.Event(), asyncio.Event()
+        messages = GetterLoop._messages
+
+        async def slowly(loop: GetterLoop, request: Request) -> list[GotMessage]:
+            read.set()
+            await go.wait()
+            return await messages(loop, request)
+
+        monkeypatch.setattr(GetterLoop, "_messages", slowly)
+        getting = asyncio.create_task(x.queues.get(GetSpec("A"), unit=unit))
+        await read.wait()
+        await ended(getting)
+        await unit.backout()
+        go.set()
+        (again,) = await x.queues.get(GetSpec("A", wait_ms=1000))
+        assert (again.message.payload, unit.empty, len(claims_of(x))) == (b"1", True, 0)
 
 
 async def test_what_a_dead_incarnation_had_got_is_free() -> None:

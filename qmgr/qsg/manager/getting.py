@@ -292,15 +292,16 @@ class GetterLoop:
                 self._won(requests, parts, got)
 
     def _claim(self, request: Request, unit: Unitlike, claims: Claims, got: dict[Request, list[GotMessage]]) -> None:
-        """Where nobody else has the store nothing is written."""
+        """Where nobody else has the store nothing is written. Who has gone meanwhile claims nothing: its unit may have ended."""
+        if request.future.done():
+            return
         if any(mask & ~segment.free(self.window.live) for segment, mask in request.parts.items()):
             self._lost([request], request.parts, Refusal(Reason.CHANGED_MEANWHILE))
             return
         for segment, mask in request.parts.items():
             claims.claim(segment.key, unit.id, mask)
         unit.hold(self.guarded, request.parts)
-        if not request.future.done():
-            request.future.set_result(got[request])
+        request.future.set_result(got[request])
 
     async def _bodies(self, requests: list[Request]) -> dict[Request, list[GotMessage]]:
         """The messages of those whose bodies are all there. Chunks that are missing belong to a message that somebody took meanwhile."""
