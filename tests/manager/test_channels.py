@@ -7,14 +7,18 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from qsg.manager.asking import tell_known
 from qsg.manager.link import SessionFailed
 from qsg.manager.queue_store import QueueStore
 from qsg.manager.sending import Sender
+from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
-from qsg.rules import keys
+from qsg.rules import keys, status
 from qsg.rules.definitions import Channel, Queue
-from qsg.rules.reasons import Reason
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import Sight
 from qsg.rules.unit import Committed
+from qsg.store.contract import KeyValue
 from support.channel_group import APART, CHANNEL, XMITQ, others, owner, sending, texts, town
 from support.simulated import simulated
 
@@ -188,6 +192,22 @@ async def test_a_sender_that_ends_while_it_is_about_to_be_given_away_holds_up_no
         await t.until(pb.RUNNING, owner=other.name)
         await t.put(texts(4, 6), other)
         await t.until_arrived(texts(0, 6))
+
+
+@simulated
+async def test_a_gift_to_an_earlier_incarnation_leaves_nobody_in_its_place() -> None:
+    """Who is in the way of nothing: else neither recovery nor a start would ever come to the channel here."""
+    async with town("X", "Y", apart=False) as t:
+        await t.put(texts(0, 2), t.stations["X"])
+        entry = await t.until(pb.RUNNING)
+        other = next(s for s in t.stations.values() if s.name not in (entry.owner, "R"))
+        gift = status.altered(entry, pb.STARTING, 0, owner=other.name, owner_incarnation=1)
+        key = keys.status_out(CHANNEL)
+        request = peer_pb2.StartChannel(channel=CHANNEL)
+        tell_known(request, Sight(9, {key: KeyValue(key, status.image(gift), 1, 9)}))
+        with pytest.raises(Refusal) as refusal:
+            await other.supervisor._start_requested(entry.owner, peer_pb2.Request(start=request))
+        assert (refusal.value.reason, CHANNEL in other.supervisor.channels) == (Reason.CHANGED_MEANWHILE, False)
 
 
 async def no_notice(*_: object) -> None:

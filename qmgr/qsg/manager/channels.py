@@ -270,7 +270,8 @@ class ChannelSupervisor:
         if known is not None and (place := self.find(start.channel)) and is_gift(self.driver.me, place, known):
             if not self._started or start.channel in self._care:
                 raise Refusal(Reason.CHANNEL_IN_USE, f"{self.member} is already at it, or ending")
-            await self._look_after(place, passage).start(held=given(self.driver.me, place, known))
+            held = given(self.driver.me, place, known)  # refused before anybody looks after it
+            await self._look_after(place, passage).start(held=held)
             return ""
         await self.start_channel(start.channel, Occasion("request", self.world.wall_ms(), asking), passage, known)
         return ""
