@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from qsg.manager.consuming import Guarded, Segment, release_unit, take
+from qsg.manager.consuming import Guarded, Segment, release_unit, returned, take
 from qsg.manager.placing import Placement, check_size
 from qsg.pb import records_pb2 as pb
 from qsg.rules import consume, keys, segments
 from qsg.rules.consume import Claimer
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.unit import Change, CompareFailed, NewMessage, Unit
+from qsg.rules.unit import CompareFailed, NewMessage, Unit
 from qsg.store.contract import Get
 
 if TYPE_CHECKING:
@@ -86,9 +86,7 @@ async def _unit(service: QueueService, claimed: Claimed, count: bool, *, move: b
         unit.puts.append(message)
     take(unit, claimed.guarded, {claimed.segment: gone}, claimer=claimed.claimer)
     if rest:
-        in_memory = claimed.segment.claims is not None
-        apply = consume.count_change(rest) if in_memory else consume.release_change(claimed.claimer, rest, backed_out=count)
-        unit.changes.append(Change(claimed.segment.cell, apply))
+        unit.changes.append(returned(claimed.segment, rest, claimed.claimer, backed_out=count))
     return unit
 
 

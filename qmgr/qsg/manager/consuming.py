@@ -172,18 +172,20 @@ def take(
 def release_unit(guarded: Guarded, segment: Segment, mask: int, claimer: Claimer, *, backed_out: bool) -> Unit:
     """Gives claimed entries back. The totals are rewritten with it: that rings for those who wait.
 
-    Of claims in memory only the count is written: they end with their unit.
+    Claims in memory end with their unit: nothing is written when nothing is counted.
     """
     if segment.claims is not None and not backed_out:
         return Unit(f"release {guarded.opened.name}")
     unit = Unit(f"release {guarded.opened.name}", compares=[guarded.opened.same()], taken=[Taken(guarded.opened.name, 0, 0)])
     _compare(unit, guarded, segment, frozenset())
-    if segment.claims is not None:
-        apply = consume.count_change(mask)
-    else:
-        apply = consume.release_change(claimer, mask, backed_out=backed_out)
-    unit.changes.append(Change(segment.cell, apply))
+    unit.changes.append(returned(segment, mask, claimer, backed_out=backed_out))
     return unit
+
+
+def returned(segment: Segment, mask: int, claimer: Claimer, *, backed_out: bool) -> Change:
+    """What giving entries back does to the record: of claims in memory it has only the count."""
+    in_memory = segment.claims is not None
+    return Change(segment.cell, consume.count_change(mask) if in_memory else consume.release_change(claimer, mask, backed_out=backed_out))
 
 
 def _voids(segment: Segment, live: Collection[Holder]) -> frozenset[Holder]:
