@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,28 @@ async def test_a_move_that_nobody_is_ready_for_changes_nothing() -> None:
         await t.until_arrived(texts(0, 3))
         entry = await t.until(pb.RUNNING, owner=first)
         assert entry.epoch == epoch and not entry.takeovers
+
+
+@pytest.mark.parametrize(("after_s", "moved"), [(0.5, True), (5.0, False)])
+@pytest.mark.parametrize("named", [True, False])
+@simulated
+async def test_a_move_waits_for_a_member_that_is_just_starting(after_s: float, moved: bool, named: bool) -> None:
+    """As one is whose channel initiator has not joined yet; not for long."""
+    async with town("X", "Y") as t:
+        first, (target,) = await sending(t, 1)
+        load = target.supervisor.own_load
+        target.supervisor.own_load = lambda: replace(load(), initiator=False)  # type: ignore[method-assign]
+        await asyncio.sleep(0.5)  # its beats have said so
+        asyncio.get_running_loop().call_later(after_s, setattr, target.supervisor, "own_load", load)
+        moving = t.stations[first].command("move", channel=CHANNEL, to=target.name if named else "")
+        if moved:
+            assert (await moving)["owner"] == target.name
+        else:
+            with pytest.raises(Refusal, match=r"cannot run it now|no other member") as caught:
+                await moving
+            assert caught.value.reason is Reason.HOST_NOT_AVAILABLE
+        await t.put(texts(1, 3), target)
+        await t.until_arrived(texts(0, 3))
 
 
 @simulated

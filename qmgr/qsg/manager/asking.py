@@ -35,14 +35,16 @@ REFUSED_S = (0.1, 1.0)
 """First and longest pause when every member has refused a start request."""
 
 
+def stays_here(care: Care) -> bool:
+    """No other member can ever run it."""
+    return care.place.admin == PRIVATE or care.place.channel.disposition == "fixed-shared"
+
+
 def candidates(care: Care) -> list[str]:
     """Members that can run it, best first; the first is another one each time it has failed."""
     office = care.office
     me = office.driver.member
-    if care.place.admin == PRIVATE:
-        load = office.own_load()
-        return [me] if load.initiator and not office.draining else []
-    if care.place.channel.disposition == "fixed-shared":
+    if stays_here(care):
         return [me] if office.own_load().initiator and not office.draining else []
     found = balance.ranked(office.loads(), care.name, {care.place.admin, care.place.structure})
     if care.elsewhere and me in found and len(found) > 1:
@@ -82,8 +84,7 @@ class Asking:
         office = self.care.office
         if not office.draining or candidates(self.care):
             return False
-        stays = self.care.place.admin == PRIVATE or self.care.place.channel.disposition == "fixed-shared"
-        alone = stays or office.peers is None or len(office.peers.members.registered) < 2
+        alone = stays_here(self.care) or office.peers is None or len(office.peers.members.registered) < 2
         return alone or asyncio.get_running_loop().time() >= office.drain_until
 
     async def pursue(self, entry: pb.ChannelStatus) -> None:

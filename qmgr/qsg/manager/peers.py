@@ -122,6 +122,10 @@ class PeerLinks:
         now = asyncio.get_running_loop().time()
         return link.stream is not None and link.beat_at > 0 and 1000 * (now - link.heard_at) < verdict.SILENCE_MS
 
+    def remains(self, member: str = "") -> bool:
+        """Is `member` (or any other) a member that is not known to end, heard now or not?"""
+        return any(member in ("", link.member) and not link.beat.draining for link in self._links.values())
+
     def _load(self, link: _Link) -> Load:
         beat = link.beat
         return Load(

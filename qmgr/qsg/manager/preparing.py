@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from qsg.manager.asking import candidates, tell_known
+from qsg.manager.asking import candidates, stays_here, tell_known
 from qsg.manager.care import Care
 from qsg.manager.link import InitiatorLink, SessionFailed
 from qsg.manager.peers import PeerUnreachable
@@ -23,7 +23,8 @@ from qsg.rules.steps import Place, Sight
 log = structlog.get_logger()
 
 PREPARE_S = 1.0
-"""A move does not wait longer for the next member to be ready."""
+"""A move does not wait longer for the next member to be ready, nor for one that can be asked at all."""
+LOOK_S = 0.02
 
 
 async def make_ready(care: Care, to: str = "") -> Refusal | None:
@@ -33,9 +34,8 @@ async def make_ready(care: Care, to: str = "") -> Refusal | None:
     care.ready = ""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    for target in candidates(care):
-        if target == office.driver.member or office.peers is None or to not in ("", target):
-            continue
+    for target in await _those_able(care, to):
+        assert office.peers is not None
         request = peer_pb2.Request(prepare=peer_pb2.PrepareStart(channel=care.name))
         try:
             await office.peers.request(target, request, PREPARE_S)
@@ -48,6 +48,19 @@ async def make_ready(care: Care, to: str = "") -> Refusal | None:
             log.info("next member is ready", channel=care.name, member=target, ms=round(1000 * (loop.time() - began), 1))
             return None
     return why
+
+
+async def _those_able(care: Care, to: str) -> list[str]:
+    """The other members (or `to` alone) that can run it, best first. They are waited for: one may be starting, or not be heard just now."""
+    peers, me = care.office.peers, care.office.driver.member
+    if peers is None or stays_here(care):
+        return []
+    until = asyncio.get_running_loop().time() + PREPARE_S
+    while True:
+        able = [member for member in candidates(care) if member != me and to in ("", member)]
+        if able or not peers.remains(to) or asyncio.get_running_loop().time() >= until:
+            return able
+        await asyncio.sleep(LOOK_S)
 
 
 async def tell_given(care: Care, target: str, told: Sight, since: float) -> None:
