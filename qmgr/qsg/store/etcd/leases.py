@@ -12,6 +12,7 @@ from collections import deque
 from qsg.pb.etcd import rpc_pb2
 from qsg.store.contract import LeaseNotFound, NotApplied, StoreError, Unavailable
 from qsg.store.etcd.duplex import Duplex
+from qsg.store.etcd.endpoints import Endpoint
 from qsg.store.etcd.pool import EndpointPool
 
 _ATTEMPT_S = 0.5
@@ -69,6 +70,17 @@ class LeaseKeeper:
         self._pool = pool
         self._stream: _LeaseStream | None = None
         self._opening = asyncio.Lock()
+        self._leaving: set[asyncio.Task[None]] = set()
+        pool.on_eject.append(self._on_eject)
+
+    def _on_eject(self, endpoint: Endpoint) -> None:
+        """Left at once, not at the next renewal: a leader that is to end hands over only when its clients are gone."""
+        stream = self._stream
+        if stream is not None and stream.duplex is not None and stream.duplex.endpoint is endpoint and not stream.usable:
+            self._stream = None
+            task = asyncio.get_running_loop().create_task(stream.duplex.close())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
 
     async def keep_alive(self, lease: int) -> float:
         """Renews `lease`; its seconds to live. Raises `LeaseNotFound`, or `Unavailable` after about 2 s."""
@@ -118,3 +130,4 @@ class LeaseKeeper:
         stream, self._stream = self._stream, None
         if stream is not None and stream.duplex is not None:
             await stream.duplex.close()
+        await asyncio.gather(*self._leaving)

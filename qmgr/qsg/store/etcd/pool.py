@@ -1,8 +1,11 @@
 """The choice of endpoint: stick to one that works, prefer the leader, leave one that fails.
 
 Invariant: a request is sent at most once by `call`. A request that found no connection was not sent, and says so (`NotApplied`).
-Leadership is a hint for speed only (a follower silently drops a write that it forwards to a dead leader): it is looked up when a
-response shows a new raft term, and after failures.
+Leadership is a hint for speed only: it is looked up when a response shows a new raft term, after failures, and when an answer is slow.
+
+What was under way when the leader changed may have been dropped without a word (a follower forwards it to whoever leads, dead or just
+handing over): a call that was sent in an older term is ended soon after a newer one is seen, in doubt, and not by its deadline. Nothing is
+held back meanwhile: a leader that ends gracefully refuses its clients first, and leads on for a second or more.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ _PAUSE_S = 0.02
 _LEADER_ASK_S = 0.15
 _LEADER_PAUSE_S = 0.05
 _LEADER_SEARCH_S = 5.0
-_LEADER_WAIT_S = 1.5
-"""So long nothing is sent to followers of a leader that died: an election, with room."""
+_SLOW_S = 0.1
+"""A call that takes longer asks who leads now."""
+_OVERTAKEN_S = 0.02
+"""So long a call of an older term may still be answered: what was committed is known by then."""
 _HAS_LEADER = ("hasleader", "true")
 
 
@@ -46,22 +51,28 @@ class EndpointPool:
         self._leader: Endpoint | None = None
         self._term = 0
         self._search: asyncio.Task[None] | None = None
-        self._leader_gone = False
-        """The connection to the leader broke: until there is another, followers would drop what they are given."""
+        self._out: dict[Any, int] = {}
+        """Calls under way, and the term in which they were sent; 0 = none was known."""
         self._login_lock = asyncio.Lock()
 
     async def call(self, name: str, request: Message, until: float) -> Any:
         """One attempt that ends by loop time `until`; raises what the store contract says."""
         endpoint = await self.connected(until)
-        clock = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
+        slow = loop.call_later(_SLOW_S, self._search_leader)
+        call = endpoint.calls(name)(request, timeout=max(until - loop.time(), 0.001), metadata=self.metadata)
+        self._out[call] = self._term
         try:
-            response = await endpoint.calls(name)(request, timeout=max(until - clock(), 0.001), metadata=self.metadata)
+            response = await call
         except grpc.aio.AioRpcError as rpc_error:
             raise self.failed(endpoint, errors.from_rpc(rpc_error), missed=_missed(rpc_error)) from rpc_error
         except asyncio.CancelledError:
             if this_task_is_cancelled():
                 raise
-            raise Unavailable("connection closed") from None
+            raise Unavailable("connection closed, or another leader since") from None
+        finally:
+            slow.cancel()
+            del self._out[call]
         endpoint.succeeded()
         self.observe(response.header)
         return response
@@ -72,10 +83,6 @@ class EndpointPool:
         while True:
             if self.closed:
                 raise NotApplied("the store is closed")
-            if self._leader_gone and self._search is not None:
-                await asyncio.wait({self._search}, timeout=max(until - clock(), 0))
-                if clock() + _PAUSE_S >= until:
-                    raise errors.Unsent("the leader is gone, no other is known yet")
             endpoint = self._choose(clock())
             if endpoint.state() is grpc.ChannelConnectivity.READY:
                 break
@@ -110,9 +117,6 @@ class EndpointPool:
         if isinstance(error, errors.TokenExpired):
             self.metadata = (_HAS_LEADER,)
         elif isinstance(error, (Unavailable, NotApplied)):
-            if endpoint is self._leader and isinstance(error, Unavailable) and not missed:
-                # It died with our request. (One that ends gracefully answers first, and goes on leading for a while.)
-                self._leader_gone = len(self.endpoints) > 1
             self._eject(endpoint, silent=missed)
         return error
 
@@ -134,8 +138,18 @@ class EndpointPool:
     def observe(self, header: rpc_pb2.ResponseHeader) -> None:
         """A response has come: a new term means a new leader."""
         if header.raft_term > self._term:
-            self._term = header.raft_term
+            self._see(header.raft_term)
             self._search_leader()
+
+    def _see(self, term: int) -> None:
+        if term > self._term:
+            self._term = term
+            asyncio.get_running_loop().call_later(_OVERTAKEN_S, self._end_overtaken, term)
+
+    def _end_overtaken(self, term: int) -> None:
+        for call, sent_in in list(self._out.items()):
+            if 0 < sent_in < term:
+                call.cancel()
 
     def _search_leader(self) -> None:
         if len(self.endpoints) > 1 and not self.closed and (self._search is None or self._search.done()):
@@ -145,18 +159,13 @@ class EndpointPool:
         """Asks all endpoints until one of them says that it is the leader, or for a few seconds."""
         clock = asyncio.get_running_loop().time
         start = clock()
-        try:
-            while clock() < start + _LEADER_SEARCH_S:
-                if clock() > start + _LEADER_WAIT_S:
-                    self._leader_gone = False
-                answers = await asyncio.gather(*(self._leads(endpoint) for endpoint in self.endpoints))
-                if term := max(answers):
-                    leader = self._leader = self.endpoints[answers.index(term)]
-                    leader.succeeded()
-                    return
-                await asyncio.sleep(_LEADER_PAUSE_S)
-        finally:
-            self._leader_gone = False
+        while clock() < start + _LEADER_SEARCH_S:
+            answers = await asyncio.gather(*(self._leads(endpoint) for endpoint in self.endpoints))
+            if term := max(answers):
+                leader = self._leader = self.endpoints[answers.index(term)]
+                leader.succeeded()
+                return
+            await asyncio.sleep(_LEADER_PAUSE_S)
 
     async def _leads(self, endpoint: Endpoint) -> int:
         """The term in which it says that it leads, else 0. (A leader that is cut off says so for a while: the highest term is right.)"""
@@ -171,7 +180,7 @@ class EndpointPool:
             if this_task_is_cancelled():
                 raise
             return 0
-        self._term = max(self._term, status.header.raft_term)
+        self._see(status.header.raft_term)
         if status.leader:
             endpoint.succeeded()
         return int(status.header.raft_term) if status.leader == status.header.member_id else 0

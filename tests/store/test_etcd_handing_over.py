@@ -1,0 +1,72 @@
+"""A leader of etcd that ends or hands over: nothing waits for a deadline, and nothing holds the hand-over up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qsg.store.contract import Put, Unavailable
+from support.etcd import opened
+from support.fake_etcd import FakeEtcd, serving
+from support.group import eventually
+
+PUT = [Put(b"k", b"v")]
+LONG_S = 60.0
+"""No test waits for this."""
+
+
+async def test_what_was_sent_before_the_leader_changed_is_in_doubt_without_waiting_for_its_deadline() -> None:
+    """A follower forwards a write to a leader that is about to be none: it is dropped, and nobody says so."""
+    follower = FakeEtcd(1)
+    follower.leader = 2
+    async with serving(follower) as addresses, opened([*addresses, "127.0.0.1:1"]) as store, asyncio.timeout(8):
+        await store.txn([], PUT)
+        follower.drops = True
+        dropped = asyncio.ensure_future(store.txn([], PUT, timeout_s=LONG_S))
+        await eventually(lambda: follower.taken == 2)
+        follower.term, follower.leader = 2, 1
+        with pytest.raises(Unavailable):
+            await dropped
+        follower.drops = False
+        assert (await store.txn([], PUT)).succeeded
+
+
+async def test_a_write_that_is_slow_while_nobody_else_leads_is_left_alone() -> None:
+    leader = FakeEtcd(1)
+    async with serving(leader) as addresses, opened([*addresses, "127.0.0.1:1"]) as store:
+        await store.txn([], PUT)
+        leader.drops = True
+        slow = asyncio.ensure_future(store.txn([], PUT, timeout_s=LONG_S))
+        await asyncio.sleep(0.4)
+        assert not slow.done()
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+
+
+async def test_a_leader_that_sends_its_clients_away_leads_on_and_followers_are_used_at_once() -> None:
+    leader, follower = FakeEtcd(1), FakeEtcd(2)
+    follower.leader = 1
+    async with serving(leader, follower) as addresses, opened(addresses) as store, asyncio.timeout(20):
+        await store.txn([], PUT)
+        await eventually(lambda: store._pool._leader is not None)
+        leader.refuses, leader.leader = True, 0  # as its clients see it: it does not answer any more
+        with pytest.raises(Unavailable):
+            await store.txn([], PUT)
+        assert (await store.txn([], PUT)).succeeded
+        assert follower.taken == 1
+
+
+async def test_leases_leave_an_endpoint_together_with_everything_else() -> None:
+    """A leader hands over when its last stream has ended; a renewal is due only every other second."""
+    leader, follower = FakeEtcd(1), FakeEtcd(2)
+    follower.leader = 1
+    async with serving(leader, follower) as addresses, opened(addresses) as store, asyncio.timeout(20):
+        await store.txn([], PUT)
+        await store.keep_alive(7)
+        assert leader.renewing == 1
+        leader.refuses = True
+        with pytest.raises(Unavailable):
+            await store.txn([], PUT)
+        await eventually(lambda: leader.renewing == 0)
+        assert await store.keep_alive(7) == 5
