@@ -1,6 +1,6 @@
 """`python -m model`: searches every model, prints what each had, and ends with one line of counts. Exit status 1: an invariant is broken.
 
-`--replay FILE` goes one way again (the JSON that a violation prints), `--planted NAME` plants a bug first.
+`--replay FILE` goes one way again (the JSON that a violation prints) and shows what each step writes, `--planted NAME` plants a bug first.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from model import canonical
 from model.catalogue import MODELS, Entry, find
 from model.quiet import quiet
 from model.search import Counts, Violation, replay, search
+from model.traces import changes
+from support.again import make
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.replay:
             return _replay(options.replay)
         chosen = [find(name) for name in options.only] or [e for e in MODELS if options.deep or not e.deep]
-        return _search(chosen, options.at_most)
+        return _search(chosen, options.at_most, options.planted)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -44,7 +47,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _search(entries: Sequence[Entry], at_most: int) -> int:
+def _search(entries: Sequence[Entry], at_most: int, planted: str) -> int:
     total, violations = Counts(), 0
     for entry in entries:
         canonical.forget()
@@ -54,8 +57,11 @@ def _search(entries: Sequence[Entry], at_most: int) -> int:
             counts = search(model, at_most)
         except Violation as violation:
             violations += 1
+            total.states += violation.states
             say(f"  violated after {violation.states} states\n{violation}")
-            say(json.dumps({"model": violation.model, "steps": violation.steps}))
+            case = json.dumps({"model": violation.model, "steps": violation.steps})
+            again = [*(["--planted", planted] if planted else []), "--replay", "-"]
+            say(f"see it again, with what each step writes: {make('model', again)} <<'CASE'\n{case}\nCASE")
             continue
         say(
             f"  {'exhausted' if counts.exhausted else 'NOT EXHAUSTED'}: {counts.states} states, "
@@ -75,12 +81,22 @@ def _search(entries: Sequence[Entry], at_most: int) -> int:
 
 def _replay(path: str) -> int:
     case = json.loads(sys.stdin.read() if path == "-" else Path(path).read_text())
+    steps = case["steps"]
+
+    def show(i: int, before: Any, after: Any) -> None:
+        say(f"{i + 1:4}  {steps[i]}")
+        for line in changes(before, after):
+            say(f"        {line}")
+
     try:
-        replay(find(case["model"]).make(), case["steps"])
+        replay(find(case["model"]).make(), steps, show)
     except Violation as violation:
-        say(str(violation))
+        say(f"VIOLATED in step {len(violation.steps)}, {violation.steps[-1]}: {violation.what}")
         return 1
-    say(f"{len(case['steps'])} steps, every invariant holds")
+    except LookupError as error:
+        say(f"the way is barred: {error}")
+        return 2
+    say(f"{len(steps)} steps, every invariant holds")
     return 0
 
 

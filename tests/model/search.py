@@ -123,15 +123,19 @@ def _way(came: dict[bytes, tuple[bytes, str]], digest: bytes) -> list[str]:
         steps.append(label)
 
 
-def replay(model: Model, steps: Sequence[str]) -> Any:
-    """Goes one way again. Raises `Violation` where an invariant breaks, `LookupError` when a step is not possible."""
+def replay(model: Model, steps: Sequence[str], show: Callable[[int, Any, Any], None] = lambda i, before, after: None) -> Any:
+    """Goes one way again. Raises `Violation` where an invariant breaks, `LookupError` when a step is not possible.
+
+    `show` is told of each step: its index, the state before and after it.
+    """
     state = model.initial()
     for i, step in enumerate(steps):
         moves = dict(model.moves(state))
         if step not in moves:
             raise LookupError(f"{step!r} is not possible after step {i}; these are: {', '.join(moves)}")
         try:
-            state = moves[step]()
+            before, state = state, moves[step]()
+            show(i, before, state)
             model.check(state)
         except FAILURES as error:
             raise Violation(model.name, steps[: i + 1], _what(error)) from error

@@ -17,6 +17,8 @@ from model.ownership import Ownership
 from model.ownership_state import Bounds
 from model.quiet import quiet
 from model.search import Violation, replay, search
+from planted import bugs
+from planted.bugs import planted
 from qsg.manager import consuming, producers
 from qsg.manager.inflow import Bond
 from qsg.pb import records_pb2 as pb
@@ -197,13 +199,25 @@ def test_the_command_says_when_a_search_is_not_exhausted(capsys: pytest.CaptureF
     assert "NOT EXHAUSTED" in capsys.readouterr().out
 
 
-def test_a_violation_is_printed_and_can_be_replayed(monkeypatch: Patch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    getters_compare_no_fence(monkeypatch)
-    assert command.main(["--only", "getters"]) == 1
+def test_a_violation_is_printed_and_can_be_replayed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with planted("gets_do_not_compare_the_fence"):
+        assert command.main(["--only", "getters"]) == 1
     out = capsys.readouterr().out
-    assert "delivered twice (invariant 1)" in out and "violations 1" in out
-    case = next(line for line in out.splitlines() if line.startswith("{"))
-    assert json.loads(case)["model"] == "getters"
+    assert "delivered twice (invariant 1)" in out and out.splitlines()[-1].endswith("violations 1")
+    told, case, end = out.splitlines()[-4:-1]
+    assert told.endswith("make model ARGS=\"--replay -\" <<'CASE'") and end == "CASE"
     (tmp_path / "case.json").write_text(case)
-    assert command.main(["--replay", str(tmp_path / "case.json")]) == 1
-    assert "delivered twice" in capsys.readouterr().out
+    with planted("gets_do_not_compare_the_fence"):
+        assert command.main(["--replay", str(tmp_path / "case.json")]) == 1
+    trace = capsys.readouterr().out.splitlines()
+    steps = json.loads(case)["steps"]
+    assert trace[-1].startswith(f"VIOLATED in step {len(steps)}, {steps[-1]}: ") and "delivered twice" in trace[-1]
+    assert any("q/XQ/l = {member: " in line for line in trace), "what each step writes is shown"
+    assert command.main(["--replay", str(tmp_path / "case.json")]) in (0, 2), "without the bug it holds, or the way is barred"
+
+
+def test_a_planted_bug_is_named_in_the_command_that_shows_it_again(monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bugs, "apply", lambda bug: None)  # it is for a process of its own
+    with planted("doorbells_not_compared"):
+        assert command.main(["--only", "idle", "--planted", "doorbells_not_compared"]) == 1
+    assert "make model ARGS=\"--planted doorbells_not_compared --replay -\" <<'CASE'" in capsys.readouterr().out

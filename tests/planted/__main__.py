@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from planted.bugs import BUGS, Bug, Search
 from planted.children import Ended, prepare, run
 from planted.finding import Found, found
+from support.again import make
 
 NAMED = "named"
 LEVELS = (NAMED, "model", "simulation")
@@ -47,7 +47,13 @@ class Hunt:
     def _ask(self, bug: Bug, level: str, arguments: list[str]) -> Found:
         ended = run(arguments[0], arguments[1:], self.options.seconds)
         self.cases.setdefault(bug.name, []).append(ended)
-        return Found(level, found(level, ended), ended.seconds, shlex.join(["python", "-m", *arguments]))
+        return Found(level, found(level, ended), ended.seconds, again(bug, level, arguments[1:]))
+
+
+def again(bug: Bug, level: str, arguments: Sequence[str]) -> str:
+    if level == NAMED:
+        return make("planted", ["--only", bug.name, "--levels", NAMED, "--cases"])
+    return make({"model": "model", "simulation": "simulate"}[level], arguments)
 
 
 def verdict(finds: Sequence[Found], levels: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from planted.children import Ended
 FOUND = {
     "named": r"(?P<tests>[1-9]\d*) of (?P=tests) named interleavings found",
     "model": r"violated after (?P<states>\d+) states\n(?:.*\n)+?(?P<case>\{\"model\": .*\})",
-    "simulation": r"see it again: python -m simulation --seed (?P<seed>\d+)(?:.*\n)*?simulated: (?P<seeds>\d+) seeds",
+    "simulation": r"see it again: make simulate SEED=(?P<seed>\d+)(?:.*\n)*?simulated: (?P<seeds>\d+) seeds",
 }
 """By level, what it prints when it has found something that can be seen again."""
 

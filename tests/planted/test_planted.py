@@ -49,7 +49,7 @@ def test_there_are_bugs_enough_for_each_level() -> None:
 def test_the_command_finds_a_bug_and_tells_how_to_see_it_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--only", "member_key_not_compared", "--only", "blind_repeat", "--cases"]) == 0
     printed = capsys.readouterr().out
-    assert "see it again: python -m model --planted blind_repeat --only 'puts, blame'" in printed
+    assert "see it again: make model ARGS=\"--planted blind_repeat --only 'puts, blame' --at-most 60000\"" in printed
     assert printed.splitlines()[-1].startswith("planted 2 found 2 (named 2, model 2, simulation 0)")
 
 

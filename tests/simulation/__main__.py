@@ -1,4 +1,8 @@
-"""`python -m simulation`: many seeds, or one with a readable trace. Exit status 0: every invariant held in every seed."""
+"""`python -m simulation`: many seeds, or one with a readable trace. Exit status 0: every invariant held in every seed.
+
+A failure prints its seed and the shortest list of its events that still fails, numbered as in the seed's whole list, so that `--events`
+plays these alone.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,13 @@ from collections.abc import Sequence
 from functools import partial
 from math import inf
 
-from simulation.plan import KINDS, Event, Plan, draw
+from simulation.plan import KINDS, Plan, draw
 from simulation.run import COMMANDS, Result, run
 from simulation.seeds import prepare, results
 from simulation.shrink import shrink
 from simulation.tally import Counts
 from simulation.traces import Printer
+from support.again import make
 
 SHOWN = 12
 say = partial(print, flush=True)
@@ -36,19 +41,25 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", action="append", default=[], metavar="KIND", choices=sorted(KINDS), help="this kind of fault; may be repeated"
     )
     parser.add_argument("--no-shrink", action="store_true", help="leave a failing seed's list of events as it is")
+    parser.add_argument("--events", type=numbers, metavar="N,N", help="of --seed, only the events with these numbers (or: none)")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        return one(options.seed, options.planted, options.only)
+        return one(options.seed, options.planted, options.only, options.events)
     return many(options)
 
 
-def one(seed: int, planted: str | None, only: Sequence[str]) -> int:
+def numbers(text: str) -> list[int]:
+    return [] if text == "none" else [int(number) for number in text.split(",")]
+
+
+def one(seed: int, planted: str | None, only: Sequence[str], events: Sequence[int] | None) -> int:
     prepare(planted, logs=True)
     printer = Printer(sys.stdout)
     plan = draw(seed, only)
-    printer.plan(plan)
+    chosen = range(len(plan.events)) if events is None else events
+    printer.plan(plan, chosen)
     with printer.logs():
-        result = run(plan, trace=printer)
+        result = run(plan, [plan.events[number] for number in chosen], printer)
     say(f"seed {seed}: {result.counts}; {result.simulated_s:.0f} s simulated, drained {result.drained_s:.1f} s after the faults")
     for violation in result.violations:
         say(f"VIOLATED {violation}")
@@ -70,7 +81,7 @@ def many(options: argparse.Namespace) -> int:
             break
     prepare(options.planted)
     for result in failed:
-        _explain(result, _more(options), shrinking=not options.no_shrink)
+        _explain(result, options)
     say(f"{total} in {time.monotonic() - began:.0f} s; failed {len(failed)}")
     return 1 if failed else 0
 
@@ -100,27 +111,31 @@ class Total:
         )
 
 
-def _more(options: argparse.Namespace) -> str:
-    """What else a seed is to be seen again with."""
-    return "".join([f" --planted {options.planted}" * bool(options.planted), *(f" --only '{kind}'" for kind in options.only)])
+def _again(options: argparse.Namespace, seed: int, events: Sequence[int] | None = None) -> str:
+    """The command that plays a seed, or some of its events, again."""
+    told = ["--planted", options.planted] if options.planted else []
+    told += [word for kind in options.only for word in ("--only", kind)]
+    told += [] if events is None else ["--events", ",".join(map(str, events)) or "none"]
+    return make("simulate", told, SEED=seed)
 
 
-def _explain(result: Result, more: str, *, shrinking: bool) -> None:
+def _explain(result: Result, options: argparse.Namespace) -> None:
     plan = result.plan
     say(f"\nseed {plan.seed} violates:")
     for violation in result.violations[:SHOWN]:
         say(f"  {violation}")
-    events = list(plan.events)
-    if shrinking:
-        events = shrink(events, lambda some: _fails(plan, some))
-    say(f"with {len(events)} of {len(plan.events)} events (structures {', '.join(plan.structures)}):")
-    for event in events:
-        say(f"  {event}")
-    say(f"see it again: python -m simulation --seed {plan.seed}{more}\n")
+    say(f"see it again: {_again(options, plan.seed)}")
+    if options.no_shrink:
+        return
+    kept = shrink(range(len(plan.events)), lambda some: _fails(plan, some))
+    say(f"with {len(kept)} of {len(plan.events)} events alone (structures {', '.join(plan.structures)}):")
+    for number in kept:
+        say(f"  {number:2} {plan.events[number]}")
+    say(f"see that: {_again(options, plan.seed, kept)}\n")
 
 
-def _fails(plan: Plan, events: Sequence[Event]) -> bool:
-    failed = bool(run(plan, events).violations)
+def _fails(plan: Plan, events: Sequence[int]) -> bool:
+    failed = bool(run(plan, [plan.events[number] for number in events]).violations)
     gc.collect()
     return failed
 

@@ -6,13 +6,12 @@ Greedy: halves, then quarters, … then single events are left out while what is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from simulation.plan import Event
-
-Fails = Callable[[Sequence[Event]], bool]
+T = TypeVar("T")
 
 
-def shrink(events: Sequence[Event], fails: Fails, attempts_max: int = 200) -> list[Event]:
+def shrink(events: Sequence[T], fails: Callable[[Sequence[T]], bool], attempts_max: int = 200) -> list[T]:
     """`events` is known to fail."""
     kept = list(events)
     size = max(1, len(kept) // 2)

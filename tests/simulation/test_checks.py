@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 import pytest
 
 from planted.bugs import planted
@@ -38,12 +41,20 @@ def test_a_bug_makes_the_command_fail_with_a_seed_to_be_seen_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in (command, seeds):
-        monkeypatch.setattr(module, "prepare", lambda planted: None)  # it is for a process of its own
+        monkeypatch.setattr(module, "prepare", lambda planted, logs=False: None)  # it is for a process of its own
     with planted("claims_not_released"):
-        assert command.main(["--seeds", "20", "--jobs", "1", "--no-shrink", "--only", "kill queue manager"]) == 1
+        assert command.main(["--seeds", "20", "--jobs", "1", "--only", "kill queue manager"]) == 1
     printed = capsys.readouterr().out
-    assert "see it again: python -m simulation --seed " in printed and "--only 'kill queue manager'" in printed
     assert printed.splitlines()[-1].endswith("failed 1")
+    whole = re.search(r"see it again: make simulate SEED=(\d+) ARGS=\"(--only 'kill queue manager')\"", printed)
+    fewer = re.search(r"see that: make simulate SEED=(\d+) ARGS=\"(--only 'kill queue manager' --events [0-9,none]+)\"", printed)
+    assert whole and fewer
+    for told in (whole, fewer):
+        with planted("claims_not_released"):
+            assert command.main(["--seed", told[1], *shlex.split(told[2])]) == 1
+        trace = capsys.readouterr().out
+        assert f"seed {told[1]}, structures " in trace and "VIOLATED " in trace
+    assert command.main(["--seed", fewer[1], *shlex.split(fewer[2])]) == 0, "without the bug it holds"
 
 
 def test_only_some_kinds_of_fault() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -25,10 +25,11 @@ class Printer:
         self._now = now
         self._out.write(f"{now:9.4f} {where:<12} {what}\n")
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, numbers: Sequence[int]) -> None:
+        """`numbers`: of the events that are played."""
         flows = ", ".join(f.name for f in plan.flows)
         self._out.write(f"seed {plan.seed}, structures {', '.join(plan.structures)}, flows {flows}\n")
-        self._out.writelines(f"  {event}\n" for event in plan.events)
+        self._out.writelines(f"  {number:2} {plan.events[number]}\n" for number in numbers)
 
     @contextmanager
     def logs(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ import qsg
 from qsg.failpoint import VARIABLE, Folder
 from qsg.process.etcd_cluster import EtcdOptions
 from qsg.process.local import REMOTE, LocalGroup
-from torture.process import CLOCK
+from torture.process import CLOCK, PLANTED
 
 QUOTA_BYTES = 96 << 20
 """Of etcd."""
@@ -67,10 +67,12 @@ class Disk:
 
 
 class TortureGroup(LocalGroup):
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, planted: str = "") -> None:
+        """`planted`: a bug that every process has."""
         super().__init__(directory, store="etcd", etcd_options=EtcdOptions(quota_bytes=QUOTA_BYTES), isolable=True)
         self.failpoints = Folder(directory / "failpoints")
         self.disk = Disk(directory / REMOTE / "data")
+        self._planted = planted
 
     async def start(self) -> None:
         self.disk.mount()
@@ -91,7 +93,8 @@ class TortureGroup(LocalGroup):
 
     def _environment(self, process: str) -> Mapping[str, str]:
         path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {**os.environ, "PYTHONPATH": path, VARIABLE: f"@{self.failpoints.path}", CLOCK: str(self._clock(process.split(".")[0]))}
+        ours = {VARIABLE: f"@{self.failpoints.path}", CLOCK: str(self._clock(process.split(".")[0])), PLANTED: self._planted}
+        return {**os.environ, "PYTHONPATH": path, **ours}
 
     def _config(self, name: str, place: dict[str, str], endpoints: list[str], aliases: dict[str, str]) -> Path:
         path = super()._config(name, place, endpoints, aliases)

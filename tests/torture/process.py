@@ -2,7 +2,7 @@
 
 The file named by `TORTURE_CLOCK` says by how many seconds this process's clock is off; it may change at any moment. The product has no
 such switch: `time.time_ns`, the only clock on the wall that it reads, is replaced before any of it is loaded. (`time.time` is not: gRPC
-makes deadlines of it that its own code, in C, holds against the machine's clock.)
+makes deadlines of it that its own code, in C, holds against the machine's clock.) `TORTURE_PLANTED` names a bug that is planted first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 CLOCK = "TORTURE_CLOCK"
+PLANTED = "TORTURE_PLANTED"
 LOOK_S = 0.05
 
 
@@ -45,6 +46,10 @@ def main() -> int:
     threading.Thread(target=clock.follow, name="clock", daemon=True).start()
     from qsg.process.run import main as product
 
+    if bug := os.environ.get(PLANTED):
+        from planted.bugs import apply
+
+        apply(bug)
     return product(sys.argv[1:])
 
 

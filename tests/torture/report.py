@@ -43,6 +43,8 @@ class Report:
     """Each with seed, phase and fault in its words."""
     seconds: float = 0.0
     logs: str = ""
+    again: str = ""
+    """The command that draws the same faults again."""
 
     @property
     def clean(self) -> bool:
@@ -67,7 +69,13 @@ class Report:
             "breaks": self.breaks,
             "reads": self.reads,
         }
-        fields |= {"reads": self.reads, "problems": self.problems, "seconds": round(self.seconds, 1), "logs": self.logs}
+        fields |= {
+            "reads": self.reads,
+            "problems": self.problems,
+            "seconds": round(self.seconds, 1),
+            "logs": self.logs,
+            "again": self.again,
+        }
         return json.dumps(fields)
 
     def _by_kind(self) -> list[tuple[str, list[Measured]]]:

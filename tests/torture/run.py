@@ -34,6 +34,8 @@ MEMBERS = 3
 PRODUCERS = 2
 CONSUMERS = 1  # of two that compete no order could be checked
 SIZE = 600
+RATE = 80.0
+"""Messages a second in each direction."""
 FOREVER = 1_000_000_000
 READY_S = 60.0
 WHOLE_S = 40.0
@@ -62,13 +64,14 @@ class Torture:
         *,
         minutes: float,
         seed: int,
-        rate: float = 80.0,
+        rate: float = RATE,
         only: Collection[str] = (),
+        planted: str = "",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.directory = directory
         self.minutes, self.seed = minutes, seed
-        self.group = TortureGroup(directory)
+        self.group = TortureGroup(directory, planted)
         self.random = random.Random(seed)
         self.report = Report(seed, minutes)
         self.history: History

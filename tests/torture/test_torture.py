@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,16 @@ from torture.leftovers import count, leftovers
 from torture.report import Measured, Report
 
 
+async def torture(folder: Path, *arguments: str) -> tuple[int | None, dict[str, Any], str]:
+    """Exit status, the JSON of the last line, what people are told."""
+    argv = [sys.executable, "-m", "torture", "--json", "--keep", str(folder / "kept"), *arguments]
+    process = await asyncio.create_subprocess_exec(
+        *bound_to_parent(argv), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    out, told = await process.communicate()
+    return process.returncode, json.loads(out.decode().splitlines()[-1]), told.decode()
+
+
 @pytest.mark.processes
 @pytest.mark.etcd
 @pytest.mark.timeout(180)
@@ -34,22 +45,29 @@ async def test_a_moment_of_torture(tmp_path: Path) -> None:
         "kill at receiver.after_commit_before_confirm",
         "pause at put.after_commit_before_answer",
     ]
-    only = [word for kind in kinds for word in ("--only", kind)]
-    argv = [sys.executable, "-m", "torture", "--minutes", "0.25", "--seed", "5", "--json", "--keep", str(tmp_path / "kept"), *only]
-    tests = Path(__file__).parents[1]
-    process = await asyncio.create_subprocess_exec(
-        *bound_to_parent(argv), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=tests
-    )
-    out, told = await process.communicate()
-    assert process.returncode == 0, told.decode()
-    found = json.loads(out.decode().splitlines()[-1])
+    status, found, told = await torture(tmp_path, "--minutes", "0.25", "--seed", "5", *(w for kind in kinds for w in ("--only", kind)))
+    assert status == 0, told
     assert found["clean"] is True
     assert found["attempt"] == found["acknowledged"] == found["ok"] + found["lost"] > 500
     assert not any(found[n] for n in ("lost", "duplicated", "unexpected", "out_of_order", "missing", "problems"))
     assert set(found["faults"]) == set(kinds)
     assert {row["kind"] for row in found["gaps"]} == {*kinds[:2], "all"}
     assert found["changes"] > 10 and found["reads"] > 50
-    assert "CLEAN seed 5" in told.decode().splitlines()[-1]
+    assert "CLEAN seed 5" in told.splitlines()[-1]
+
+
+@pytest.mark.processes
+@pytest.mark.etcd
+@pytest.mark.timeout(180)
+async def test_with_a_bug_planted_it_fails_and_says_how_to_draw_the_same_faults_again(tmp_path: Path) -> None:
+    bug = ("--only", "kill initiator", "--planted", "positions_not_checked")
+    status, found, told = await torture(tmp_path, "--minutes", "0.2", "--seed", "3", *bug)
+    assert status == 1 and found["clean"] is False, told
+    assert found["duplicated"] > 0 or found["lost"] > 0, "sent twice; or nothing flows any more, if the alarm was first"
+    assert found["problems"][0].startswith("seed 3, phase 1, kill initiator: ")
+    again = "make torture MINUTES=0.2 ARGS=\"--seed 3 --only 'kill initiator' --planted positions_not_checked\""
+    assert found["again"] == again and f"the same faults again: {again}" in told
+    assert told.splitlines()[-1].startswith("BROKEN seed 3")
 
 
 def test_a_kind_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
