@@ -40,6 +40,8 @@ class Landscape:
         self.loop, self.seed, self.trace = loop, seed, trace
         self.chance = Random(f"{seed} network")
         self.network = MemoryNetwork(self._delay, KERNEL)
+        self._inside: dict[tuple[str, str], bool] = {}
+        """Paths that lead from one process of a host to another."""
         self.slow_s = 0.0
         """The network is slower by up to this."""
         self.structures = {name: MemoryServer(random=Random(f"{seed} {name}"), context=KERNEL) for name in structures}
@@ -60,7 +62,11 @@ class Landscape:
         self.observer = Observer(self, tables)
 
     def _delay(self, source: str, target: str) -> float:
-        if source[0] == target[0] and source != target and "app" not in source + target:
+        path = (source, target)
+        inside = self._inside.get(path)
+        if inside is None:
+            inside = self._inside[path] = source[0] == target[0] and source != target and "app" not in source + target
+        if inside:
             return 0.00005 + self.chance.random() * 0.0002
         return 0.0002 + self.chance.random() * (0.0008 + self.slow_s)
 

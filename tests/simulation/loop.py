@@ -12,11 +12,15 @@ import asyncio
 import contextvars
 import itertools
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
+from unittest import mock
+from weakref import ref
 
 TIMER_JITTER_S = 0.001
 STEPS_AT_ONE_INSTANT_MAX = 100_000
@@ -42,6 +46,9 @@ class Process:
         """How far its wall clock is ahead of the true time."""
         self.clock_rate = 1.0
         self._loop = loop
+        self._made: list[ref[SimTask]] = []
+        """Tasks, in the order made; finished ones are left out now and then."""
+        self._crowd = 64
         self.context = contextvars.Context()
         self.context.run(PROCESS.set, self)
 
@@ -53,8 +60,13 @@ class Process:
 
     def tasks(self) -> list[SimTask]:
         """Unfinished ones, in the order made."""
-        found = [t for t in asyncio.all_tasks(self._loop) if isinstance(t, SimTask) and t.process is self]
-        return sorted(found, key=lambda t: t.serial)
+        return [task for made in self._made if (task := made()) is not None and not task.done()]
+
+    def made(self, task: SimTask) -> None:
+        self._made.append(ref(task))
+        if len(self._made) > self._crowd:
+            self._made = [ref(left) for left in self.tasks()]
+            self._crowd = 64 + 2 * len(self._made)
 
     def pause(self) -> None:
         if not (self.paused or self.dead):
@@ -130,7 +142,9 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timer_number = 0
         self._chance = self.random.random
         self._task_numbers = itertools.count()
-        self._current = self.kernel
+        # Asked for with every future; these two answer without a call of Python.
+        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
+        self.get_debug = itertools.repeat(False).__next__  # type: ignore[method-assign]
         self.set_exception_handler(_note)
 
     def time(self) -> float:
@@ -155,7 +169,16 @@ class SimLoop(asyncio.BaseEventLoop):
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        if context is None:
+            context = copy_context()
+        process = context.get(PROCESS) or self.kernel
+        when = self._now + delay
+        handle = Handle((callback, args, context, process, False, when))
+        if process is not self.kernel:
+            when += self._chance() * TIMER_JITTER_S
+        self._timer_number = number = self._timer_number + 1
+        heappush(self._timers, (when, number, handle))
+        return handle
 
     def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
         if context is None:
@@ -164,13 +187,15 @@ class SimLoop(asyncio.BaseEventLoop):
         handle = Handle((callback, args, context, process, False, when))
         if process is not self.kernel:
             when += self._chance() * TIMER_JITTER_S
-        self._timer_number += 1
-        heappush(self._timers, (when, self._timer_number, handle))
+        self._timer_number = number = self._timer_number + 1
+        heappush(self._timers, (when, number, handle))
         return handle
 
     def create_task(self, coro: Any, *, name: str | None = None, context: contextvars.Context | None = None, **rest: Any) -> Any:  # type: ignore[override]
         process = (PROCESS.get(None) if context is None else context.get(PROCESS)) or self.kernel
-        return SimTask(coro, loop=self, name=name, context=context, process=process, serial=next(self._task_numbers), **rest)
+        task = SimTask(coro, loop=self, name=name, context=context, process=process, serial=next(self._task_numbers), **rest)
+        process.made(task)
+        return task
 
     # Running
 
@@ -179,7 +204,11 @@ class SimLoop(asyncio.BaseEventLoop):
             self.runnable.remove(process)
 
     def _run_once(self) -> None:
-        runnable, random, steps = self.runnable, self._chance, self.steps
+        with _known(self):
+            self._play()
+
+    def _play(self) -> None:
+        runnable, random, timers, steps = self.runnable, self._chance, self._timers, self.steps
         until = steps + STEPS_AT_ONE_INSTANT_MAX
         while not self._stopping:  # type: ignore[attr-defined]
             count = len(runnable)
@@ -187,9 +216,18 @@ class SimLoop(asyncio.BaseEventLoop):
                 process = runnable[0]
             elif count:
                 process = runnable[int(random() * count)]
-            else:
-                self._advance()
-                until = steps + STEPS_AT_ONE_INSTANT_MAX
+            else:  # time moves to the next timer
+                if not timers:
+                    raise RuntimeError("nothing will ever happen: every task waits for another")
+                when, _, handle = heappop(timers)
+                process = handle[PROCESS_OF]
+                if not (handle[CANCELLED] or process.gone):
+                    if when > self._now:
+                        self._now = when
+                        until = steps + STEPS_AT_ONE_INSTANT_MAX
+                    process.ready.append(handle)
+                    if not process.paused:
+                        runnable.append(process)  # it had nothing to do
                 continue
             ready = process.ready
             callback, args, context, _, cancelled, _ = ready.popleft()
@@ -207,22 +245,6 @@ class SimLoop(asyncio.BaseEventLoop):
             if steps > until:
                 raise RuntimeError(f"time stands still at {self._now}: {callback} of {process.name} runs again and again")
 
-    def _advance(self) -> None:
-        """Moves time to the next timer."""
-        timers = self._timers
-        while timers:
-            when, _, handle = heappop(timers)
-            process = handle[PROCESS_OF]
-            if handle[CANCELLED] or process.gone:
-                continue
-            if when > self._now:
-                self._now = when
-            process.ready.append(handle)
-            if not process.paused:
-                self.runnable.append(process)  # it had nothing to do
-                return
-        raise RuntimeError("nothing will ever happen: every task waits for another")
-
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """There is none: threads have no place here."""
 
@@ -230,6 +252,17 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timers.clear()
         self.runnable.clear()
         super().close()
+
+
+@contextmanager
+def _known(loop: SimLoop) -> Iterator[None]:
+    """Until the end, who asks for the running loop is told without a system call (which CPython 3.11 makes each time)."""
+    tell = itertools.repeat(loop).__next__
+    with (
+        mock.patch.object(asyncio, "get_running_loop", tell),
+        mock.patch.multiple(asyncio.events, get_running_loop=tell, _get_running_loop=tell),
+    ):
+        yield
 
 
 def _note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ import contextvars
 import copy
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qsg.store.contract import (
     Compare,
@@ -248,17 +249,18 @@ class MemoryServer:
     # Watches
 
     def _changed(self, before: int) -> None:
-        if self.state.revision != before:
-            events = self.state.events(b"", b"\0", before + 1)
-            if self.on_commit is not None:
-                self.on_commit(events)
-            changed = [event.kv.key for event in events]
-            for (start, end), watchers in self._watchers.items():
-                for key in changed:
-                    if in_range(key, start, end):
-                        for watcher in watchers:
-                            watcher.wake.set()
-                        break
+        if self.state.revision == before:
+            return
+        events = self.state.events(b"", b"\0", before + 1)
+        if self.on_commit is not None:
+            self.on_commit(events)
+        changed = [event.kv.key for event in events]
+        for (start, end), watchers in self._watchers.items():
+            for key in changed:
+                if key >= start and (key < end or in_range(key, start, end)):
+                    for watcher in watchers:
+                        watcher.wake.set()
+                    break
 
     def add_watcher(self, watcher: _Watcher) -> None:
         self._watchers.setdefault(watcher.range, {})[watcher] = None
@@ -350,8 +352,7 @@ class MemoryStore:
         answer: asyncio.Future[T] = loop.create_future()
 
         if not fault.lost:
-            arrival = lambda: self._pass(lambda: self._settle(answer, action, fault))  # noqa: E731
-            _later(fault.delay_s + fault.late_s, arrival, self.server.context)
+            _later(fault.delay_s + fault.late_s, self.server.context, self._arrived, answer, action, fault)
         if fault.late_s:
             await asyncio.sleep(fault.delay_s)
             raise Unavailable(f"{kind}: connection lost")
@@ -362,29 +363,36 @@ class MemoryStore:
         finally:
             expiry.cancel()
 
-    def _pass(self, message: Callable[[], None]) -> None:
-        """One message on the path, either way: goes on, is held, or is lost."""
+    # A message on the path, either way, goes on, is held, or is lost.
+
+    def _arrived(self, answer: asyncio.Future[T], action: Callable[[], T], fault: Fault) -> None:
         if self._cut:
             return
         if self._flowing.is_set():
-            message()
+            self._settle(answer, action, fault)
         else:
-            self._held.append(message)
+            self._held.append(partial(self._settle, answer, action, fault))
+
+    def _answered(self, answer: asyncio.Future[T], result: T | StoreError) -> None:
+        if self._cut:
+            return
+        if self._flowing.is_set():
+            _told(answer, result)
+        else:
+            self._held.append(partial(_told, answer, result))
 
     def _settle(self, answer: asyncio.Future[T], action: Callable[[], T], fault: Fault) -> None:
         """Evaluates a request that has arrived, and sends its answer off."""
         delay_s = self._answer_delay_s(fault)
+        result: T | StoreError
         try:
             result = action()
             if fault.full:
                 raise NoSpace("the store is full")
-        except StoreError as e:
-            error = e
-            reply = lambda: None if answer.done() else answer.set_exception(error)  # noqa: E731
-        else:
-            reply = lambda: None if answer.done() else answer.set_result(result)  # noqa: E731
+        except StoreError as error:
+            result = error
         if not fault.reply_lost and not fault.late_s:
-            _later(delay_s, lambda: self._pass(reply), self.server.context)
+            _later(delay_s, self.server.context, self._answered, answer, result)
 
     def _answer_delay_s(self, fault: Fault) -> float:
         return fault.reply_delay_s
@@ -480,9 +488,18 @@ def _expire(answer: asyncio.Future[T], kind: str, timeout_s: float) -> None:
         answer.set_exception(Unavailable(f"{kind}: no answer within {timeout_s} s"))
 
 
-def _later(delay_s: float, action: Callable[[], None], context: contextvars.Context | None) -> None:
+def _told(answer: asyncio.Future[T], result: T | StoreError) -> None:
+    if answer.done():
+        return
+    if isinstance(result, StoreError):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
+
+
+def _later(delay_s: float, context: contextvars.Context | None, action: Callable[..., None], *arguments: Any) -> None:
     loop = asyncio.get_running_loop()
     if delay_s > 0:
-        loop.call_later(delay_s, action, context=context)
+        loop.call_later(delay_s, action, *arguments, context=context)
     else:
-        loop.call_soon(action, context=context)  # timers of one instant have no order
+        loop.call_soon(action, *arguments, context=context)  # timers of one instant have no order

@@ -135,6 +135,8 @@ class MemoryStream:
         self._outgoing: deque[tuple[float, bytes | None]] = deque()
         self._outgoing_bytes = 0
         self._moved = asyncio.Event()
+        self._waits = False
+        """A sender may wait for `_moved`."""
         self._timer: asyncio.TimerHandle | None = None
         self._last_due = 0.0
         self._other: MemoryStream | None = None
@@ -145,6 +147,7 @@ class MemoryStream:
 
     async def send(self, frame: bytes) -> None:
         while self._inbox.ended is None and self._blocked():
+            self._waits = True
             self._moved.clear()
             await self._moved.wait()
         if self._inbox.ended is not None:
@@ -154,20 +157,25 @@ class MemoryStream:
 
     async def receive(self) -> bytes:
         frame = await self._inbox.get()
-        if self._other is not None:
-            self._other._moved.set()
+        other = self._other
+        if other is not None and other._waits:
+            other._wake()
         return frame
 
     async def close(self) -> None:
         self._end_here("closed here")
 
     def _blocked(self) -> bool:
-        return self._outgoing_bytes > HIGH_BYTES or (self._other is not None and self._other._inbox.full)
+        return self._outgoing_bytes > HIGH_BYTES or (self._other is not None and self._other._inbox.bytes > HIGH_BYTES)
+
+    def _wake(self) -> None:
+        self._waits = False
+        self._moved.set()
 
     def _end_here(self, detail: str) -> None:
         if self._inbox.ended is None:
             self._inbox.end(detail)
-            self._moved.set()
+            self._wake()
             self._push(None)
 
     def die(self) -> None:
@@ -190,10 +198,13 @@ class MemoryStream:
     # On the way
 
     def _push(self, item: bytes | None) -> None:
-        now = asyncio.get_running_loop().time()
-        self._last_due = max(self._last_due, now + self._network.delay(self.host, self.other_host))
-        self._outgoing.append((self._last_due, item))
-        self.flow()
+        due = asyncio.get_running_loop().time() + self._network.delay(self.host, self.other_host)
+        if due < self._last_due:
+            due = self._last_due
+        self._last_due = due
+        self._outgoing.append((due, item))
+        if self._timer is None:
+            self.flow()
 
     def flow(self) -> None:
         """Sees to it that the first item on its way arrives when it is due, unless the path is cut."""
@@ -205,17 +216,20 @@ class MemoryStream:
         if self._network.is_cut(self.host, self.other_host):
             return
         now = asyncio.get_running_loop().time()
-        while self._outgoing and self._outgoing[0][0] <= now and self._other is not None:
-            _, item = self._outgoing.popleft()
+        outgoing, other = self._outgoing, self._other
+        while outgoing and outgoing[0][0] <= now and other is not None:
+            _, item = outgoing.popleft()
             if item is None:
                 self._stop()
-                self._other._ended_there()
+                other._ended_there()
                 return
             self._outgoing_bytes -= len(item)
-            if self._other._inbox.ended is None:
-                self._other._inbox.put_nowait(item)
-        self._moved.set()
-        self.flow()
+            if other._inbox.ended is None:
+                other._inbox.put_nowait(item)
+        if self._waits:
+            self._wake()
+        if outgoing:
+            self.flow()
 
     def _ended_there(self) -> None:
         self._inbox.end("the other side closed")
@@ -227,7 +241,7 @@ class MemoryStream:
             self._timer = None
         self._outgoing.clear()
         self._outgoing_bytes = 0
-        self._moved.set()
+        self._wake()
         self._network.remove(self)
 
 
