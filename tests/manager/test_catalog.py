@@ -54,6 +54,27 @@ async def test_group_definitions_reach_every_member() -> None:
         assert y.catalog.channel("C") is None
 
 
+async def test_what_is_defined_already_is_not_written_again() -> None:
+    """A member that starts gives its definitions again: nobody who has the queue open need look at it anew."""
+    channel = Channel(name="C", type="sender", transmission_queue="T", connection_names=("r:1",))
+    async with group() as g:
+        x, y = await g.member("X"), await g.member("Y")
+        for queue in (shared("A"), shared("T", usage="transmission")):
+            await QueueStore(x.catalog, x.world).define(queue)
+        await x.catalog.define_channel(channel)
+        await settle()
+        before = [(await structure.store.status()).revision for structure in x.structures.values()]
+
+        for queue in (shared("A"), shared("T", usage="transmission")):
+            await QueueStore(y.catalog, y.world).define(queue)
+        await y.catalog.define_channel(channel)
+
+        assert [(await structure.store.status()).revision for structure in x.structures.values()] == before
+        await QueueStore(y.catalog, y.world).define(shared("A", put_enabled=False))
+        await settle()
+        assert x.catalog.queue("A") == shared("A", put_enabled=False)
+
+
 async def test_own_queue_shadows_the_groups() -> None:
     async with group() as g:
         x, y = await g.member("X"), await g.member("Y")

@@ -12,6 +12,7 @@ import asyncio
 import structlog
 from google.protobuf.message import DecodeError
 
+from qsg.bell import Bell
 from qsg.endings import ended, to_the_end
 from qsg.failpoint import task_failpoint
 from qsg.pb import channel_pb2 as pb
@@ -87,7 +88,7 @@ class Relay:
         self._large_max = FRAME_MAX
         self._sent_at = 0.0
         self._owed = False
-        self._wake = asyncio.Event()
+        self._wake = Bell()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -176,12 +177,8 @@ class Relay:
             while True:
                 due = self._sent_at + self.heartbeat_s
                 if not self._owed and loop.time() < due:
-                    try:
-                        async with asyncio.timeout_at(due):
-                            await self._wake.wait()
-                    except TimeoutError:
-                        continue
-                    self._wake.clear()
+                    if await self._wake.wait(due):
+                        self._wake.clear()
                     continue
                 kind = pb.FRAME_BEAT_BACK if self._owed else pb.FRAME_HEARTBEAT
                 self._owed = False

@@ -19,7 +19,7 @@ from qsg.rules import internal, keys
 from qsg.rules.definitions import PRIVATE, Channel, Definition, Queue, Settings
 from qsg.rules.names import Names
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.unit import Change, CompareFailed, Unit
+from qsg.rules.unit import Cell, Change, CompareFailed, Unit
 from qsg.store.contract import KeyValue
 from qsg.store.follow import Follower
 
@@ -231,10 +231,15 @@ class Catalog:
             callback()
 
 
-async def swap(structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes | None]) -> int:
-    """Compare-and-swap of one key that is rarely written; the revision."""
-    cell = await structure.cell(key)
+async def swap(structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes | None], cell: Cell | None = None) -> int:
+    """Compare-and-swap of one key that is rarely written; its revision. What is so already is not written again: others need not look.
+
+    `cell`: as read just now.
+    """
+    cell = cell or await structure.cell(key)
     for _ in range(ATTEMPTS):
+        if cell.value is not None and apply(cell.value) == cell.value:
+            return cell.mod_revision
         try:
             return (await structure.commit(Unit(f"swap {key.decode()}", changes=[Change(cell, apply)]))).revision
         except CompareFailed:

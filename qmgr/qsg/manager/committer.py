@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from qsg.bell import Bell
 from qsg.manager.slot_driver import Item, SlotDriver, grows
 from qsg.rules.packed import Lane
 from qsg.rules.reasons import Reason, Refusal
@@ -63,7 +64,7 @@ class Committer:
         self._room: float | None = None
         """Bytes that may still be written until puts are refused; None: no limit is known."""
         self._look_at, self._refuse_at = 0.0, 0.0
-        self.look = asyncio.Event()
+        self.look = Bell()
         """Set when it is time to find out again how much room there is: others write too."""
         self._full_until = 0.0
         self._told_fenced, self._told = fenced, answered

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from qsg.bell import Bell
 from qsg.pb import records_pb2
 from qsg.rules.batches import Built, Piece
 from qsg.rules.records import read_record
@@ -87,10 +88,6 @@ def progress_after(before: bytes | None, marks: Sequence[Mark]) -> records_pb2.P
     return after
 
 
-async def within(event: asyncio.Event, timeout_s: float | None) -> None:
-    """Until the event is set, or the time is over."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return
+async def within(bell: Bell, timeout_s: float | None) -> None:
+    """Until the bell is rung, or the time is over."""
+    await bell.wait(None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s)

@@ -16,6 +16,7 @@ from collections import deque
 
 import structlog
 
+from qsg.bell import Bell
 from qsg.failpoint import task_failpoint
 from qsg.manager import large
 from qsg.manager.assigning import Assignment, GetSpec, GotMessage, Request, Unitlike
@@ -61,7 +62,7 @@ class GetterLoop:
         self.segments = Segments(opened.name, opened.claims)
         self.window = Window(Guarded(opened), self.segments)
         self.requests: deque[Request] = deque()
-        self._bell = asyncio.Event()
+        self._bell = Bell()
         self._task: asyncio.Task[None] | None = None
         self._reads = 0
         self._read_at = float("-inf")
@@ -421,10 +422,7 @@ class GetterLoop:
             return
         deadlines = [r.deadline for r in self.requests if r.deadline > loop.time()]
         until = min([loop.time() + POLL_S, *deadlines, *self.window.disputed(loop.time())])
-        try:
-            async with asyncio.timeout_at(until):
-                await self._bell.wait()
-        except TimeoutError:
+        if not await self._bell.wait(until):
             self._rung = True
             if loop.time() - self._waited_at >= POLL_S * 0.9:
                 self._look_again()
@@ -437,12 +435,7 @@ class GetterLoop:
 
     async def _linger(self) -> bool:
         """Nobody waits: keeps the watch a little while. False: the loop ends."""
-        try:
-            async with asyncio.timeout(LINGER_S):
-                await self._bell.wait()
-        except TimeoutError:
-            return bool(self.requests)
-        return True
+        return await self._bell.wait(asyncio.get_running_loop().time() + LINGER_S) or bool(self.requests)
 
     async def _follow(self) -> None:
         if self._follower is not None:

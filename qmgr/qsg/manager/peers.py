@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from qsg.bell import Bell
 from qsg.endings import ended, to_the_end
 from qsg.manager.members import Members
 from qsg.pb import peer_pb2 as pb
@@ -93,7 +94,7 @@ class PeerLinks:
         self._judged: dict[str, int] = {}
         self._next_id = 0
         self._looked_at = 0.0
-        self._due: dict[asyncio.Event, None] = {}
+        self._due: dict[Bell, None] = {}
         self._closed = False
 
     async def start(self) -> None:
@@ -297,17 +298,13 @@ class PeerLinks:
             due.set()
 
     async def _send_beats(self, stream: Stream) -> None:
-        due = asyncio.Event()
+        loop, due = asyncio.get_running_loop(), Bell()
         self._due[due] = None
         try:
             while True:
                 due.clear()
                 await stream.send(encode(pb.PEER_BEAT, self._beat()))
-                try:
-                    async with asyncio.timeout(BEAT_S):
-                        await due.wait()
-                except TimeoutError:
-                    continue
+                await due.wait(loop.time() + BEAT_S)
         except TransportError as error:
             log.debug("beats ended", peer=stream.peer, error=repr(error))
         except Exception:

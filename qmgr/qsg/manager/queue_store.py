@@ -118,7 +118,8 @@ class QueueStore:
 
     async def _make(self, structure: Structure, queue: Queue, *, replace: bool) -> None:
         key = keys.queue_state(queue.name)
-        if (await structure.cell(key)).value is None:
+        cell = await structure.cell(key)
+        if cell.value is None:
             await self._sweep(structure, queue.name)
         fresh, text = self.world.id(ID_BYTES), queue.model_dump_json(exclude_defaults=True)
 
@@ -127,7 +128,7 @@ class QueueStore:
                 return pb.QueueState(id=fresh, definition=text).SerializeToString()
             return pb.QueueState(id=read_record(pb.QueueState, present).id, definition=text).SerializeToString() if replace else present
 
-        await swap(structure, key, apply)
+        await swap(structure, key, apply, cell)
         self._opened.pop((queue.structure, queue.name), None)
 
     async def delete(self, name: str, *, purge: bool = False, own: bool | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from qsg.bell import Bell
 from qsg.endings import ended
 from qsg.failpoint import task_failpoint
 from qsg.manager.flight import Flight, Mark, progress_after, progress_bound, within
@@ -70,9 +71,9 @@ class Sender:
         self._structure = grant.structure
         self._queue = grant.channel.transmission_queue
         self._flight = Flight()
-        self._changed = asyncio.Event()
+        self._changed = Bell()
         self._to_settle = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._hurry = Bell()
         self._progress_at = 0.0
         self._idle_since = 0.0
         self._stopping = False

@@ -8,7 +8,6 @@ hold at a commit is compared there.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -202,7 +201,7 @@ class Structure:
         self._committer.fence(self.membership.cause)
 
     async def _watch_quota(self) -> None:
-        full = False
+        loop, full = asyncio.get_running_loop(), False
         while True:
             try:
                 status = await self.store.status()
@@ -215,7 +214,5 @@ class Structure:
                     log.warning("puts are refused" if full else "puts are taken again", structure=self.name, in_use=status.bytes_in_use)
                 self._committer.has_room(room, QUOTA_SLACK * (status.bytes_quota or 0))
             await asyncio.sleep(QUOTA_PAUSE_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUOTA_EVERY_S - QUOTA_PAUSE_S):
-                    await self._committer.look.wait()
+            await self._committer.look.wait(loop.time() + QUOTA_EVERY_S - QUOTA_PAUSE_S)
             self._committer.look.clear()
