@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from qsg.manager.getting import GetSpec
+from qsg.manager.window import Window
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import Queue
@@ -174,6 +175,40 @@ async def test_by_id_behind_a_deep_window(monkeypatch: pytest.MonkeyPatch, sole:
         while len(got) < 100:
             got += await x.get("A", 1000)
         assert got == [b"%d" % i * 20 for i in range(100)]
+
+
+@CLAIMS
+@pytest.mark.parametrize("late", [False, True])
+async def test_who_waits_by_id_on_a_deep_queue_reads_it_no_more_than_is_put(
+    monkeypatch: pytest.MonkeyPatch, late: bool, sole: bool
+) -> None:
+    """`late`: the window is full only of what was the whole queue at its last read."""
+    reads = 0
+    read = Window.read
+
+    async def counted(window: Window, *, ahead: bool) -> None:
+        nonlocal reads
+        reads += 1
+        assert reads < 100
+        await read(window, ahead=ahead)
+
+    monkeypatch.setattr(Window, "read", counted)
+    async with group() as g:
+        (x,) = await members(g, "X", sole=sole)
+        blue, red = b"b" * 24, b"r" * 24
+        for i in range(100):
+            await x.put("A", b"%d" % i * 20)
+        if late:
+            await x.put("A", b"first", correlation_id=blue)
+            assert await x.get("A", correlation_id=blue) == [b"first"]
+        monkeypatch.setattr("qsg.manager.window.HEADERS_BYTES", 4_000)
+        waiting = asyncio.create_task(x.get("A", correlation_id=red, wait_ms=5_000))
+        await asyncio.sleep(0.5)
+        assert reads < 20
+        await x.put("A", b"other")
+        await x.put("A", b"deep", correlation_id=red)
+        assert await waiting == [b"deep"]
+        assert reads < 20
 
 
 @CLAIMS

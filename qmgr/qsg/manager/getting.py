@@ -115,7 +115,7 @@ class GetterLoop:
     @property
     def _stale(self) -> bool:
         """The last read did not show what was told of."""
-        return self._rung or self._told > self.window.reader.revision
+        return self._rung or self._told > self.window.shown
 
     def given_back(self) -> None:
         """Claims have ended, with their unit or with the incarnation that made them: what was claimed may be free."""

@@ -56,7 +56,12 @@ class Window:
     @property
     def complete(self) -> bool:
         """Everything that was on the queue at the last read, and can be got, is here."""
-        return self.reader.caught_up and not self.dropped
+        return self.reader.caught_up and self.reader.revision >= self.revision and not self.dropped
+
+    @property
+    def shown(self) -> int:
+        """Another read shows nothing that was put up to here. (What was put later finds no room in a full window.)"""
+        return self.revision if self.full else self.reader.revision
 
     def rescan(self) -> None:
         """Starts again at the head of the queue."""
