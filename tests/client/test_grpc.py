@@ -16,6 +16,8 @@ from qsg.transport.grpc_ import GrpcTransport
 from qsg.transport.tls import TlsFiles
 from support.fake_backend import FakeBackend, FakeGroup
 
+pytestmark = pytest.mark.real_time
+
 FOLDER = Path(__file__).parent.parent / "transport" / "certificates"
 
 

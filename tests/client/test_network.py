@@ -14,6 +14,8 @@ from qsg.client.link import LinkOptions
 from qsg.transport.contract import Unreachable
 from support.client_group import ClientGroup
 
+pytestmark = pytest.mark.real_time
+
 
 async def test_addresses_are_taken_as_they_are() -> None:
     assert await network.resolve("10.0.0.1:1416") == ["10.0.0.1:1416"]

@@ -292,6 +292,7 @@ async def test_an_initiator_whose_record_cannot_be_written_may_join_again(two: R
 # gRPC streams
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("between", [*range(0, 8), 20, 60])
 async def test_a_grpc_stream_whose_closing_is_cancelled_is_closed(between: int) -> None:
     transport = GrpcTransport()

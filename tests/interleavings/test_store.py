@@ -26,6 +26,7 @@ from support.stores import serve
 BODY = bytes(range(256)) * 4096
 
 
+@pytest.mark.real_time
 async def test_h1_a_member_that_is_paused_in_a_transaction_stops_nobody(tmp_path: Path) -> None:
     """A process that holds the write lock of a shared file gets SIGSTOP. Wrong: every member blocks. Prevented: one process owns the file
     and serves it; members have connections, and none of them a lock of the store. A second opener of the file is refused."""

@@ -1,4 +1,4 @@
-"""A channel from X (or Y) to R, for tests of its two ends."""
+"""A channel from X (or Y) to R, for tests of its two ends. In virtual time, but for what is marked `real_time`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from support.channel_pair import Rig, rig
+from support.virtual_time import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
 
 
 @pytest.fixture

@@ -100,6 +100,7 @@ async def test_a_lost_link_ends_an_open_under_way(one: Pair) -> None:
     assert failed.value.reason is Reason.NO_INITIATOR
 
 
+@pytest.mark.real_time
 async def test_over_real_sockets(x: Member, tmp_path: Path) -> None:
     """Unix socket to the initiator, gRPC between an outbound and an inbound session of the same member."""
     link = InitiatorLink(x.structures["admin"], group="G")

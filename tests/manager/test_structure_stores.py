@@ -17,6 +17,8 @@ from qsg.rules.world import World
 from qsg.store.contract import Delete, Get, Put, absent, created_at, get_prefix, nothing_changed_after
 from support.stores import STORES, Harness
 
+pytestmark = pytest.mark.real_time
+
 
 def world(seed: int) -> World:
     return World(lambda: 0, Random(seed))
