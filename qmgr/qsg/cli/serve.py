@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from qsg.cli.entry import become
 
 Config = Annotated[
     Path,
@@ -17,13 +17,6 @@ Config = Annotated[
 ]
 
 
-def become(process: str, config: Path) -> NoReturn:
-    """This process becomes the queue manager or initiator: same process id, and nothing of the command line stays in its memory."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "qsg.process.run", process, str(config)])
-
-
 def serve(config: Config) -> None:
     """Runs the queue manager of one member, until SIGTERM or Ctrl-C; it hands its channels over first. Logs JSON on standard error."""
-    become("serve", config)
+    become("serve", str(config))
