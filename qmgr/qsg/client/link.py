@@ -2,7 +2,7 @@
 
 Invariant: at most one session is current; a caller gets the current one or waits for the next. All addresses are tried in turn, the next
 one as soon as one fails or has not answered for `STAGGER_S`, and the first that answers is taken, so that one frozen member costs a
-fraction of a second. Does not know what the calls mean; who calls decides what may be repeated.
+fraction of a second. A member that says that it is to end is left when the next one is ready, not before. Does not know what the calls mean; who calls decides what may be repeated.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ log = logging.getLogger("qsg.client")
 STAGGER_S = 0.25
 BACKOFF_FIRST_S = 0.03
 BACKOFF_MAX_S = 1.0
+BACKOFF_SERVED_S = 0.1
+"""While a member that is to end still serves us."""
 LINGER_S = 30.0
 """How long calls and units of work may go on at a member that takes no new work."""
 
@@ -110,14 +112,18 @@ class Link:
             self._changed.notify_all()
 
     async def _keep(self) -> None:
+        before: Session | None = None
         try:
             while True:
                 session = await self._connect()
                 await self._publish(session)
-                await session.left.wait()
-                self.losses += 1
-                log.debug("left %s: %s", session.address, session.why)
-                self._dispose(session)
+                if before is not None:
+                    self._leave(before)
+                await _either(session.left, session.leaving)
+                before = session
+                if session.left.is_set():
+                    self._leave(session)
+                    before = None
         except QsgError as refusal:
             # Every member refuses, and would again: callers are told instead of waiting.
             await self._fail(refusal)
@@ -125,8 +131,15 @@ class Link:
             log.exception("the client cannot connect any more")
             await self._fail(QsgError(f"cannot connect any more: {problem!r}"))
         finally:
-            if self._current is not None:
-                await self._current.close()
+            for session in (before, self._current):
+                if session is not None:
+                    await session.close()
+
+    def _leave(self, session: Session) -> None:
+        session.retire(f"{session.address} is to end")
+        self.losses += 1
+        log.debug("left %s: %s", session.address, session.why)
+        self._dispose(session)
 
     async def _fail(self, error: QsgError) -> None:
         self._failure = error
@@ -166,7 +179,7 @@ class Link:
             if self._current is None and final and len(final) == len(problems):
                 raise final[0]
             await asyncio.sleep(pause_s * self._world.random.uniform(0.5, 1.5))
-            pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+            pause_s = min(pause_s * 2, BACKOFF_MAX_S if self.current is None else BACKOFF_SERVED_S)
 
     async def _addresses(self, problems: dict[str, Exception]) -> list[str]:
         resolve = self.options.resolve
@@ -216,6 +229,16 @@ class Link:
                 if found is not None:
                     await found.close()
                 raise
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Returns once one of them is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 async def _discard(attempts: Iterable[asyncio.Task[Session]]) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from qsg.client.errors import ProtocolError, error_for
 from qsg.endings import ended, to_the_end
 from qsg.pb import client_pb2 as pb
-from qsg.rules.announce import announcement, grace_s
+from qsg.rules.announce import LEAVING, announcement, grace_s
 from qsg.rules.reasons import Reason
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream, Transport, TransportError
@@ -39,6 +39,8 @@ class Session:
         self.member = connected.member
         self.left = asyncio.Event()
         """Set once no new call should go here: the session is lost, or the member takes no new work."""
+        self.leaving = asyncio.Event()
+        """Set once the member says that it is to end: it serves on for a moment, in which the next session can be made."""
         self.why = ""
         self.units = 0
         """Units of work that are open on this session."""
@@ -157,6 +159,8 @@ class Session:
                 elif not frame or frame[0] != pb.CLIENT_BEAT:
                     self.end(f"{self.address}: a frame that is not for a client")
                     return
+                elif frame[1:] == LEAVING:
+                    self.leaving.set()
         except Closed as closed:
             self.end(f"{self.address}: {closed}")
         except DecodeError as problem:

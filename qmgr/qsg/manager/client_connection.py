@@ -16,7 +16,7 @@ from qsg.manager.client_port import ID_BYTES, MESSAGES_MAX, Got, Work
 from qsg.manager.producers import ProducerNumber
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
-from qsg.rules.announce import announcement, grace_s
+from qsg.rules.announce import LEAVING, announcement, grace_s
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.store.contract import StoreError
@@ -62,6 +62,7 @@ class Connection:
         self._epochs: dict[tuple[str, str], int] = {}
         self._chains: dict[Hashable, deque[tuple[pb.ClientRequest, int]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._greeted = False
         self._closing = False
         self._ending = False
 
@@ -76,6 +77,9 @@ class Connection:
         if not connected:
             await self._stream.close()
             return
+        self._greeted = True
+        if self._service.leaving:
+            self.tell_leaving()
         beats = asyncio.create_task(self._beat(), name=f"{self.name} beats")
         try:
             await self._read()
@@ -107,7 +111,7 @@ class Connection:
             asked = f"this is {self._service.member} of {self._service.name}, not {connect.queue_manager}"
             await self._connected(Reason.Q_MGR_NAME_ERROR, asked)
             return False
-        if self._service.draining:
+        if self._service.leaving or self._service.draining:
             await self._connected(Reason.Q_MGR_QUIESCING, f"{self._service.member} is draining")
             return False
         self.application = connect.application
@@ -171,6 +175,11 @@ class Connection:
             except StoreError as problem:
                 log.warning("backout is tried again", connection=self.name, problem=str(problem))
                 await asyncio.sleep(BACKOUT_AGAIN_S)
+
+    def tell_leaving(self) -> None:
+        """The queue manager is to end: the application does well to connect to another one now."""
+        if self._greeted:
+            self._task(self._send(pb.CLIENT_BEAT, LEAVING))
 
     def quiesce(self) -> None:
         """The queue manager drains: no new work, waiting gets end; the stream is closed once nothing is left."""

@@ -23,6 +23,9 @@ from qsg.transport.contract import Stream
 
 log = structlog.get_logger()
 
+LEAVE_S = 0.5
+"""How long a member that is to end serves on, so that its applications find another one first."""
+
 __all__ = ["SERVICE", "Backend", "ClientLimits", "ClientService", "Got", "Work"]
 
 
@@ -50,6 +53,8 @@ class ClientService:
         self.backend = backend
         self.world = world
         self.limits = limits or ClientLimits()
+        self.leaving = 0.0
+        """Loop time until which a member that is to end serves on; 0 = it is not to end."""
         self.draining = False
         self.closing = False
         self.connections: dict[Connection, None] = {}
@@ -75,11 +80,25 @@ class ClientService:
             if not self.connections:
                 self._empty.set()
 
+    def announce(self) -> None:
+        """Tells applications that this member is to end, and takes no more of them. For `LEAVE_S` they are served as ever."""
+        if not self.leaving:
+            self.leaving = asyncio.get_running_loop().time() + LEAVE_S
+            for connection in list(self.connections):
+                connection.tell_leaving()
+
     async def drain(self, limit_s: float = 10.0) -> bool:
         """Refuses new work with Q_MGR_QUIESCING, ends waiting gets, lets units of work finish; returns when no connection is left.
 
-        After `limit_s` it returns anyway, False: `close` backs out what is still open.
+        Applications are told first (`announce`), and those that know how leave by themselves. After `limit_s` it returns anyway, False:
+        `close` backs out what is still open.
         """
+        self.announce()
+        try:
+            async with asyncio.timeout_at(self.leaving):
+                await self._empty.wait()
+        except TimeoutError:
+            log.info("applications have not left by themselves", connections=len(self.connections))
         self.draining = True
         for connection in list(self.connections):
             connection.quiesce()

@@ -299,6 +299,7 @@ class QueueManager:
         """Ends the incarnation. With `drain` applications finish their units of work and channels are handed to other members first."""
         try:
             if drain and not self.fenced.is_set():
+                self.clients.announce()
                 await self.supervisor.drain()
                 await self.receivers.drain()
                 await self.clients.drain()

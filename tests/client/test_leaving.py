@@ -1,0 +1,86 @@
+"""A member that is to end says so first: applications have the next session before they leave the one that they have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+import qsg
+from qsg.pb import client_pb2 as pb
+from qsg.rules.announce import LEAVING
+from qsg.transport.codec import encode
+from support.client_group import ClientGroup
+from support.group import eventually
+
+
+@pytest.fixture
+async def group() -> AsyncIterator[ClientGroup]:
+    async with ClientGroup() as made:
+        yield made
+
+
+async def test_the_next_session_is_there_before_the_member_refuses_anything(group: ClientGroup) -> None:
+    async with group.connect(producer="P") as qmgr:
+        first = qmgr.member
+        service = group.services[first]
+        refused = 0
+        perform = service.backend.put
+
+        async def put(*arguments: object, **more: object) -> list[bytes]:
+            nonlocal refused
+            refused += service.draining
+            return await perform(*arguments, **more)  # type: ignore[arg-type]
+
+        service.backend.put = put  # type: ignore[method-assign]
+        await qmgr.put("Q", b"0")
+        drained = asyncio.create_task(service.drain())
+        for number in range(1, 50):
+            await qmgr.put("Q", b"%d" % number)
+        assert await drained
+        assert (refused, qmgr.reconnections, qmgr.member != first) == (0, 1, True)
+    assert group.payloads("Q") == [b"%d" % number for number in range(50)]
+
+
+async def test_who_has_no_other_member_is_served_until_the_end(group: ClientGroup) -> None:
+    async with group.connect("X") as qmgr:
+        group.services["X"].announce()
+        await asyncio.sleep(0.1)
+        await qmgr.put("Q", b"1")
+        assert (qmgr.member, qmgr.reconnections) == ("X", 0)
+    assert group.payloads("Q") == [b"1"]
+
+
+async def test_a_unit_of_work_ends_where_it_was_begun(group: ClientGroup) -> None:
+    async with group.connect() as qmgr:
+        first = qmgr.member
+        unit = qmgr.unit()
+        await unit.put("Q", b"1")
+        group.services[first].announce()
+        await eventually(lambda: qmgr.member != first)
+        await unit.put("Q", b"2")
+        await unit.commit()
+        await eventually(lambda: not group.services[first].connections)
+    assert group.payloads("Q") == [b"1", b"2"]
+
+
+async def test_a_member_that_is_to_end_takes_no_more_applications(group: ClientGroup) -> None:
+    group.services["X"].announce()
+    with pytest.raises(qsg.HostNotAvailable):
+        await group.connect("X", connect_s=0.2).open()
+    async with group.connect() as qmgr:
+        assert qmgr.member != "X"
+
+
+async def test_an_application_that_does_not_know_of_it_is_sent_away_as_ever(group: ClientGroup) -> None:
+    stream = await group.network.transport("app").connect("X:1416", "qsg.v1.Client")
+    await stream.send(encode(pb.CLIENT_CONNECT, pb.Connect(application="old")))
+    assert (await stream.receive())[0] == pb.CLIENT_CONNECTED
+    drained = asyncio.create_task(group.services["X"].drain())
+    assert await stream.receive() == encode(pb.CLIENT_BEAT, LEAVING)
+    await eventually(lambda: group.services["X"].draining)
+    await drained
+    with pytest.raises(Exception, match="closed"):
+        while True:
+            await stream.receive()
