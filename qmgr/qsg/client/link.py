@@ -131,9 +131,9 @@ class Link:
             log.exception("the client cannot connect any more")
             await self._fail(QsgError(f"cannot connect any more: {problem!r}"))
         finally:
-            for session in (before, self._current):
-                if session is not None:
-                    await session.close()
+            for left in (before, self._current):
+                if left is not None:
+                    await left.close()
 
     def _leave(self, session: Session) -> None:
         session.retire(f"{session.address} is to end")

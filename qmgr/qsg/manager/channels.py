@@ -21,6 +21,7 @@ from qsg.manager.link import InitiatorLink
 from qsg.manager.members import Members
 from qsg.manager.office import MakeSender, Office, Passage, remove_entry
 from qsg.manager.peers import PeerLinks, PeerUnreachable
+from qsg.manager.planned import hand_all_over
 from qsg.manager.preparing import get_ready
 from qsg.manager.recovery import Recovery
 from qsg.manager.sending import Grant, Sender
@@ -142,16 +143,9 @@ class ChannelSupervisor:
         """Planned stop: no new channel starts here, batches in flight are finished, and each channel is handed to another member."""
         self.office.drain_until = asyncio.get_running_loop().time() + HAND_OVER_S
         self._tell_peers()
-        caretakers = list(self._care.values())
-        log.info("draining", channels=[care.name for care in caretakers])
+        log.info("draining", channels=list(self._care))
         await task_failpoint("handover.before_channels")
-        for care in caretakers:
-            care.hand_over()
-        ends = [asyncio.ensure_future(care.finished()) for care in caretakers]
-        if ends:
-            await asyncio.wait(ends, timeout=timeout_s)
-        for end in ends:
-            end.cancel()
+        await hand_all_over(self._care, timeout_s)
         await task_failpoint("handover.after_channels")
         await self.inbound.close()
 
@@ -271,7 +265,10 @@ class ChannelSupervisor:
             if not self._started or start.channel in self._care:
                 raise Refusal(Reason.CHANNEL_IN_USE, f"{self.member} is already at it, or ending")
             held = given(self.driver.me, place, known)  # refused before anybody looks after it
-            await self._look_after(place, passage).start(held=held)
+            care = self._look_after(place, passage)
+            await care.start(held=held)
+            if self.office.draining:
+                care.hand_over()  # who gave it did not know yet
             return ""
         await self.start_channel(start.channel, Occasion("request", self.world.wall_ms(), asking), passage, known)
         return ""

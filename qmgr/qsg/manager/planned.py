@@ -1,4 +1,4 @@
-"""A planned move by command: which channels can be moved, and asking the owner, who alone can do it without a gap.
+"""Planned moves: by command (which channels can be moved, and asking the owner, who alone can do it without a gap), and of all at a stop.
 
 Owns no step of the move itself (`Caretaker.move`, decision 14). Invariant: what is refused here has changed nothing. Does not guarantee
 that the channel stays where it was moved to: the next failure or planned stop moves it on, as ever.
@@ -6,6 +6,8 @@ that the channel stays where it was moved to: the next failure or planned stop m
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qsg.manager.peers import PeerUnreachable
@@ -17,6 +19,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Place
 
 if TYPE_CHECKING:
+    from qsg.manager.caretaker import Caretaker
     from qsg.manager.channels import ChannelSupervisor
 
 ANSWER_S = 5.0
@@ -48,3 +51,16 @@ async def begin_move(supervisor: ChannelSupervisor, place: Place, to: str) -> tu
         return entry, await supervisor.peers.request(entry.owner, request, ANSWER_S)
     except PeerUnreachable:
         return entry, ""  # it may have begun: the table tells
+
+
+async def hand_all_over(care: Mapping[str, Caretaker], timeout_s: float) -> None:
+    """Returns when nobody looks after a channel here any more. One may still come: given by a member that ends too, and did not know."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + timeout_s
+    for one in care.values():
+        one.hand_over()
+    while care and loop.time() < until:
+        ends = [asyncio.ensure_future(one.finished()) for one in care.values()]
+        await asyncio.wait(ends, timeout=until - loop.time())
+        for end in ends:
+            end.cancel()

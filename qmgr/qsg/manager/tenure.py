@@ -34,8 +34,10 @@ log = structlog.get_logger()
 REPORT_S = 1.0
 FATAL = frozenset({Reason.SEQUENCE_ERROR, Reason.NO_RECORD, Reason.SEQUENCE_WRAP_MISMATCH, Reason.MSG_TOO_BIG_FOR_Q_MGR})
 """Errors that no retry mends: the channel becomes STOPPED."""
-REBINDS = 3
-"""Binds in a row, without a pause, to a partner whose members are ending."""
+REBINDS = 20
+"""Binds in a row to a partner whose members are ending: behind one name for all of them it may be any that answers, for a second or two."""
+REBIND_S = (0.01, 0.1)
+"""First and longest pause between them; there is none before the first."""
 EPOCH_TRIES = 3
 GIVEN_S = 0.5
 """How long a sender whose channel was given away goes on, unless the partner ends it for the next owner's bind."""
@@ -158,6 +160,8 @@ class Tenure:
         driver = self.care.office.driver
         if outcome.reason is Reason.DRAINING and self._rebinds < REBINDS:
             # A planned move at the other end: another member of it answers now, and the lock is ours.
+            if self._rebinds:
+                await self.care.pause(min(REBIND_S[0] * 2**self._rebinds, REBIND_S[1]))
             self._rebinds += 1
             self._instance += 1
             return
