@@ -2,7 +2,8 @@
 
 Invariant: at most one session is current; a caller gets the current one or waits for the next. All addresses are tried in turn, the next
 one as soon as one fails or has not answered for `STAGGER_S`, and the first that answers is taken, so that one frozen member costs a
-fraction of a second. A member that says that it is to end is left when the next one is ready, not before. Does not know what the calls mean; who calls decides what may be repeated.
+fraction of a second. A member that says that it is to end is left when the next session is there, not before. Does not know what the calls
+mean; who calls decides what may be repeated.
 """
 
 from __future__ import annotations
