@@ -18,6 +18,7 @@ from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream
 from qsg.transport.memory import MemoryNetwork
 from support.client_group import ClientGroup
+from support.group import eventually
 
 
 @pytest.fixture
@@ -225,10 +226,9 @@ async def test_a_put_under_way_is_finished_when_its_connection_ends(group: Clien
     await asyncio.sleep(0.01)
     await stream.close()
     slow.set()
-    await asyncio.sleep(0.01)
+    await eventually(lambda: not group.services["X"].connections)
 
     assert group.payloads("Q") == [b"1"]
-    assert not group.services["X"].connections
 
 
 async def test_nothing_is_left_behind(group: ClientGroup) -> None:
