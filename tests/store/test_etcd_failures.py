@@ -21,6 +21,7 @@ from qsg.store.contract import Compacted, Delete, Event, Get, NoSpace, NotApplie
 from qsg.store.etcd import EtcdStore, watches
 from support import etcd as support
 from support.etcd import etcd_one, etcd_one_session, etcd_three, etcd_three_session, opened
+from support.stores import PATIENT_S
 
 pytestmark = pytest.mark.etcd
 __all__ = ["etcd_one", "etcd_one_session", "etcd_three", "etcd_three_session"]
@@ -125,7 +126,7 @@ async def test_watch_equals_store_while_leaders_are_killed(etcd_three: EtcdClust
 
 async def test_connections_cut_again_and_again_during_catch_up_leave_no_gap(etcd_one: EtcdCluster) -> None:
     """More revisions than etcd sends at once, so headers run ahead; the connection is cut behind each of the first batches."""
-    async with opened(etcd_one.endpoints) as direct, proxied(etcd_one, 2) as (store, proxies):
+    async with opened(etcd_one.endpoints, timeout_s=PATIENT_S) as direct, proxied(etcd_one, 2) as (store, proxies):
         start = (await direct.status()).revision + 1
 
         async def write(name: int) -> None:
@@ -153,7 +154,7 @@ async def test_connections_cut_again_and_again_during_catch_up_leave_no_gap(etcd
 
 async def test_large_catch_up_comes_in_fragments_and_survives_cuts(etcd_one: EtcdCluster) -> None:
     chance = random.Random(7)
-    async with opened(etcd_one.endpoints) as direct, proxied(etcd_one, 2) as (store, proxies):
+    async with opened(etcd_one.endpoints, timeout_s=PATIENT_S) as direct, proxied(etcd_one, 2) as (store, proxies):
         start = (await direct.status()).revision + 1
         for i in range(300):
             await direct.txn([], [Put(PREFIX + b"%03d.%d" % (i, j), bytes([j]) * 8000) for j in range(5)], timeout_s=5)
@@ -174,11 +175,11 @@ async def test_large_catch_up_comes_in_fragments_and_survives_cuts(etcd_one: Etc
 
 async def test_a_frozen_leader_is_left_for_the_others(etcd_three: EtcdCluster) -> None:
     async with opened(etcd_three.endpoints) as store:
-        start = (await store.txn([], [Put(PREFIX + b"0", b"before")])).revision + 1
+        start = (await store.txn([], [Put(PREFIX + b"0", b"before")], timeout_s=PATIENT_S)).revision + 1
         watch = store.watch(PREFIX, prefix_end(PREFIX), start)
         async with aclosing(watch):
             first = asyncio.create_task(anext(watch))
-            await store.txn([], [Put(PREFIX + b"1", b"")])
+            await store.txn([], [Put(PREFIX + b"1", b"")], timeout_s=PATIENT_S)
             assert len((await first).events) == 1
             leader = await etcd_three.leader()
             etcd_three.freeze(leader)
@@ -201,7 +202,7 @@ async def test_a_frozen_leader_is_left_for_the_others(etcd_three: EtcdCluster) -
 
 async def test_a_silent_endpoint_is_noticed_by_a_watch_alone(etcd_one: EtcdCluster) -> None:
     """Nobody calls anything: only the unanswered questions for progress tell."""
-    async with opened(etcd_one.endpoints) as direct, proxied(etcd_one, 2) as (store, proxies):
+    async with opened(etcd_one.endpoints, timeout_s=PATIENT_S) as direct, proxied(etcd_one, 2) as (store, proxies):
         start = (await direct.status()).revision + 1
         async with aclosing(store.watch(PREFIX, prefix_end(PREFIX), start)) as watch:
             await direct.txn([], [Put(PREFIX + b"1", b"")])
@@ -236,7 +237,7 @@ async def test_a_connection_that_a_single_endpoint_lost_silently_is_replaced(etc
 
 
 async def test_an_interrupted_watch_whose_history_is_gone_is_told(etcd_one: EtcdCluster) -> None:
-    async with opened(etcd_one.endpoints) as direct, proxied(etcd_one) as (store, [proxy]):
+    async with opened(etcd_one.endpoints, timeout_s=PATIENT_S) as direct, proxied(etcd_one) as (store, [proxy]):
         start = (await direct.status()).revision + 1
         async with aclosing(store.watch(PREFIX, prefix_end(PREFIX), start)) as watch:
             await direct.txn([], [Put(PREFIX + b"1", b"")])
@@ -256,7 +257,7 @@ async def test_an_interrupted_watch_whose_history_is_gone_is_told(etcd_one: Etcd
 async def test_a_lease_lives_through_a_change_of_leader(etcd_three: EtcdCluster) -> None:
     async with opened(etcd_three.endpoints) as store:
         lease = await store.grant(3)
-        await store.txn([], [Put(b"m", b"", lease)])
+        await store.txn([], [Put(b"m", b"", lease)], timeout_s=PATIENT_S)
         stop = asyncio.Event()
         answers: list[float] = []
 
@@ -301,7 +302,7 @@ async def test_nobody_there_is_not_applied_and_reads_become_unavailable() -> Non
 
 
 async def test_many_slow_and_closed_watches_leave_nothing_behind(etcd_one: EtcdCluster) -> None:
-    async with opened(etcd_one.endpoints) as store:
+    async with opened(etcd_one.endpoints, timeout_s=PATIENT_S) as store:
         start = (await store.status()).revision + 1
         watches = [store.watch(PREFIX, prefix_end(PREFIX), start) for _ in range(50)]
         firsts = [asyncio.create_task(anext(watch)) for watch in watches]
@@ -317,7 +318,7 @@ async def test_many_slow_and_closed_watches_leave_nothing_behind(etcd_one: EtcdC
 
 
 async def test_closing_the_store_ends_its_watches(etcd_one: EtcdCluster) -> None:
-    async with opened(etcd_one.endpoints) as store:
+    async with opened(etcd_one.endpoints, timeout_s=PATIENT_S) as store:
         watch = store.watch(PREFIX, prefix_end(PREFIX), 0)
         first = asyncio.create_task(anext(watch))
         await asyncio.sleep(0.1)
@@ -333,7 +334,7 @@ async def test_a_consumer_that_does_not_take_its_events_gets_all_of_them_later(
 ) -> None:
     """Its place on the stream is given up meanwhile; its neighbour on the same stream is not held up."""
     monkeypatch.setattr(watches, "_PENDING_EVENTS_MAX", 50)
-    async with opened(etcd_one.endpoints) as store, opened(etcd_one.endpoints) as writer:
+    async with opened(etcd_one.endpoints, timeout_s=PATIENT_S) as store, opened(etcd_one.endpoints, timeout_s=PATIENT_S) as writer:
         start = (await store.status()).revision + 1
         async with aclosing(store.watch(PREFIX, prefix_end(PREFIX), start)) as slow:
             await writer.txn([], [Put(PREFIX, b"0")])

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -163,12 +164,19 @@ async def test_a_refused_transaction_does_not_disturb_its_group(store: SqliteSto
 
 
 async def test_a_request_that_was_not_begun_in_time_is_withdrawn(store: SqliteStore) -> None:
-    held = asyncio.ensure_future(store._write(lambda engine: time.sleep(0.5), 0, 10))
-    await asyncio.sleep(0.1)
+    begun, over = threading.Event(), threading.Event()
+
+    def hold(engine: object) -> None:
+        begun.set()
+        assert over.wait(30)
+
+    held = asyncio.ensure_future(store._write(hold, 0, 30))
+    assert await asyncio.to_thread(begun.wait, 30)
 
     with pytest.raises(NotApplied):
         await store.txn([], [Put(b"k", b"")], timeout_s=0.05)
 
+    over.set()
     await held
     assert (await store.get(Get(b"k"))).count == 0
 
@@ -330,10 +338,10 @@ async def test_leases_have_their_full_time_after_opening(tmp_path: Path) -> None
 
 async def test_leases_have_their_full_time_after_a_stall(store: SqliteStore) -> None:
     """The process is stopped for longer than the lease lives, as by SIGSTOP: nobody is declared dead for it."""
-    lease = await store.grant(1)
+    lease = await store.grant(2)
     await store.txn([], [Put(b"m", b"", lease)])
     await asyncio.sleep(0.3)
-    time.sleep(1.6)  # noqa: ASYNC251
+    time.sleep(2.6)  # noqa: ASYNC251
     await asyncio.sleep(0.3)
 
     assert (await store.get(Get(b"m"))).count == 1

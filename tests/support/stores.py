@@ -20,6 +20,9 @@ from qsg.store.contract import Compacted, Delete, Store
 if TYPE_CHECKING:
     from qsg.process.etcd import EtcdCluster
 
+PATIENT_S = 5.0
+"""For one transaction, where nothing is wrong: with the usual 0.4 s a machine that stands still makes its outcome unknown."""
+
 
 @dataclass(slots=True)
 class Harness:
@@ -88,7 +91,7 @@ async def serve(folder: Path) -> AsyncIterator[Harness]:
     server = StoreServer(SqliteStore(folder / "store.db", compact_interval_s=0, limits=LIMITS), "127.0.0.1:0")
     await server.start()
     proxy = await Proxy.start("127.0.0.1:0", [server.address])
-    store, second = EtcdStore([proxy.address]), EtcdStore([server.address])
+    store, second = EtcdStore([proxy.address], timeout_s=PATIENT_S), EtcdStore([server.address], timeout_s=PATIENT_S)
 
     def lose_replies(on: bool) -> None:
         if on:
@@ -131,7 +134,7 @@ async def etcd(folder: Path) -> AsyncIterator[Harness]:
 
     cluster = await etcd_cluster()
     proxy = await Proxy.start("127.0.0.1:0", cluster.endpoints)
-    store, second = EtcdStore([proxy.address]), EtcdStore(cluster.endpoints)
+    store, second = EtcdStore([proxy.address], timeout_s=PATIENT_S), EtcdStore(cluster.endpoints, timeout_s=PATIENT_S)
     await second.txn([], [Delete(b"\0", b"\0")], timeout_s=5)
     try:
         await second.compact((await second.status()).revision)
