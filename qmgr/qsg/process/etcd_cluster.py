@@ -22,7 +22,7 @@ from typing import Any
 from qsg.process.children import bound_to_parent, free_ports
 from qsg.process.etcd_binary import ensure
 
-_START_S = 20.0
+_START_S = 60.0
 _STOP_S = 10.0
 """etcd itself waits some 6 s for streams to end before it hands over."""
 _ASK_S = 0.5
