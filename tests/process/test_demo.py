@@ -49,10 +49,10 @@ async def test_a_small_demo(kill: str, kills: int, direction: str, tmp_path: Pat
         assert list(takeover) == TAKEOVER.split()
         assert (takeover["cause"], takeover["channel"]) == (kill, "QSG.TO.R")
         assert {takeover["from"], takeover["to"]} <= set("XYZ")
-        assert 0 < takeover["detect_ms"] < 5000
+        assert 0 <= takeover["detect_ms"] < 5000
         assert 0 <= takeover["claim_ms"] <= takeover["resume_ms"]
         assert takeover["resume_ms"] > 0
-        assert takeover["worst_wait_ms"] > 0
+        assert takeover["worst_wait_ms"] >= 0  # 0: on a slow machine all that was allowed had come before the kill
     assert "EXACTLY ONCE" in told.decode()
     assert (tmp_path / "kept" / "log" / "X.log").exists()
 
@@ -62,7 +62,7 @@ def check(result: dict[str, Any], total: int) -> None:
     assert [result[n] for n in ("sent", "acknowledged", "received", "ok")] == [total] * 4
     assert not any(result[n] for n in ("lost", "duplicated", "unexpected", "out_of_order", "dead_letters", "error"))
     assert result["clean"] is True
-    assert 0 < result["max_gap_ms"] <= 30_000
+    assert 0 <= result["max_gap_ms"] <= 30_000
     assert 0 < result["wait_p50_ms"] <= result["wait_p99_ms"] <= result["worst_wait_ms"]
     assert 0 < result["rate_per_s"]
 

@@ -167,13 +167,13 @@ async def test_a_unit_of_work_beyond_its_limit_goes_on_without_what_was_too_much
 # Through a channel
 
 
-async def test_the_largest_message_both_ways(x: qsg.QueueManager, r: qsg.QueueManager) -> None:
+async def test_the_largest_message_both_ways(group: ConfiguredGroup, x: qsg.QueueManager, r: qsg.QueueManager) -> None:
     body = random.Random(5).randbytes(100 * MIB)
     digest = hashlib.sha256(body).digest()
-    for source, target, at_source, at_target in ((x, r, "TO.R", "FROM.QSG"), (r, x, "TO.QSG", "FROM.R")):
-        await source.put(at_source, "before")
-        await source.put(at_source, body)
-        await source.put(at_source, b"")
+    for source, target, at_source, at_target in (("X", r, "TO.R", "FROM.QSG"), (REMOTE, x, "TO.QSG", "FROM.R")):
+        async with connected(group, source, producer="largest") as putter:  # it repeats a put during which nobody was heard for long
+            for payload in (b"before", body, b""):
+                await putter.put(at_source, payload)
         async with asyncio.timeout(60):
             found = [await target.get(at_target, wait_ms=30_000) for _ in range(3)]
         assert [m.payload for m in (found[0], found[2])] == [b"before", b""]

@@ -41,8 +41,13 @@ async def test_up(tmp_path: Path) -> None:
             line = await process.stdout.readline()
             assert line, printed
             printed += line.decode()
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 9
+    children: list[psutil.Process] = []
+
+    def all_there() -> bool:
+        children[:] = psutil.Process(process.pid).children(recursive=True)
+        return len(children) == 9
+
+    await eventually(all_there, 20, "the store, and two processes for each of X, Y, Z and R")
     address = re.findall(r"export QSG_CONNECT=(\S+)", printed)[0]
     remote = re.findall(r"qsg get FROM.QSG --connect (\S+)", printed)[0]
 
@@ -50,9 +55,13 @@ async def test_up(tmp_path: Path) -> None:
     assert await qsg(f"get FROM.QSG --wait-ms 20000 --connect {remote}", address) == (0, "hello\n")
     assert (await qsg("put TO.QSG back", remote))[0] == 0
     assert await qsg("get FROM.R --wait-ms 20000", address) == (0, "back\n")
-    code, out = await qsg("channel status QSG.TO.R -o json", address)
-    (row,) = json.loads(out)
-    assert (code, row["status"], row["owner"] in set("XYZ")) == (0, "RUNNING", True)
+
+    async def runs() -> bool:
+        code, out = await qsg("channel status QSG.TO.R -o json", address)
+        (row,) = json.loads(out)
+        return (code, row["status"], row["owner"] in set("XYZ")) == (0, "RUNNING", True)
+
+    await eventually(runs, 30, "the channel that has moved messages runs")
     code, out = await qsg("group status -o json", address)
     assert code == 0
     assert {name for name in "XYZ" if f'"{name}"' in out} == set("XYZ")

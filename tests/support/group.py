@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 import qsg
 from qsg.process.children import free_ports
 from qsg.process.ledger import Ledger
-from qsg.process.local import IN_CHANNEL, OUT_CHANNEL, LocalGroup
+from qsg.process.local import IN_CHANNEL, OUT_CHANNEL, REMOTE, LocalGroup, there
 from qsg.process.workload import Direction, Pace, consume, produce
 
 READY_S = 30.0
@@ -108,16 +109,20 @@ async def is_running(queue_manager: qsg.QueueManager, *channels: str) -> bool:
     return all([(await status(queue_manager, channel))["status"] == "RUNNING" for channel in channels])
 
 
+async def _sees_all(at: qsg.QueueManager, group: LocalGroup) -> bool:
+    return there(await at.inquire("group")) >= set(group.members)
+
+
 @asynccontextmanager
 async def running(directory: Path, **options: Any) -> AsyncIterator[ConfiguredGroup]:
-    """Started, all members serving."""
+    """Started: all serve, and the members are linked to each other and to their initiators."""
     group = ConfiguredGroup(directory, **options)
     try:
         await group.start()
-        async with asyncio.timeout(READY_S):
-            for address in group.addresses.values():
-                async with qsg.connect(address, connect_s=READY_S):
-                    pass
+        for name, address in group.addresses.items():
+            async with qsg.connect(address, connect_s=READY_S) as at:
+                if name != REMOTE:
+                    await eventually(partial(_sees_all, at, group), READY_S, f"{name} is linked to all members")
         yield group
     finally:
         await group.stop()

@@ -192,8 +192,8 @@ class Demo:
                 raise failure
 
     async def _kill_owner(self, observer: qsg.QueueManager, channel: str) -> Takeover:
-        before = await self._channel(observer, channel)
-        owner, kill = str(before.get("owner", "")), self.plan.kill
+        before = await self._running(observer, channel)
+        owner, kill = str(before["owner"]), self.plan.kill
         at, wall_ms = time.monotonic(), 1000 * time.time()
         if kill == "store":
             owner = await self.group.kill_store()
@@ -231,6 +231,17 @@ class Demo:
         moved = f"{channel}: {owner} -> {takeover.to}" if takeover.to else f"{channel}: goes on"
         self.watch(self, f"{moved} in {takeover.gap_ms:.0f} ms")
         return takeover
+
+    async def _running(self, observer: qsg.QueueManager, channel: str) -> dict[str, Any]:
+        """Its status once it runs, at a member whose processes do: nobody else can be killed."""
+        found: dict[str, Any] = {}
+
+        async def runs() -> bool:
+            found.update(await self._channel(observer, channel))
+            return found.get("status") == "RUNNING" and self.group.is_up(str(found.get("owner", "")))
+
+        await self._until(runs, READY_S, f"{channel} to run")
+        return found
 
     def _touched(self, takeover: Takeover) -> list[Direction]:
         return [d for d in self.directions if self.plan.kill == "store" or (d.name == "out") == (takeover.channel == OUT_CHANNEL)]

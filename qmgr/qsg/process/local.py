@@ -170,6 +170,10 @@ class LocalGroup:
     def remote_address(self) -> str:
         return self.addresses[REMOTE]
 
+    def is_up(self, member: str) -> bool:
+        """Both its processes run."""
+        return {member, self.initiator(member)} <= self.named_pids().keys()
+
     def kill(self, member: str, what: str) -> None:
         """SIGKILL of "initiator", "queue-manager" or "member" (both); "pause" and "resume" are SIGSTOP and SIGCONT of both.
 
