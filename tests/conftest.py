@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
+
+# A machine that stands still for a moment makes an example slow, and slow by chance is no failure.
+settings.register_profile("qsg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("qsg")
 
 
 @pytest.fixture(autouse=True)
