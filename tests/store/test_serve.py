@@ -397,10 +397,10 @@ async def test_a_process_that_was_stopped_for_a_while_ends_no_lease(tmp_path: Pa
     child = await asyncio.create_subprocess_exec(sys.executable, "-m", "qsg.store.serve", str(tmp_path / "s.db"), address)
     client = Client(address)
     await client.channel.channel_ready()
-    lease = (await client.grant(2)).ID
+    lease = (await client.grant(3)).ID
     await client.put(b"m", lease=lease)
     child.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(3.0)
+    await asyncio.sleep(4.0)
     child.send_signal(signal.SIGCONT)
     await asyncio.sleep(0.7)
 

@@ -23,7 +23,7 @@ from qsg.process.ledger import Ledger
 from qsg.process.local import IN_CHANNEL, OUT_CHANNEL, REMOTE, LocalGroup, there
 from qsg.process.workload import Direction, Pace, consume, produce
 
-READY_S = 30.0
+READY_S = 60.0
 FOREVER = 1_000_000
 
 

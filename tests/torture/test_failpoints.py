@@ -185,8 +185,8 @@ async def test_of_running_processes_that_are_armed_one_dies(tmp_path: Path) -> N
         for v in victims:
             assert v.stdout is not None
             assert v.stdout.readline() == "ready\n"
-        folder.arm("sqlite.before_commit", "kill")
         assert not folder.hit("sqlite.before_commit")
+        folder.arm("sqlite.before_commit", "kill")
         await eventually(lambda: any(v.poll() is not None for v in victims), 10, "one dies")
         assert folder.hit("sqlite.before_commit")
         await asyncio.sleep(0.3)
