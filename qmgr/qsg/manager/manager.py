@@ -300,8 +300,8 @@ class QueueManager:
         try:
             if drain and not self.fenced.is_set():
                 self.clients.announce()
-                await self.supervisor.drain()
-                await self.receivers.drain()
+                # Partners come back at once, and may meet this member again: it answers them while it is busy with its own channels.
+                await asyncio.gather(self.supervisor.drain(), self.receivers.drain())
                 await self.clients.drain()
         finally:
             try:

@@ -36,6 +36,8 @@ FATAL = frozenset({Reason.SEQUENCE_ERROR, Reason.NO_RECORD, Reason.SEQUENCE_WRAP
 """Errors that no retry mends: the channel becomes STOPPED."""
 REBINDS = 20
 """Binds in a row to a partner whose members are ending: behind one name for all of them it may be any that answers, for a second or two."""
+GOING = frozenset({Reason.HOST_UNREACHABLE, Reason.PARTNER_CLOSED, Reason.Q_MGR_NOT_AVAILABLE})
+"""What a bind meets at a member that was ending, and is gone by now."""
 REBIND_S = (0.01, 0.1)
 """First and longest pause between them; there is none before the first."""
 EPOCH_TRIES = 3
@@ -158,7 +160,7 @@ class Tenure:
 
     async def _failed(self, held: Held, counters: SenderCounters, outcome: Outcome) -> None:
         driver = self.care.office.driver
-        if outcome.reason is Reason.DRAINING and self._rebinds < REBINDS:
+        if (outcome.reason is Reason.DRAINING or (self._rebinds and outcome.reason in GOING)) and self._rebinds < REBINDS:
             # A planned move at the other end: another member of it answers now, and the lock is ours.
             if self._rebinds:
                 await self.care.pause(min(REBIND_S[0] * 2**self._rebinds, REBIND_S[1]))
