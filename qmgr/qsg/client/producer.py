@@ -199,6 +199,10 @@ class ProducerPuts:
         except SessionLost:
             self._answered(line, frame, Outcome.UNKNOWN)
             return
+        except Exception:  # no memory, or a bug: nobody may wait for ever
+            log.exception("a put of producer %s failed here, and is repeated", self.name)
+            self._answered(line, frame, Outcome.UNKNOWN)
+            return
         except asyncio.CancelledError:
             self._answered(line, frame, Outcome.UNKNOWN)
             raise
