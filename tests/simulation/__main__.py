@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from functools import partial
 from math import inf
 
-from simulation.plan import KINDS, Plan, draw
+from simulation.knots import draw
+from simulation.plan import KINDS, Plan
 from simulation.run import COMMANDS, Result, run
 from simulation.seeds import prepare, results
 from simulation.shrink import shrink
@@ -127,17 +128,19 @@ def _explain(result: Result, options: argparse.Namespace) -> None:
     say(f"see it again: {_again(options, plan.seed)}")
     if options.no_shrink:
         return
-    kept = shrink(range(len(plan.events)), lambda some: _fails(plan, some))
-    say(f"with {len(kept)} of {len(plan.events)} events alone (structures {', '.join(plan.structures)}):")
+    kept = shrink(range(len(plan.events)), lambda some: bool(_first(plan, some)))
+    what = _first(plan, kept)
+    say(f"with {len(kept)} of {len(plan.events)} events alone (structures {', '.join(plan.structures)}): {what}")
     for number in kept:
         say(f"  {number:2} {plan.events[number]}")
     say(f"see that: {_again(options, plan.seed, kept)}\n")
 
 
-def _fails(plan: Plan, events: Sequence[int]) -> bool:
-    failed = bool(run(plan, [plan.events[number] for number in events]).violations)
+def _first(plan: Plan, events: Sequence[int]) -> str:
+    """What some of the events alone violate first."""
+    violations = run(plan, [plan.events[number] for number in events], hasty=True).violations
     gc.collect()
-    return failed
+    return violations[0] if violations else ""
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,9 @@ RECONNECT_S = 20.0
 PAUSE_S = 0.5
 WAIT_MS = 5000
 LETTERS_S = 6.0
+AT_ONCE = 6
+"""So many messages are put without waiting for each other."""
+BURST = 4
 THINKS_SHARE, THINKS_S = 0.2, 2.0
 """How often, and for how long at most, who has got messages in a unit of work takes to commit it."""
 
@@ -36,7 +39,7 @@ class Flow:
     source: str
     queue: str
     kind: str = "plain"
-    """plain: puts one by one or a few in a row; unit: several in a unit of work; expiring; large"""
+    """plain: puts one by one or a few in a row, or many at once; unit: several in a unit of work; expiring; large"""
     ordered: bool = True
     every_s: float = 3.0
 
@@ -110,25 +113,47 @@ def produce(flow: Flow, moments: Sequence[float]) -> Callable[[App], Awaitable[N
     return job
 
 
+def burst(app: App, flow: Flow) -> None:
+    """Puts some messages now, beside what else the application does, as a flow of their own; nothing if it is down."""
+    if app.process is not None and hasattr(app, "queue_manager"):
+        app.process.spawn(_burst(app, replace(flow, name=f"{flow.name}-burst")), f"burst of {flow.name}")
+
+
+async def _burst(app: App, flow: Flow) -> None:
+    await _put_all(app, flow, [_drawn(app, flow) for _ in range(BURST)])
+
+
 def _drawn(app: App, flow: Flow) -> tuple[Sent, bytes]:
     size = app.chance.choice((300_000, 700_000)) if flow.kind == "large" else app.chance.choice((10, 100, 100, 1000, 6000))
     return app.land.tally.send(flow.name, app.chance.choice((0, 0, 5)), size, expires=flow.kind == "expiring")
 
 
 async def _put(app: App, flow: Flow, messages: list[tuple[Sent, bytes]]) -> None:
-    expiry_ms = 3000 if flow.kind == "expiring" else 0
+    """One by one; many at once."""
+    if len(messages) >= AT_ONCE:
+        await _put_all(app, flow, messages)
+        return
     for sent, body in messages:
-        try:
-            message_id = await app.queue_manager.put(flow.queue, body, priority=sent.priority, expiry_ms=expiry_ms)
-        except qsg.OutcomeUnknown as error:
-            app.told(f"put {sent.flow} {sent.number}", error)
-        except qsg.QsgError as error:
-            sent.state = "refused"
-            app.told(f"put {sent.flow} {sent.number}", error)
-            await asyncio.sleep(PAUSE_S)
-        else:
-            sent.state = "acknowledged"
-            app.land.tally.ids[message_id] = sent
+        await _put_one(app, flow, sent, body)
+
+
+async def _put_all(app: App, flow: Flow, messages: list[tuple[Sent, bytes]]) -> None:
+    await asyncio.gather(*(_put_one(app, flow, sent, body) for sent, body in messages))
+
+
+async def _put_one(app: App, flow: Flow, sent: Sent, body: bytes) -> None:
+    expiry_ms = 3000 if flow.kind == "expiring" else 0
+    try:
+        message_id = await app.queue_manager.put(flow.queue, body, priority=sent.priority, expiry_ms=expiry_ms)
+    except qsg.OutcomeUnknown as error:
+        app.told(f"put {sent.flow} {sent.number}", error)
+    except qsg.QsgError as error:
+        sent.state = "refused"
+        app.told(f"put {sent.flow} {sent.number}", error)
+        await asyncio.sleep(PAUSE_S)
+    else:
+        sent.state = "acknowledged"
+        app.land.tally.ids[message_id] = sent
 
 
 async def _put_in_unit(app: App, flow: Flow, messages: list[tuple[Sent, bytes]]) -> None:
@@ -192,7 +217,7 @@ def poach(queue: str) -> Callable[[App], Awaitable[None]]:
 
     async def job(app: App) -> None:
         while True:
-            await asyncio.sleep(app.chance.uniform(0.2, 2.0))
+            await asyncio.sleep(app.chance.uniform(0.1, 1.2))
             try:
                 await _consume_one(app, queue, wait_ms=0)
             except qsg.NoMessageAvailable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qsg.rules.definitions import Channel, Definitions, Queue
 from qsg.store.memory import MemoryServer, RandomFaults
@@ -31,11 +31,21 @@ STORE_DELAY_S = 0.0006
 RETRY = {"first_ms": 100, "short_count": 1_000_000, "short_ms": 1_000}
 
 
+class Channels(NamedTuple):
+    """How all are defined."""
+
+    heartbeat_ms: int = 500
+    batch: int = 0
+    """Messages a batch, 0 = as many as there are."""
+    idle_s: float = 0.0
+    """A sender with nothing to send ends after this, 0 = never."""
+
+
 class Landscape:
     """`trace(where, what)` is called for what a reader wants to see."""
 
     def __init__(
-        self, loop: SimLoop, seed: str, structures: tuple[str, ...], trace: Callable[[str, str], None], heartbeat_ms: int = 500
+        self, loop: SimLoop, seed: str, structures: tuple[str, ...], trace: Callable[[str, str], None], channels: Channels
     ) -> None:
         self.loop, self.seed, self.trace = loop, seed, trace
         self.chance = Random(f"{seed} network")
@@ -50,14 +60,15 @@ class Landscape:
         self.tally = Tally()
         self.counted: Counter[str] = Counter()
         self.violations: list[str] = []
+        self.on_violation: Callable[[], None] = lambda: None
         self.pods: dict[str, Pod] = {}
         self.apps: list[App] = []
         self.tracing = False
         far = structures[-1]
         for name in MEMBERS:
-            self.pods[name] = Pod(self, name, "G", group_definitions(far, heartbeat_ms) if name == "X" else definitions())
+            self.pods[name] = Pod(self, name, "G", group_definitions(far, channels) if name == "X" else definitions())
         for name in REMOTES:
-            self.pods[name] = Pod(self, name, "", remote_definitions(name, heartbeat_ms))
+            self.pods[name] = Pod(self, name, "", remote_definitions(name, channels))
         tables = {name: "admin" if place == "G" else f"private {place}" for name, place in SENDERS.items()}
         self.observer = Observer(self, tables)
 
@@ -81,6 +92,7 @@ class Landscape:
 
     def violation(self, what: str) -> None:
         self.violations.append(f"{self.loop.time():.3f} {what}")
+        self.on_violation()
         self.trace("VIOLATION", what)
 
     def stores(self) -> dict[str, MemoryServer]:
@@ -92,7 +104,7 @@ class Landscape:
             server.close()
 
 
-def _sender(name: str, transmission_queue: str, heartbeat_ms: int, *addresses: str) -> Channel:
+def _sender(name: str, transmission_queue: str, channels: Channels, *addresses: str) -> Channel:
     return Channel.model_validate(
         {
             "name": name,
@@ -100,7 +112,9 @@ def _sender(name: str, transmission_queue: str, heartbeat_ms: int, *addresses: s
             "transmission_queue": transmission_queue,
             "connection_names": addresses,
             "retry": RETRY,
-            "heartbeat_ms": heartbeat_ms,
+            "heartbeat_ms": channels.heartbeat_ms,
+            "disconnect_interval_s": channels.idle_s,
+            **({"batch_messages": channels.batch} if channels.batch else {}),
         }
     )
 
@@ -109,7 +123,7 @@ def _remote(name: str, target: str, at: str, over: str = "") -> Queue:
     return queue(name, type="remote", remote_queue=target, remote_queue_manager=at, transmission_queue=over)
 
 
-def group_definitions(far: str, heartbeat_ms: int) -> Definitions:
+def group_definitions(far: str, channels: Channels) -> Definitions:
     """`far`: the structure beside "admin", or "admin" again."""
     return definitions(
         xmitq("R", far),
@@ -120,14 +134,14 @@ def group_definitions(far: str, heartbeat_ms: int) -> Definitions:
         queue(DLQ, structure="admin"),
         _remote("TO.R", "IN.R", "R"),
         _remote("TO.S", "IN.S", "S"),
-        _sender("G.R", "R", heartbeat_ms, "R:1414"),
-        _sender("G.S", "S", heartbeat_ms, "S:1414"),
-        receiver("R.G", heartbeat_ms=heartbeat_ms),
-        receiver("S.G", structure=far, heartbeat_ms=heartbeat_ms),
+        _sender("G.R", "R", channels, "R:1414"),
+        _sender("G.S", "S", channels, "S:1414"),
+        receiver("R.G", heartbeat_ms=channels.heartbeat_ms),
+        receiver("S.G", structure=far, heartbeat_ms=channels.heartbeat_ms),
     )
 
 
-def remote_definitions(name: str, heartbeat_ms: int) -> Definitions:
+def remote_definitions(name: str, channels: Channels) -> Definitions:
     other = "S" if name == "R" else "R"
     return definitions(
         xmitq("G"),
@@ -136,6 +150,6 @@ def remote_definitions(name: str, heartbeat_ms: int) -> Definitions:
         _remote("TO.G", "IN.G", "G"),
         _remote("TO.BRIDGE", "BRIDGE", "G"),
         _remote(f"TO.{other}", f"IN.{other}", other, "G"),
-        _sender(f"{name}.G", "G", heartbeat_ms, *(f"{member}:1415" for member in MEMBERS)),
-        receiver(f"G.{name}", heartbeat_ms=heartbeat_ms),
+        _sender(f"{name}.G", "G", channels, *(f"{member}:1415" for member in MEMBERS)),
+        receiver(f"G.{name}", heartbeat_ms=channels.heartbeat_ms),
     )

@@ -16,6 +16,7 @@ from qsg.rules import keys, status
 from qsg.store.contract import Event, Get
 from qsg.store.memory import MemoryServer
 from simulation.confirmed import Confirmations
+from simulation.promises import Promises
 from simulation.tally import ORDERED_QUEUES
 from support.histories import StoreHistory
 
@@ -32,6 +33,7 @@ class Observer:
         self.land, self.senders = land, senders
         self.histories: dict[str, StoreHistory] = {}
         self.confirmations = Confirmations(land, self.histories)
+        self.promises = Promises(land)
         for name, server in land.stores().items():
             self._watch(name, server)
 
@@ -72,6 +74,8 @@ class Observer:
         for queue in history.confirmed:
             self._moves(history.queues[queue].fence.channel, f"messages of {queue} were confirmed")
         for wrong in self.confirmations.saw(store, events):
+            self.land.violation(f"{store}: {wrong}")
+        for wrong in self.promises.saw(store, events):
             self.land.violation(f"{store}: {wrong}")
         for event in events:
             if event.kv.key.startswith(TARGETS) and not event.deleted and event.kv.version == 1:

@@ -21,6 +21,8 @@ REMOTES = ("R", "S")
 HOSTS = (*MEMBERS, *REMOTES)
 CHANNELS = ("G.R", "G.S", "R.G", "S.G")
 
+PUT = "put"
+"""An event that breaks nothing: messages of the flow `detail` are put in just this moment."""
 CALM_SHARE = 0.8
 STEPS_MS = (-3_600_000, -5_000, 2_000, 60_000, 86_400_000)
 
@@ -71,10 +73,14 @@ class Plan:
     """An application gets from a transmission queue whenever it may."""
     calm: bool
     """Idle parts beat and look at longer intervals (`simulation.tempo`), and less is put."""
+    batch: int = 0
+    """Messages a batch, 0 = as many as there are."""
+    idle_s: float = 0.0
+    """A sender with nothing to send ends after this; 0 = never."""
 
 
-def draw(seed: int, only: Sequence[str] = ()) -> Plan:
-    """`only`: faults of these kinds alone."""
+def base(seed: int, only: Sequence[str] = ()) -> Plan:
+    """Faults one by one (`simulation.knots` ties some together). `only`: faults of these kinds alone."""
     chance = Random(f"plan {seed}")
     structures = ("admin", "app1") if chance.random() < 0.3 else ("admin",)
     flows = [f for f in FLOWS if chance.random() < (0.6 if f.kind == "plain" else 0.25)] or [FLOWS[0]]

@@ -45,6 +45,8 @@ class Pod:
         """(milliseconds ahead, rate) of the host's wall clock."""
         self.unsynced = 0
         """Commits that crashes took."""
+        self.number = ""
+        """Random id of the queue manager's newest process."""
         self.down = False
         """Nothing is started until this ends."""
         self._stop = asyncio.Event()
@@ -82,7 +84,7 @@ class Pod:
 
     async def _run_manager(self, process: Process, world: World, stores: dict[str, MemoryStore], stop: asyncio.Event) -> None:
         transport = self.land.network.transport(f"{self.name}-qm")
-        number = world.id().hex()
+        number = self.number = world.id().hex()
 
         async def listen(handler: Callable[[Stream], Awaitable[None]]) -> Listener:
             return await transport.listen(f"{self.name}-qm:1", {LOCAL: handler})
@@ -184,6 +186,11 @@ class Pod:
         """SIGTERM of the queue manager: channels are handed over, then it ends. It is started again when it has ended, unless `down`."""
         self._stop.set()
         return self._stop
+
+    @property
+    def is_stopping(self) -> bool:
+        """A planned stop of the queue manager was asked for."""
+        return self._stop.is_set()
 
     def processes(self, which: str) -> list[Process]:
         found = {"manager": [self.manager_process], "initiator": [self.initiator_process]}

@@ -12,12 +12,12 @@ from typing import Any
 
 import qsg
 from qsg.rules.world import World
-from simulation.apps import App, bridge, consume, dead_letters, poach, produce
+from simulation.apps import App, bridge, burst, consume, dead_letters, poach, produce
 from simulation.copies import Copies
 from simulation.faults import Faults
-from simulation.landscape import SENDERS, Landscape
-from simulation.loop import Process, SimLoop
-from simulation.plan import END_S, LOAD_S, Event, Plan, moments
+from simulation.landscape import SENDERS, Channels, Landscape
+from simulation.loop import KERNEL, Process, SimLoop
+from simulation.plan import END_S, FLOWS, LOAD_S, PUT, Event, Plan, moments
 from simulation.tally import Counts
 from simulation.tempo import HEARTBEAT_MS, tempo
 from support.calls import Calls
@@ -44,8 +44,8 @@ class Result:
     """How long after the end of the faults the last message came."""
 
 
-def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None = None) -> Result:
-    """Plays a plan, or only some of its events. The same plan and events are the same history."""
+def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None = None, *, hasty: bool = False) -> Result:
+    """Plays a plan, or only some of its events. The same plan and events are the same history. `hasty`: until something is violated."""
     collecting = gc.isenabled()
     gc.disable()  # what the collector finalises, and when, is not part of the history
     loop = SimLoop(f"order {plan.seed}")
@@ -54,13 +54,15 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
         if trace is not None:
             trace(loop.time(), where, what)
 
-    land = Landscape(loop, str(plan.seed), plan.structures, tell, HEARTBEAT_MS[plan.calm])
+    land = Landscape(loop, str(plan.seed), plan.structures, tell, Channels(HEARTBEAT_MS[plan.calm], plan.batch, plan.idle_s))
     asyncio.set_event_loop(loop)
     land.tracing = trace is not None
     result = Result(plan)
     calls, copies = Calls(lambda: loop.steps), Copies()
     try:
         story = Story(land, plan, plan.events if events is None else events, copies)
+        if hasty:
+            land.on_violation = story.cut_short
         try:
             with tempo(calm=plan.calm), calls.recording(), copies.recording():
                 loop.run_until_complete(story.run())
@@ -86,8 +88,20 @@ class Story:
         self.commands_out = 0
         self.operator = Process(land.loop, "app-operator")
         self.world = World(self.operator.wall_ms, Random(f"{land.seed} operator"))
+        self._playing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
+        playing = self._playing = asyncio.get_running_loop().create_task(self._play(), name="play")
+        await asyncio.wait([playing])
+        if not playing.cancelled():
+            playing.result()
+        await self._end()
+
+    def cut_short(self) -> None:
+        if self._playing is not None:
+            self.land.loop.call_soon(self._playing.cancel, context=KERNEL)
+
+    async def _play(self) -> None:
         land = self.land
         for pod in land.pods.values():
             pod.start()
@@ -95,7 +109,9 @@ class Story:
         self._start_apps()
         for event in self.events:
             await asyncio.sleep(max(0.0, event.at - land.loop.time()))
-            if event.kind in COMMANDS:
+            if event.kind == PUT:
+                self._burst(event)
+            elif event.kind in COMMANDS:
                 land.trace("COMMAND", str(event)[8:])
                 land.count(event.kind)
                 self.operator.spawn(self._command(event), str(event))
@@ -108,7 +124,12 @@ class Story:
         self._count()
         self.land.observer.check_drained()
         self._check_errors()
-        await self._end()
+
+    def _burst(self, event: Event) -> None:
+        flow = next(flow for flow in FLOWS if flow.name == event.detail)
+        for app in self.land.apps:
+            if app.name == f"app-{flow.source}":
+                burst(app, flow)
 
     async def _end(self) -> None:
         """Everything is killed, so that nothing is left to the garbage collector."""
@@ -203,7 +224,8 @@ class Story:
         await asyncio.sleep(max(QUIET_LEAST_S, END_S - land.loop.time()))
         after = land.observer.standing()
         for what in sorted({*before, *after}):
-            if before.get(what) != after.get(what):
+            ended = self.plan.idle_s and what not in after  # a channel with nothing to send
+            if before.get(what) != after.get(what) and not ended:
                 land.violation(f"{what} went from {before.get(what)} to {after.get(what)} while nothing failed")
 
     def _producers_done(self) -> bool:

@@ -10,7 +10,7 @@ from functools import partial
 
 import structlog
 
-from simulation.plan import draw
+from simulation.knots import draw
 from simulation.run import Result, run
 
 

@@ -10,7 +10,8 @@ import pytest
 from planted.bugs import planted
 from simulation import __main__ as command
 from simulation import seeds
-from simulation.plan import draw
+from simulation.knots import IDLE_S, KNOTS_MAX, draw
+from simulation.plan import KINDS, LOAD_S, PUT, base
 from simulation.run import run
 
 pytestmark = pytest.mark.timeout(300)
@@ -62,3 +63,15 @@ def test_only_some_kinds_of_fault() -> None:
         events = draw(number, ("disk full", "power loss")).events
         assert {event.kind for event in events} - {"stop", "start", "reset", "resolve"} <= {"disk full", "power loss"}
     assert draw(3, ()) == draw(3)
+
+
+def test_knots_take_the_place_of_single_faults() -> None:
+    plans = [(base(number), draw(number)) for number in range(40)]
+    tied = [(before, after) for before, after in plans if before.events != after.events]
+    assert len(tied) > len(plans) / 2
+    for before, after in tied:
+        added = [event for event in after.events if event not in before.events]
+        assert added and {event.kind for event in added} <= {*KINDS, PUT, "stop", "start"}
+        assert len(before.events) <= sum(e.kind != PUT for e in after.events) <= len(before.events) + 3 * KNOTS_MAX
+        assert all(0 < e.at < LOAD_S for e in after.events) and list(after.events) == sorted(after.events, key=lambda e: (e.at, str(e)))
+    assert {plan.batch for _, plan in plans} == {0, 2} and {plan.idle_s for _, plan in plans} == {0.0, IDLE_S}

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import pytest
 
-from simulation.plan import Event, draw
+from planted.bugs import planted
+from simulation.knots import draw
+from simulation.plan import Event, base
 from simulation.run import run
 from simulation.shrink import shrink
 from simulation.tally import Tally
@@ -21,7 +23,7 @@ from simulation.traces import Printer
 pytestmark = pytest.mark.timeout(300)  # a second or two each, on a machine that has nothing else to do
 
 ONCE_FAILED = {
-    "a record of what was backed out outlives its segment": replace(draw(3002), poacher=True, quiet=(), calm=False),
+    "a record of what was backed out outlives its segment": replace(base(3002), poacher=True, quiet=(), calm=False),
 }
 """What a seed has found -> its plan."""
 
@@ -91,3 +93,11 @@ def test_a_failure_shrinks_to_the_events_that_matter() -> None:
 
     assert set(shrink(events, fails)) == guilty
     assert len(tried) < 60
+    assert shrink(events, fails, seconds=0.0) == list(events), "it ends in time"
+
+
+def test_a_hasty_run_ends_with_what_is_violated_first() -> None:
+    with planted("acknowledged_before_the_commit"):
+        whole, hasty = run(draw(0)), run(draw(0), hasty=True)
+    assert hasty.violations[0] == whole.violations[0]
+    assert hasty.simulated_s < whole.simulated_s / 2
