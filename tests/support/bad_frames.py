@@ -172,7 +172,7 @@ BEHIND: dict[str, tuple[list[bytes], set[Reason]]] = {
     "part out of order": ([encode(_T.FRAME_PART, _T.Part(stage=b"s", index=1, chunks=3, data=b"x"))], {Reason.PROTOCOL_ERROR}),
     "part without data": ([encode(_T.FRAME_PART, _T.Part(stage=b"s", index=0, chunks=3))], {Reason.PROTOCOL_ERROR}),
     "part of nobody": ([encode(_T.FRAME_PART, _T.Part(index=0, chunks=3, data=b"x"))], {Reason.PROTOCOL_ERROR}),
-    "a batch of 90 MB": ([bytes([_T.FRAME_BATCH]) + bytes(90_000_000)], {Reason.PROTOCOL_ERROR}),
+    "a batch of 30 MB": ([bytes([_T.FRAME_BATCH]) + bytes(30_000_000)], {Reason.PROTOCOL_ERROR}),
     "a large part": ([encode(_T.FRAME_PART, _T.Part(stage=b"s", chunks=3, data=bytes(3 << 20)))], {Reason.PROTOCOL_ERROR}),
 } | {
     what: (
