@@ -41,7 +41,8 @@ class Process:
         self.dead = False
         self.gone = False
         """Dead, and swept: nothing of it runs any more."""
-        self.ready: deque[Handle] = deque()
+        self.ready: deque[tuple[Any, Any, contextvars.Context, Handle | None]] = deque()
+        """Callback, arguments, context, and the handle with which it may have been cancelled."""
         self.clock_ms = 0.0
         """How far its wall clock is ahead of the true time."""
         self.clock_rate = 1.0
@@ -153,17 +154,19 @@ class SimLoop(asyncio.BaseEventLoop):
     # What asyncio asks of a loop. (typeshed's Handle is a class of its own; ours has what is used of it.)
 
     def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
+        """Who gives a context (as futures and tasks do) gets no handle: nobody cancels those."""
+        handle = None
         if context is None:
             context = copy_context()
+            handle = Handle((callback, args, context, None, False, 0.0))
         process = context.get(PROCESS) or self.kernel
-        handle = Handle((callback, args, context, process, False, 0.0))
         ready = process.ready
         if not ready:
             if process.gone:
                 return handle
             if not process.paused:
                 self.runnable.append(process)
-        ready.append(handle)
+        ready.append((callback, args, context, handle))
         return handle
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
@@ -219,21 +222,21 @@ class SimLoop(asyncio.BaseEventLoop):
             else:  # time moves to the next timer
                 if not timers:
                     raise RuntimeError("nothing will ever happen: every task waits for another")
-                when, _, handle = heappop(timers)
-                process = handle[PROCESS_OF]
-                if not (handle[CANCELLED] or process.gone):
+                when, _, timer = heappop(timers)
+                process = timer[PROCESS_OF]
+                if not (timer[CANCELLED] or process.gone):
                     if when > self._now:
                         self._now = when
                         until = steps + STEPS_AT_ONE_INSTANT_MAX
-                    process.ready.append(handle)
+                    process.ready.append((timer[0], timer[1], timer[2], timer))
                     if not process.paused:
                         runnable.append(process)  # it had nothing to do
                 continue
             ready = process.ready
-            callback, args, context, _, cancelled, _ = ready.popleft()
+            callback, args, context, handle = ready.popleft()
             if not ready:
                 runnable.remove(process)
-            if cancelled:
+            if handle is not None and handle[CANCELLED]:
                 continue
             self.steps = steps = steps + 1
             try:

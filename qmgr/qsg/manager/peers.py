@@ -94,17 +94,20 @@ class PeerLinks:
         self._judged: dict[str, int] = {}
         self._next_id = 0
         self._looked_at = 0.0
+        self._next_look: asyncio.TimerHandle | None = None
         self._due: dict[Bell, None] = {}
         self._closed = False
 
     async def start(self) -> None:
         self.members.on_change.append(self._follow)
         self._looked_at = asyncio.get_running_loop().time()
-        self._spawn(self._look(), "judge silences")
+        self._next_look = asyncio.get_running_loop().call_later(LOOK_S, self._look)
         self._follow()
 
     async def close(self) -> None:
         self._closed = True
+        if self._next_look is not None:
+            self._next_look.cancel()
         if self._follow in self.members.on_change:
             self.members.on_change.remove(self._follow)
         tasks = [*self._tasks, *self._accepted, *(link.task for link in self._links.values() if link.task is not None)]
@@ -178,11 +181,6 @@ class PeerLinks:
         return reply.detail
 
     # Our links
-
-    def _spawn(self, work: Awaitable[None], name: str) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_awaited(work), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _follow(self) -> None:
         """One link to each registered member, none to the others."""
@@ -346,18 +344,17 @@ class PeerLinks:
 
     # Verdicts
 
-    async def _look(self) -> None:
+    def _look(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(LOOK_S)
-            now = loop.time()
-            if now - self._looked_at > 5 * LOOK_S:
-                # We were paused: what the others said meanwhile is still unread, so their silence means nothing.
-                log.warning("this process was paused", ms=round(1000 * (now - self._looked_at)))
-                for link in self._links.values():
-                    link.heard_at = now
-            self._looked_at = now
-            self._judge()
+        self._next_look = loop.call_later(LOOK_S, self._look)
+        now = loop.time()
+        if now - self._looked_at > 5 * LOOK_S:
+            # We were paused: what the others said meanwhile is still unread, so their silence means nothing.
+            log.warning("this process was paused", ms=round(1000 * (now - self._looked_at)))
+            for link in self._links.values():
+                link.heard_at = now
+        self._looked_at = now
+        self._judge()
 
     def _judge(self) -> bool:
         """Carries out new verdicts; whether there was one."""
@@ -417,7 +414,3 @@ def _reason(number: int) -> Reason:
 async def _part(stream: Stream, working: set[asyncio.Task[None]]) -> None:
     await ended(*working)
     await stream.close()
-
-
-async def _awaited(work: Awaitable[None]) -> None:
-    await work

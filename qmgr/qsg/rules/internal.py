@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 from qsg.rules.definitions import NAME, PRIVATE, Channel, Queue, Retry
 
@@ -52,13 +53,19 @@ def definition(home: str, target: str) -> Queue:
 
 def sending(queue: Queue) -> Channel:
     """The sender of an internal transmission queue."""
+    return _sender(queue.name, queue.description, bool(only_at(queue)))
+
+
+@lru_cache(maxsize=256)
+def _sender(name: str, description: str, fixed: bool) -> Channel:
+    """Asked for at every look at every channel."""
     return Channel(
-        name=queue.name,
+        name=name,
         type="sender",
-        description=queue.description,
-        transmission_queue=queue.name,
+        description=description,
+        transmission_queue=name,
         connection_names=(ADDRESS,),
-        disposition="fixed-shared" if only_at(queue) else "shared",
+        disposition="fixed-shared" if fixed else "shared",
         disconnect_interval_s=IDLE_S,
         retry=Retry(first_ms=50, short_ms=500, short_count=120, long_ms=5_000),
     )

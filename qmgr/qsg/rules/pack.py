@@ -130,10 +130,9 @@ class _Builder:
         return True
 
     def _try_compare(self, compare: Compare, trial: _Trial) -> None:
-        if compare in trial.compares:
-            return
+        before = len(trial.compares)
         trial.compares[compare] = None
-        if compare in self.owners:
+        if len(trial.compares) == before or compare in self.owners:
             return
         trial.cost.compares += 1
         trial.cost.bytes += OVERHEAD + len(compare.key) + len(compare.end)
@@ -271,9 +270,7 @@ class _Builder:
         self.cost.add(trial.cost)
         totals = {self.lane.totals_of(q).key for q in trial.queues}
         for compare in trial.compares:
-            owners = self.owners.get(compare)
-            if owners is None:
-                owners = self.owners[compare] = []
+            owners = self.owners.setdefault(compare, [])
             if compare.key not in totals:
                 owners.append(index)
         self.reads.update(trial.reads)

@@ -7,7 +7,9 @@ that leaves a record readable and sensible.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -28,7 +30,7 @@ COUNTERS: dict[str, tuple[str, ...]] = {
     "Lock": ("epoch",),
     "ChannelStatus": ("epoch", "instance", "messages", "bytes", "batches", "takeovers"),
 }
-_COUNTERS_OF: dict[type[Message], tuple[str, ...]] = {}
+_COUNTERS_OF: dict[type[Message], Callable[[Any], tuple[int, ...]] | None] = {}
 """The same by class, as far as looked up."""
 STATES = frozenset(pb.ChannelState.values())
 
@@ -48,15 +50,22 @@ def read_record(kind: type[M], value: bytes, key: bytes = b"") -> M:
         record.ParseFromString(value)
     except DecodeError as e:
         raise Damaged(f"{len(value)} bytes are not a {kind.DESCRIPTOR.name}", key) from e
-    counters = _COUNTERS_OF.get(kind)
-    if counters is None:
-        counters = _COUNTERS_OF[kind] = COUNTERS.get(kind.DESCRIPTOR.name, ())
-    for name in counters:
-        if getattr(record, name) > COUNT_MAX:
-            raise Damaged(f"{name} of a {kind.DESCRIPTOR.name} is {getattr(record, name)}", key)
-    if isinstance(record, pb.ChannelStatus) and not {record.state, record.stop_to} <= STATES:
-        raise Damaged(f"channel state {record.state} is not known", key)
+    try:
+        counters = _COUNTERS_OF[kind]
+    except KeyError:
+        counters = _COUNTERS_OF[kind] = _counters_of(kind)
+    if counters is not None and max(counters(record)) > COUNT_MAX:
+        name = next(n for n in COUNTERS[kind.DESCRIPTOR.name] if getattr(record, n) > COUNT_MAX)
+        raise Damaged(f"{name} of a {kind.DESCRIPTOR.name} is {getattr(record, name)}", key)
+    if kind is pb.ChannelStatus and not (record.state in STATES and record.stop_to in STATES):  # type: ignore[attr-defined]
+        raise Damaged(f"channel state {record.state} is not known", key)  # type: ignore[attr-defined]
     return record
+
+
+def _counters_of(kind: type[Message]) -> Callable[[Any], tuple[int, ...]] | None:
+    """What reads a record's counters; twice the first, where there is only one, to make it a tuple."""
+    names = COUNTERS.get(kind.DESCRIPTOR.name, ())
+    return attrgetter(names[0], *names) if names else None
 
 
 def stored_message(entry: pb.Entry, body: bytes | memoryview) -> pb.Message:

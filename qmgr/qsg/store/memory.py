@@ -437,7 +437,8 @@ class MemoryStore:
     async def _next_batch(self, watcher: _Watcher, key: bytes, end: bytes) -> WatchBatch:
         seen = watcher.delivered
         while True:
-            await self._flowing.wait()
+            if not self._flowing.is_set():
+                await self._flowing.wait()
             if self._closed:
                 raise StoreError("the store's handle is closed")
             resumed, watcher.broken = watcher.broken, False

@@ -90,16 +90,17 @@ def check_limits(limits: Limits, compares: Sequence[Compare], ops: Sequence[Op],
 def check_branch(ops: Sequence[Op]) -> None:
     """Refuses what etcd refuses: a key put twice, a key both put and deleted, an empty key."""
     puts: set[bytes] = set()
+    deletes: list[Delete] = []
     for op in ops:
-        if not op.key and not (isinstance(op, Get | Delete) and op.end):
-            raise StoreError("key is not provided")
         if isinstance(op, Put):
             if op.key in puts:
                 raise StoreError(f"duplicate key given in txn request: {op.key!r}")
             puts.add(op.key)
-    for op in ops:
-        if not isinstance(op, Delete):
-            continue
+        elif isinstance(op, Delete):
+            deletes.append(op)
+        if not op.key and (isinstance(op, Put) or not op.end):
+            raise StoreError("key is not provided")
+    for op in deletes:
         if any(in_range(key, op.key, op.end) for key in puts) if op.end else op.key in puts:
             raise StoreError(f"a key is put and deleted in one txn request: {op.key!r}")
 
@@ -141,6 +142,8 @@ class Mvcc:
     # Reading
 
     def read(self, get: Get) -> GetResult:
+        if get.revision == 0 and not get.end and not get.mod_after and not get.count_only:
+            return self._read_key(get)
         if get.revision > self.revision:
             raise StoreError(f"required revision {get.revision} is a future revision")
         if 0 < get.revision < self.compacted:
@@ -161,6 +164,15 @@ class Mvcc:
         if get.keys_only:
             kvs = [KeyValue(kv.key, b"", kv.create_revision, kv.mod_revision, kv.version, kv.lease) for kv in kvs]
         return GetResult(tuple(kvs), count, more, self.revision)
+
+    def _read_key(self, get: Get) -> GetResult:
+        """One key as it is now: most reads."""
+        kv = self._live.get(get.key)
+        if kv is None:
+            return GetResult((), 0, False, self.revision)
+        if get.keys_only:
+            kv = KeyValue(kv.key, b"", kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+        return GetResult((kv,), 1, False, self.revision)
 
     def _range(self, key: bytes, end: bytes, revision: int) -> list[KeyValue]:
         if revision == 0:
@@ -197,7 +209,11 @@ class Mvcc:
     def apply(self, compares: Sequence[Compare], ops: Sequence[Op], else_ops: Sequence[Op]) -> TxnResult:
         check_branch(ops)
         check_branch(else_ops)
-        succeeded = all(self._compare(c) for c in compares)
+        succeeded = True
+        for compare in compares:
+            if not self._compare(compare):
+                succeeded = False
+                break
         branch = ops if succeeded else else_ops
         self._check_applicable(branch)
         revision = self.revision + 1

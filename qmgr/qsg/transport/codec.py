@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from qsg.transport.contract import TransportError
 
 M = TypeVar("M", bound=Message)
+_TYPES = tuple(bytes((kind,)) for kind in range(256))
 
 
 class ProtocolError(TransportError):
@@ -17,7 +18,7 @@ class ProtocolError(TransportError):
 
 def encode(kind: int, message: Message | bytes = b"") -> bytes:
     """One frame; `message` may be serialised already."""
-    return bytes((kind,)) + (message if isinstance(message, bytes) else message.SerializeToString())
+    return _TYPES[kind] + (message if isinstance(message, bytes) else message.SerializeToString())
 
 
 def decode(frame: bytes) -> tuple[int, bytes]:

@@ -135,6 +135,7 @@ class Mux:
         """Called once when the link is lost, before its sessions end."""
         self._control = control
         self._outbox = FrameQueue()
+        self._next_beat: asyncio.TimerHandle | None = None
 
     @property
     def closed(self) -> bool:
@@ -156,7 +157,8 @@ class Mux:
     async def run(self) -> None:
         """Relays until the link is lost; then every session has ended. Raises `LinkLost`. The stream is closed by the caller."""
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(work) for work in (self._read(), self._write(), self._beat())]
+        tasks = [loop.create_task(work) for work in (self._read(), self._write())]
+        self._beat()
         lost = LinkLost("given up here")
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -169,6 +171,8 @@ class Mux:
             lost = LinkLost(str(e))
             raise lost from e
         finally:
+            if self._next_beat is not None:
+                self._next_beat.cancel()
             self.on_lost(lost)
             self.abandon()
             await ended(*tasks)
@@ -222,7 +226,6 @@ class Mux:
         while True:
             await self.stream.send(await self._outbox.get())
 
-    async def _beat(self) -> None:
-        while True:
-            self.put(pb.LOCAL_BEAT)
-            await asyncio.sleep(BEAT_S)
+    def _beat(self) -> None:
+        self.put(pb.LOCAL_BEAT)
+        self._next_beat = asyncio.get_running_loop().call_later(BEAT_S, self._beat)
