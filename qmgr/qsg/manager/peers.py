@@ -314,12 +314,17 @@ class PeerLinks:
     def _beat(self) -> pb.PeerBeat:
         now = asyncio.get_running_loop().time()
         load = self.own_load()
-        beat = pb.PeerBeat(channels=load.channels, channels_max=load.channels_max, initiator=load.initiator, draining=load.draining)
-        beat.structures.extend(sorted(load.structures))
+        beat = pb.PeerBeat(
+            channels=load.channels,
+            channels_max=load.channels_max,
+            initiator=load.initiator,
+            draining=load.draining,
+            structures=sorted(load.structures),
+        )
         for link in self._links.values():
             if link.reached:
                 silent_ms = min(round(1000 * (now - link.heard_at)), 0xFFFFFFFF)
-                beat.silences.append(pb.Silence(member=link.member, incarnation=link.reached, silent_ms=silent_ms, refused=link.refused))
+                beat.silences.add(member=link.member, incarnation=link.reached, silent_ms=silent_ms, refused=link.refused)
         return beat
 
     async def _answer(self, stream: Stream, member: str, request: pb.Request) -> None:

@@ -121,6 +121,8 @@ class UnitOfWork:
     def _cost(self, more: list[tuple[str, bool, int]]) -> _Cost:
         """What the commit would take, at worst, with further puts (queue, large, size)."""
         cost = _Cost()
+        if not (more or self._puts or self._parts):
+            return cost
         queues: set[str] = set()
         filled: dict[tuple[str, int], int] = {}
         puts = [(h.placement.queue, h.stage is not None, len(h.message.body)) for h in self._puts]

@@ -37,6 +37,10 @@ class Lane:
     name: str = ""
     guard_key: bytes = b""
     member_key: bytes = b""
+    mine: Compare = field(init=False)
+    """Our member key is unchanged: in every transaction."""
+    reads: tuple[Get, Get] = field(init=False)
+    """Of member key and guard: in every else branch."""
     counter: int = 0
     totals: dict[str, Cell] = field(default_factory=dict)
     """By queue. One not there is taken for absent; its compare tells when it is not."""
@@ -46,6 +50,8 @@ class Lane:
         self.name = keys.lane(self.member, self.slot)
         self.guard_key = keys.guard(self.member, self.slot)
         self.member_key = keys.member(self.member)
+        self.mine = created_at(self.member_key, self.incarnation)
+        self.reads = Get(self.member_key, keys_only=True), Get(self.guard_key)
 
     def next_suffix(self) -> keys.Suffix:
         self.counter += 1
@@ -194,8 +200,7 @@ def read_guard(kv: KeyValue | None) -> Guard:
 
 
 def own(lane: Lane, guard: Guard) -> tuple[list[Compare], list[Get]]:
-    compares = [created_at(lane.member_key, lane.incarnation), unchanged(lane.guard_key, guard.revision)]
-    return compares, [Get(lane.member_key, keys_only=True), Get(lane.guard_key)]
+    return [lane.mine, unchanged(lane.guard_key, guard.revision)], [*lane.reads]
 
 
 def guard_put(lane: Lane, guard: Guard, attempt: bytes) -> Put:
