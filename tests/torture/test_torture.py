@@ -113,6 +113,17 @@ def test_a_stale_read_is_told(stale: list[tuple[float, float, int, int]]) -> Non
     assert "not linearizable" in problem
 
 
+def test_an_hour_is_judged_at_once() -> None:
+    """Searched for an order, it was not within half an hour."""
+    changes = [(2 * n, float(n), False) for n in range(1, 20_001)]
+    reads = [(n - 0.5, n + 0.4, 2 * n, 2 * n) for n in range(1, 20_001)]
+    assert audited(*changes, reads=reads) == []
+    (problem,) = audited(*changes, reads=[*reads, (15_000.5, 15_000.6, 29_998, 29_999)])
+    assert "revision 30000 was seen by 15000.000" in problem
+    (problem,) = audited(*changes, reads=[(1.0, 2.0, 7, 8)])
+    assert "revision 7 was read" in problem
+
+
 # Histories
 
 
