@@ -26,6 +26,7 @@ SEEDS = 12
         ("deleted_before_the_confirm", "is deleted, and "),
         ("confirmed_before_the_commit", "confirmed, and "),
         ("watch_from_the_wrong_revision", "a live copy of "),
+        ("verdict_by_name", "and lives, is declared dead by "),
     ],
 )
 def test_what_is_wrong_is_told(bug: str, told: str) -> None:
