@@ -19,7 +19,7 @@ from qsg.process.local import IN_CHANNEL, OUT_CHANNEL, REMOTE
 from qsg.process.queue_manager import read_definitions
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.reasons import Reason
-from support.group import ConfiguredGroup, Flow, connected, eventually, flowing, running, status
+from support.group import ConfiguredGroup, Flow, connected, eventually, flowing, running, sees_all, status
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.processes]
 
@@ -389,6 +389,8 @@ async def test_a_newer_process_of_the_same_name_displaces_the_older(group: Confi
         "local_listener": "127.0.0.1:0",
     }
     path = written(tmp_path / "member.yaml", own)
+    async with connected(group, "X") as x:  # a Y that was killed just now and starts again later would be the newer one
+        await eventually(lambda: sees_all(x, group), 30, "Y is there")
     old = group.supervisor.child("Y")
     old.restart = False
     newer = await group.supervisor.start("newer Y", [sys.executable, "-m", "qsg.process.run", "serve", path], restart=False)

@@ -109,7 +109,7 @@ async def is_running(queue_manager: qsg.QueueManager, *channels: str) -> bool:
     return all([(await status(queue_manager, channel))["status"] == "RUNNING" for channel in channels])
 
 
-async def _sees_all(at: qsg.QueueManager, group: LocalGroup) -> bool:
+async def sees_all(at: qsg.QueueManager, group: LocalGroup) -> bool:
     return there(await at.inquire("group")) >= set(group.members)
 
 
@@ -122,7 +122,7 @@ async def running(directory: Path, **options: Any) -> AsyncIterator[ConfiguredGr
         for name, address in group.addresses.items():
             async with qsg.connect(address, connect_s=READY_S) as at:
                 if name != REMOTE:
-                    await eventually(partial(_sees_all, at, group), READY_S, f"{name} is linked to all members")
+                    await eventually(partial(sees_all, at, group), READY_S, f"{name} is linked to all members")
         yield group
     finally:
         await group.stop()
