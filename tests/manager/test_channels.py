@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -17,7 +18,7 @@ from qsg.rules import keys, status
 from qsg.rules.definitions import Channel, Queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Sight
-from qsg.rules.unit import Committed
+from qsg.rules.unit import Committed, Unit
 from qsg.store.contract import KeyValue
 from support.channel_group import APART, CHANNEL, XMITQ, others, owner, sending, texts, town
 from support.simulated import simulated
@@ -73,6 +74,36 @@ async def test_an_idle_channel_ends_clean_and_is_triggered_again(apart: bool) ->
         await t.put(texts(2, 4), t.stations["Y"])
         await t.until_arrived(texts(0, 4))
         await t.until(pb.INACTIVE)
+
+
+@APART
+@pytest.mark.parametrize("when", ["with it", "behind it here", "behind it elsewhere"])
+@simulated
+async def test_a_put_just_as_an_idle_channel_ends_triggers_it_at_once(when: str, apart: bool) -> None:
+    """Not only by level, a second or two later. The lock may go in the very transaction in which the same member puts."""
+    async with town("X", "Y", apart=apart, disconnect_interval_s=0.5) as t:
+        await t.put(texts(0, 2), t.stations["X"])
+        await t.until_arrived(texts(0, 2))
+        station = t.stations[await owner(t)]
+        home, putting = station.structures[t.home], list[asyncio.Task[None]]()
+        commit = home.commit
+        at = others(t, station.name)[0] if when.endswith("elsewhere") else station
+
+        async def committing(unit: Unit, **how: Any) -> Committed:
+            if unit.label != "unlock":
+                return await commit(unit, **how)
+            home.commit = commit  # type: ignore[method-assign]
+            releasing = asyncio.ensure_future(commit(unit))
+            if when != "with it":
+                await releasing
+            putting.append(asyncio.create_task(t.put(texts(2, 4), at)))
+            return await releasing
+
+        home.commit = committing  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            while not putting:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await t.until_arrived(texts(0, 4), timeout_s=0.4)
 
 
 @APART

@@ -1,7 +1,8 @@
 """What single commits promise, beside what `support.histories` judges: each is looked at in its instant, in one store.
 
 A member that has just joined, and lives, is declared dead by nobody: a verdict is of the incarnation that was accused. A channel that ends
-because nothing is left to send leaves nothing on its queue (seen only where one transaction writes both its lock and its entry).
+because nothing is left to send leaves nothing on its queue (seen only where one transaction writes both its lock and its entry), but for
+what the same transaction put there.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Promises:
             self._entries[key] = pb.ChannelStatus.FromString(event.kv.value)
         elif before is not None and before.state == pb.RUNNING and not self._land.pods[before.owner].is_stopping:
             queue = before.transmission_queue
-            if any(e.deleted and e.kv.key == keys.lock(queue) for e in events):
+            put_with_it = any(e.kv.key.startswith(keys.totals(queue)) for e in events)  # and triggers it anew
+            if not put_with_it and any(e.deleted and e.kv.key == keys.lock(queue) for e in events):
                 found = self._land.stores()[store].state.read(get_prefix(keys.totals(queue))).kvs
                 totals = [pb.Totals.FromString(kv.value) for kv in found]
                 if left := sum(t.put - t.got for t in totals):

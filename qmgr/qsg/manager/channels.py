@@ -1,6 +1,6 @@
 """The channels of this member: which to look after, when to start one, where, and how to give all of them away.
 
-Owns one `Caretaker` for each channel that this member runs, pursues or stops; the triggers (by event and by level); start requests of
+Owns one `Caretaker` for each channel that this member runs, pursues or stops; what is looked at by level; start requests of
 peers; recovery; the planned drain. Invariant: at most one caretaker a channel in this process. Does not guarantee that a channel runs
 here: the table, the lock and the fence decide; this only tries.
 """
@@ -28,19 +28,19 @@ from qsg.manager.sending import Grant, Sender
 from qsg.manager.steps import Driver
 from qsg.manager.structure import Structure
 from qsg.manager.table import StatusTable
+from qsg.manager.triggers import Triggers
 from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
-from qsg.rules import balance, internal, keys, status
+from qsg.rules import internal, keys, status
 from qsg.rules.balance import Load
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.handover import given, is_gift
 from qsg.rules.ownership import Held, Leftover, Occasion, recover
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.records import Damaged, read_record
 from qsg.rules.steps import Place, Sight
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.rules.world import World
-from qsg.store.contract import StoreError, get_prefix
+from qsg.store.contract import StoreError
 
 log = structlog.get_logger()
 
@@ -48,8 +48,6 @@ LEVEL_S = 2.0
 """How often transmission queues without an owner, and entries without one, are looked for."""
 WATCH_S = 0.25
 OUT_OF_REACH_S = 1.5
-ASKED_S = 0.5
-"""A start that another member was asked for is not asked for again so soon."""
 DRAIN_S = 10.0
 HAND_OVER_S = 2.0
 """How long a draining member looks for one that can take its channels."""
@@ -90,9 +88,7 @@ class ChannelSupervisor:
         )
         self.recovery = Recovery(self.office, self._adopt, lambda: self._care, self._pinned)
         self._care: dict[str, Caretaker] = {}
-        self._senders_of: dict[str, list[str]] = {}
-        """Transmission queue -> its sender channels."""
-        self._asked: dict[str, float] = {}
+        self.triggers = Triggers(self)
         self._unreachable: dict[str, float] = {}
         self._cut_off: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,10 +101,7 @@ class ChannelSupervisor:
         for table in self.tables.values():
             table.on_change.append(self._entry_changed)
             await table.start()
-        self.catalog.on_change.append(self._definitions_changed)
-        self._definitions_changed()
-        for structure in self.structures.values():
-            structure.on_commit.append(self._committed)
+        self.triggers.start()
         if self.members is not None:
             self.members.on_gone.append(self.recovery.member_gone)
         if self.peers is not None:
@@ -119,17 +112,13 @@ class ChannelSupervisor:
         self._started = True
         self._tell_peers()
         self.recovery.sweep()
-        self._spawn(self._level(), "triggers by level")
-        self._spawn(self._watch_structures(), "reach of structures")
+        self.spawn(self._level(), "triggers by level")
+        self.spawn(self._watch_structures(), "reach of structures")
 
     async def close(self) -> None:
         """Ends everything as it stands; `drain` first where channels are to go on elsewhere."""
         self._started = False
-        for structure in self.structures.values():
-            if self._committed in structure.on_commit:
-                structure.on_commit.remove(self._committed)
-        if self._definitions_changed in self.catalog.on_change:
-            self.catalog.on_change.remove(self._definitions_changed)
+        self.triggers.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -154,6 +143,9 @@ class ChannelSupervisor:
     @property
     def channels(self) -> dict[str, Caretaker]:
         return dict(self._care)
+
+    def looks_after(self, channel: str) -> bool:
+        return channel in self._care
 
     def find(self, channel: str) -> Place | None:
         """A sender channel and where its records lie; None when it is not defined, or its transmission queue is not.
@@ -229,6 +221,7 @@ class ChannelSupervisor:
     def _ended(self, care: Caretaker) -> None:
         if self._care.get(care.name) is care:
             del self._care[care.name]
+            self.triggers.gone(care.name)
 
     def _is_mine(self, admin: str, entry: pb.ChannelStatus) -> bool:
         return (entry.owner, entry.owner_incarnation) == (self.member, self.structures[admin].incarnation)
@@ -304,61 +297,14 @@ class ChannelSupervisor:
             recover(self.driver.me, place.admin, leftover, self.world.wall_ms(), 0.0, self.world.id), f"recover {channel}"
         )
 
-    # Triggers
-
-    def _definitions_changed(self) -> None:
-        senders: dict[str, list[str]] = {}
-        for name, channel in self.catalog.channels().items():
-            if channel.type == "sender":
-                senders.setdefault(channel.transmission_queue, []).append(name)
-        for name, queue in self.catalog.queues().items():
-            if queue.internal_target:
-                senders.setdefault(name, []).append(name)
-        self._senders_of = senders
-
-    def _committed(self, revision: int, queues: frozenset[str]) -> None:
-        """By event: a transmission queue was put to here."""
-        for queue in sorted(queues):
-            for channel in self._senders_of.get(queue, ()):
-                self._trigger(channel)
-
-    def _trigger(self, channel: str, *, anywhere: bool = False) -> None:
-        """Starts a channel that has messages and no entry (one with an entry runs, is wanted, or is stopped)."""
-        place = None if channel in self._care or self.office.draining else self.find(channel)
-        if place is None or self.tables[place.admin].has(channel):
-            return
-        now = asyncio.get_running_loop().time()
-        if now - self._asked.get(channel, -ASKED_S) < ASKED_S:
-            return
-        loads = self.office.loads() if place.admin != PRIVATE else [self.own_load()]
-        only = self.only_at(place)
-        if only:
-            loads = [load for load in loads if load.member == only]
-        best = balance.choose(loads, channel, {place.admin, place.structure})
-        if best is None:
-            return
-        self._asked[channel] = now
-        self._spawn(self._triggered(place, best), f"trigger {channel}")
-
-    async def _triggered(self, place: Place, target: str) -> None:
-        name = place.channel.name
-        try:
-            if target != self.member and self.peers is not None:
-                try:
-                    await self.peers.request(target, peer_pb2.Request(start=peer_pb2.StartChannel(channel=name, cause="trigger")))
-                    return
-                except PeerUnreachable as error:
-                    log.info("trigger not answered", channel=name, member=target, error=str(error))
-            await self.start_channel(name, Occasion("trigger", self.world.wall_ms()))
-        except Refusal as refusal:
-            log.info("trigger refused", channel=name, member=target, reason=refusal.reason.name, detail=refusal.detail)
+    # By level
 
     async def _level(self) -> None:
         """By level: at start and every few seconds, whatever was missed (H6b)."""
         while True:
             try:
                 await self.recovery.swept()
-                await self._look_at_queues()
+                await self.triggers.look()
                 for name, table in self.tables.items():
                     await self.inbound.sweep(name, table.inbound())
                     await self._remove_undefined(table)
@@ -375,26 +321,6 @@ class ChannelSupervisor:
             if self.catalog.channel(entry.channel) is None and entry.channel not in self._care:
                 await remove_entry(table, entry.channel, self.driver.me, log_as="definition deleted")
 
-    async def _look_at_queues(self) -> None:
-        waiting: dict[str, list[Place]] = {}
-        for channels in self._senders_of.values():
-            for channel in channels:
-                place = self.find(channel)
-                if place is not None and channel not in self._care and not self.tables[place.admin].has(channel):
-                    waiting.setdefault(place.structure, []).append(place)
-        for structure, places in waiting.items():
-            if structure not in self.structures or not self.structures[structure].reachable:
-                continue
-            _, results = await self.structures[structure].read(*(get_prefix(keys.totals(place.queue)) for place in places))
-            for place, result in zip(places, results, strict=True):
-                try:
-                    totals = [read_record(pb.Totals, kv.value, kv.key) for kv in result.kvs]
-                except Damaged as damaged:
-                    log.error("a queue's totals cannot be read", queue=place.queue, detail=damaged.detail)
-                    continue
-                if sum(t.put - t.got for t in totals) > 0:
-                    self._trigger(place.channel.name)
-
     # What happens around
 
     def _entry_changed(self, channel: str, entry: pb.ChannelStatus | None, revision: int) -> None:
@@ -402,13 +328,15 @@ class ChannelSupervisor:
         if care is not None:
             care.entry_changed(entry, revision)
             return
+        if entry is None:
+            self.triggers.gone(channel)
         place = self.find(channel)
         if place is None or entry is None or not self._started or not self._is_mine(place.admin, entry):
             return
         if entry.state in (pb.STOPPING, *status.WANTED):
             self._look_after(place, self._passage_of(entry)).start()
         elif entry.state == pb.STARTING:
-            self._spawn(self.recovery.sweep_later(), f"gift of {channel}")
+            self.spawn(self.recovery.sweep_later(), f"gift of {channel}")
 
     def _passage_of(self, entry: pb.ChannelStatus) -> Passage | None:
         """Of a takeover that is under way, as far as the entry tells."""
@@ -427,9 +355,7 @@ class ChannelSupervisor:
         for care in self._care.values():
             care.entry_changed(None, 0)
         self.recovery.sweep()
-        for channels in self._senders_of.values():
-            for channel in channels:
-                self._asked.pop(channel, None)
+        self.triggers.ask_anew()
 
     def initiator_lost(self, initiator: int, cause: str) -> None:
         """Its senders end by themselves, with their sessions; what no task looks after is found by recovery (patent, scenario 3)."""
@@ -456,7 +382,7 @@ class ChannelSupervisor:
             care.abandon()
         if name != PRIVATE and self.peers is not None and now - self._cut_off.get(name, -OUT_OF_REACH_S) >= OUT_OF_REACH_S:
             self._cut_off[name] = now
-            self._spawn(self._ask_cut_off(name), f"cut off from {name}")
+            self.spawn(self._ask_cut_off(name), f"cut off from {name}")
 
     async def _ask_cut_off(self, name: str) -> None:
         """A peer deletes our member key there, so that what we hold in it is void."""
@@ -485,7 +411,7 @@ class ChannelSupervisor:
             raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, repr(error)) from error
         return ""
 
-    def _spawn(self, work: object, name: str) -> None:
+    def spawn(self, work: object, name: str) -> None:
         assert asyncio.iscoroutine(work)
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
