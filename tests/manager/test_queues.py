@@ -282,6 +282,23 @@ async def test_late_put_of_an_older_epoch_fails() -> None:
         assert await y.get("A", 9) == [b"1"]
 
 
+async def test_an_opening_that_comes_late_for_a_connection_that_has_ended_shuts_nobody_out() -> None:
+    """Found by simulation seed 40165: a slow store held the opening up, and the application that was started anew was refused for good."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        await x.queues.open_producer("P", "A")
+        x.stores["app1"].pause()
+        there = True
+        late = asyncio.create_task(x.queues.open_producer("P", structure="app1", wanted=lambda: there))
+        await asyncio.sleep(0.05)
+        there = False
+        second = await y.queues.open_producer("P", structure="app1")
+        x.stores["app1"].resume()
+        await refused(late, Reason.CONNECTION_BROKEN)
+        await send(y, second.epoch, 1, b"1")
+        assert await y.get("A", 9) == [b"1"]
+
+
 async def test_name_that_leads_elsewhere_is_settled_where_it_led() -> None:
     """Interleaving N4: 1 committed in app1, its answer was lost, the alias moves to app2, 1 is repeated."""
     async with group("admin", "app1", "app2") as g:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from qsg.manager.clients import Got, Work
-from qsg.manager.producers import ProducerNumber, ProducerState
+from qsg.manager.producers import ProducerNumber, ProducerState, Wanted
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.reasons import Reason, Refusal
@@ -163,7 +163,7 @@ class FakeBackend:
         page = list(self.group.queues[browse.queue])[start : start + browse.messages_max]
         return [FakeGot(message.SerializeToString(), backouts) for message, backouts in page], b"%d" % (start + len(page))
 
-    async def open_producer(self, opening: pb.OpenProducer) -> ProducerState:
+    async def open_producer(self, opening: pb.OpenProducer, wanted: Wanted) -> ProducerState:
         structure = opening.structure or self.group.home(opening.queue)
         await self.group.gate("before open", self.member)
         epoch, last = self.group.producers.get((opening.producer, structure), (0, 0))

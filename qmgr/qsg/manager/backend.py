@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from qsg.manager.browsing import BrowseSpec
 from qsg.manager.clients import Got, Work
 from qsg.manager.getting import GetSpec
-from qsg.manager.producers import ProducerNumber, ProducerState
+from qsg.manager.producers import ProducerNumber, ProducerState, Wanted
 from qsg.manager.queues import PutRequest, QueueService
 from qsg.manager.units import UnitOfWork
 from qsg.pb import client_pb2 as pb
@@ -55,9 +55,14 @@ class QueueManagerBackend:
         )
         return await self._queues.browse(spec)
 
-    async def open_producer(self, opening: pb.OpenProducer) -> ProducerState:
+    async def open_producer(self, opening: pb.OpenProducer, wanted: Wanted) -> ProducerState:
         return await self._queues.open_producer(
-            opening.producer, opening.queue, opening.queue_manager, structure=opening.structure, lifetime_ms=opening.lifetime_ms
+            opening.producer,
+            opening.queue,
+            opening.queue_manager,
+            structure=opening.structure,
+            lifetime_ms=opening.lifetime_ms,
+            wanted=wanted,
         )
 
     async def inquire(self, kind: str, name: str) -> object:

@@ -448,7 +448,7 @@ class Connection:
             opening.producer = self._producer
         if not opening.producer:
             raise Refusal(Reason.OPTIONS_ERROR, "a producer needs a name")
-        opened = await self._backend.open_producer(opening)
+        opened = await self._backend.open_producer(opening, lambda: not self._ending)
         self._epochs[opening.producer, opened.structure] = opened.epoch
         response.producer_epoch, response.producer_last, response.structure = opened.epoch, opened.last, opened.structure
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qsg.manager.producers import ProducerNumber, ProducerState
+from qsg.manager.producers import ProducerNumber, ProducerState, Wanted
 from qsg.pb import client_pb2 as pb
 
 SERVICE = "qsg.v1.Client"
@@ -49,7 +49,9 @@ class Backend(Protocol):
 
     async def browse(self, browse: pb.Browse) -> tuple[Sequence[Got], bytes]: ...
 
-    async def open_producer(self, opening: pb.OpenProducer) -> ProducerState: ...
+    async def open_producer(self, opening: pb.OpenProducer, wanted: Wanted) -> ProducerState:
+        """Nothing is done once it is not `wanted` any more."""
+        ...
 
     async def inquire(self, kind: str, name: str) -> object: ...
 

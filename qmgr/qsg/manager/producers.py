@@ -9,6 +9,7 @@ wall clock, since the record's own count is gone).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qsg.manager.catalog import swap
@@ -23,6 +24,13 @@ from qsg.rules.world import World
 LIFETIME_MS = 7 * 24 * 3600 * 1000
 KNOWN_MAX = 10_000
 """Cells kept by one member; the oldest are read again at next use."""
+
+Wanted = Callable[[], bool]
+"""Whether who asked is still there."""
+
+
+def always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +68,19 @@ class Producers:
         self._cells: dict[tuple[str, str], Cell] = {}
         self._lifetimes: dict[tuple[str, str], int] = {}
 
-    async def open(self, structure: Structure, producer: str, lifetime_ms: int = 0) -> ProducerState:
-        """Raises the producer's epoch; older connections are refused from now on."""
+    async def open(self, structure: Structure, producer: str, lifetime_ms: int = 0, wanted: Wanted = always) -> ProducerState:
+        """Raises the producer's epoch; older connections are refused from now on.
+
+        Raises `Refusal` CONNECTION_BROKEN once it is not `wanted` any more: an opening that a slow store held up, or that is tried again,
+        must not shut out the connection that came after its own.
+        """
         now_ms = self.world.wall_ms()
         lifetime_ms = lifetime_ms or LIFETIME_MS
         opened = pb.ProducerRecord()
 
         def apply(value: bytes | None) -> bytes:
+            if not wanted():
+                raise Refusal(Reason.CONNECTION_BROKEN, f"{producer}: the connection that opens it has ended")
             present = read_record(pb.ProducerRecord, value) if value is not None else pb.ProducerRecord()
             known = value is not None and present.expires_at_ms > now_ms
             opened.epoch = max(present.epoch + 1, 0 if known else now_ms)

@@ -21,7 +21,7 @@ from qsg.manager.forgetting import ProducerCleaner
 from qsg.manager.getting import GetSpec, GetterLoop, GotMessage
 from qsg.manager.large import Stage, StageCleaner
 from qsg.manager.placing import Depth, Placement, Placer, check_message, check_size, depth_of, entry_of, release
-from qsg.manager.producers import Applied, ProducerNumber, Producers, ProducerState
+from qsg.manager.producers import Applied, ProducerNumber, Producers, ProducerState, Wanted, always
 from qsg.manager.queue_store import Opened, QueueStore
 from qsg.manager.structure import Structure
 from qsg.manager.units import Held, UnitOfWork
@@ -363,14 +363,21 @@ class QueueService:
     # Producers
 
     async def open_producer(
-        self, producer: str, queue: str = "", queue_manager: str = "", *, structure: str = "", lifetime_ms: int = 0
+        self,
+        producer: str,
+        queue: str = "",
+        queue_manager: str = "",
+        *,
+        structure: str = "",
+        lifetime_ms: int = 0,
+        wanted: Wanted = always,
     ) -> ProducerState:
-        """Raises the producer's epoch in `structure`, or in the one that the queue's name leads to."""
+        """Raises the producer's epoch in `structure`, or in the one that the queue's name leads to, while it is `wanted`."""
         if structure:
             where = self.catalog.structure(structure)
         else:
             where = (await self.placer.put(queue, queue_manager, messages=0)).structure
-        return await self.producers.open(where, producer, lifetime_ms)
+        return await self.producers.open(where, producer, lifetime_ms, wanted)
 
     # Administration
 
