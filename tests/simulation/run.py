@@ -209,6 +209,8 @@ class Story:
         while land.loop.time() < until and (land.tally.missing or not self._producers_done()):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         self.drained_s = land.loop.time() - LOAD_S
+        if not self._producers_done():
+            land.violation(f"an application still waits for its puts {DRAIN_S:.0f} s after the faults")
         await asyncio.sleep(max(3.0, QUIET_S - land.loop.time()))
         for problem in await self.copies.problems():
             land.violation(problem)
