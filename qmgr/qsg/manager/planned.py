@@ -7,6 +7,7 @@ that the channel stays where it was moved to: the next failure or planned stop m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -55,12 +56,9 @@ async def begin_move(supervisor: ChannelSupervisor, place: Place, to: str) -> tu
 
 async def hand_all_over(care: Mapping[str, Caretaker], timeout_s: float) -> None:
     """Returns when nobody looks after a channel here any more. One may still come: given by a member that ends too, and did not know."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + timeout_s
     for one in care.values():
         one.hand_over()
-    while care and loop.time() < until:
-        ends = [asyncio.ensure_future(one.finished()) for one in care.values()]
-        await asyncio.wait(ends, timeout=until - loop.time())
-        for end in ends:
-            end.cancel()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while care:
+                await asyncio.gather(*(one.finished() for one in care.values()))
