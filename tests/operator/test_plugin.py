@@ -137,7 +137,12 @@ def test_commands_go_to_the_group_with_the_applications_certificate(stage: Stage
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_ended_leaves_nothing_behind(stage: Stage, tmp_path: Path, number: signal.Signals) -> None:
     command, environment = stage.prepared("get", "A", "--wait-ms", "60000")
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+
+    def heed() -> None:
+        signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored, and rightly so
+
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, preexec_fn=heed) as process:
         keys = tmp_path / "run"
         until = time.monotonic() + 30
         while not list(keys.glob("*/tls.key")) or sum("port-forward" in line for line in stage.log) < 2:
