@@ -12,7 +12,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
 from qsg.store.contract import Delete, Get
-from qsg.store.memory import Faults
+from qsg.store.memory import Fault, Faults
 from qsg.transport.codec import encode
 from qsg.transport.contract import TransportError
 from support.channel_group import sending, texts, town
@@ -115,6 +115,33 @@ async def test_a_verdict_half_done_is_finished_by_whoever_sees_it() -> None:
             while b"m/X" in t.prefix("app1", keys.MEMBERS):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert t.prefix("app1", keys.MEMBERS) == [b"m/Y"]
+
+
+class _Slow(Faults):
+    def request(self, kind: str) -> Fault:
+        return Fault(delay_s=0.25)
+
+    def watch_delay_s(self) -> float:
+        return 0.15
+
+
+@simulated
+async def test_a_verdict_that_the_successor_has_forestalled_leaves_it_alone() -> None:
+    """Simulation seed 519: the accuser saw the new key in one structure before it saw that the old one was gone from admin."""
+    async with town("X", "Y", apart=True) as t:
+        y = t.stations["Y"]
+        assert y.members is not None
+        before = t.stations["X"].structures["admin"].incarnation
+        y.stores["admin"].faults = _Slow()
+        await t.kill("X")
+        x = await t.station("X")
+        await asyncio.sleep(0.05)
+        assert y.members.registered["X"] == before, "it does not know better yet"
+        assert "X" in y.members.in_structure("app1")
+        y.members.execute("X", before, "test", 0.0)
+        await asyncio.sleep(1.0)
+        assert y.members.registered["X"] == x.structures["admin"].incarnation
+        assert not any(s.fenced.is_set() for s in x.structures.values())
 
 
 @simulated

@@ -98,7 +98,8 @@ class Members:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         elsewhere = self._elsewhere(member)
-        if not await self._delete(self._admin, member, incarnation):
+        done = await self._delete(self._admin, member, incarnation)
+        if done is False or (done is None and incarnation == self.registered.get(member)):
             return
         log.warning(
             "member is dead",
@@ -109,10 +110,12 @@ class Members:
             verdict_ms=round(1000 * (loop.time() - begun), 1),
         )
         self._tell(member, incarnation, cause, silent_ms + 1000 * (loop.time() - begun))
-        await asyncio.gather(*(self._delete(name, member, there) for name, there in elsewhere.items()))
+        # If somebody else was faster, that may be its successor: our copy of another structure can be ahead of that of admin.
+        also = self._delete if done else self._finish_in
+        await asyncio.gather(*(also(name, member, there) for name, there in elsewhere.items()))
 
     def _elsewhere(self, member: str) -> dict[str, int]:
-        """Its keys in the other structures, as they were before the verdict: they are not of a successor, which comes to admin first."""
+        """Its keys in the other structures: not a successor's if its key in admin is deleted after this, for one comes there first."""
         found = {}
         for name, follower in self._followers.items():
             kv = follower.items.get(keys.member(member))
@@ -120,11 +123,12 @@ class Members:
                 found[name] = kv.create_revision
         return found
 
-    async def _delete(self, structure: str, member: str, incarnation: int) -> bool:
+    async def _delete(self, structure: str, member: str, incarnation: int) -> bool | None:
+        """None: it was not there. False: whether it is, is not known."""
         try:
             await self._structures[structure].commit(execution(member, incarnation))
         except CompareFailed:
-            return structure == self._admin and incarnation != self.registered.get(member)
+            return None
         except (Fenced, OutcomeUnknown, Refusal) as error:
             log.info("verdict not carried out", member=member, structure=structure, error=repr(error))
             return False
