@@ -20,6 +20,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Sight
 from qsg.rules.unit import Committed, Unit
 from qsg.store.contract import KeyValue
+from qsg.store.memory import Faults
 from support.channel_group import APART, CHANNEL, XMITQ, others, owner, sending, texts, town
 from support.simulated import simulated
 
@@ -74,6 +75,24 @@ async def test_an_idle_channel_ends_clean_and_is_triggered_again(apart: bool) ->
         await t.put(texts(2, 4), t.stations["Y"])
         await t.until_arrived(texts(0, 4))
         await t.until(pb.INACTIVE)
+
+
+class _Late(Faults):
+    def watch_delay_s(self) -> float:
+        return 1.5
+
+
+@simulated
+async def test_a_stop_that_a_report_of_the_owner_meets_before_it_is_told_is_done() -> None:
+    """Simulation seed 568: the failed report brought the owner's copy of the entry up to date, and what it was told then seemed old."""
+    async with town("X", "Y") as t:
+        first, (other,) = await sending(t, 2)
+        t.stations[first].stores["admin"].faults = _Late()
+        stopping = asyncio.create_task(other.command("stop", channel=CHANNEL, wait_s=8))
+        for n in range(2, 20):
+            await t.put(texts(n, n + 1), other)
+            await asyncio.sleep(0.1)
+        assert (await stopping)["status"] == "STOPPED"
 
 
 @APART

@@ -95,7 +95,8 @@ class Caretaker:
         if held is None:
             if not revision or revision > self.care.written_at:
                 self.care.wake.set()
-        elif revision > held.entry.mod_revision and (entry is None or entry.request not in (held.request, self.gift)):
+        elif revision >= held.entry.mod_revision and (entry is None or entry.request not in (held.request, self.gift)):
+            # Equal: a write of our own that failed on it has shown it to us before.
             mine = entry is not None and entry.owner == self.care.office.driver.member
             self.stop(force=not (mine and entry is not None and entry.state == pb.STOPPING and not entry.stop_force))
 
