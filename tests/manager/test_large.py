@@ -109,6 +109,25 @@ async def test_stages_of_the_dead_are_cleaned_and_those_of_the_living_are_not() 
         assert len([k for k in await remains(y) if b"/x/" in k]) == 13
 
 
+async def test_what_could_not_be_removed_at_once_is_removed_later() -> None:
+    """Simulation seed 1136: a session ended while its store was out of reach; its member lived on, and so did what was staged."""
+    async with group() as g:
+        (x,) = await members(g, "X")
+        opened = await x.queues.open_for_get("A")
+        stages = [await large.stage_message(opened, x.world, BODY) for _ in range(2)]
+        x.stores["app1"].pause()
+        discarding = asyncio.create_task(large.discard(opened.structure, *stages))
+        await asyncio.sleep(0.1)
+        discarding.cancel()
+        await asyncio.gather(discarding, return_exceptions=True)
+        x.stores["app1"].resume()
+        assert len([k for k in await remains(x) if b"/x/" in k]) >= 13
+
+        await StageCleaner(x.catalog).clean()
+
+        assert await remains(x) == [] and not opened.structure.abandoned
+
+
 async def test_published_message_of_a_dead_member_stays() -> None:
     """Interleaving N8: X publishes, acknowledges and dies; a cleaner must not take its body for staged."""
     async with group() as g:

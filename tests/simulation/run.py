@@ -23,8 +23,8 @@ from simulation.tempo import HEARTBEAT_MS, tempo
 from support.calls import Calls
 from support.whole import DLQ
 
-QUIET_S = LOAD_S + 10
-"""From then on nothing happens any more."""
+QUIET_S = LOAD_S + 14
+"""From then on nothing happens any more: a drain that began last has had its ten seconds, and who was stopped is back."""
 QUIET_LEAST_S = 5.0
 DRAIN_S = 60.0
 """Within so long after the faults everything has arrived."""

@@ -24,7 +24,7 @@ from qsg.rules import segments
 from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.receiver import RETRYABLE, Arrival
-from qsg.rules.unit import CompareFailed, NewMessage, NewSegment, Unit
+from qsg.rules.unit import NewMessage, NewSegment, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Compare
 
@@ -289,12 +289,8 @@ class Deliverer:
         stages = [staging.stage for staging in self._staging.values() if staging.stage is not None]
         begun = await asyncio.gather(*self._begun, return_exceptions=True)
         stages += [stage for stage in begun if isinstance(stage, large.Stage)]
-        for stage in stages:
-            try:
-                await large.discard(self._structure, stage)
-            except (CompareFailed, Refusal) as e:
-                log.info("staged parts are left to the cleaner", error=str(e))
         self._staging.clear()
+        await large.discard(self._structure, *stages)
 
 
 def _by_destination(header: records_pb2.SegmentHeader) -> dict[int, list[int]]:

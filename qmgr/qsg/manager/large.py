@@ -9,6 +9,7 @@ message go in the transaction that takes the message.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,12 +97,19 @@ async def stage_message(opened: Opened, world: World, body: bytes) -> Stage:
     return stage
 
 
-async def discard(structure: Structure, stage: Stage) -> None:
-    """Removes what was staged and not published, if that can be done now; a cleaner does it once this incarnation is gone."""
-    try:
-        await structure.commit(_removal(stage.queue, stage.id, [created_at(stage.marker, stage.marker_revision)]))
-    except (CompareFailed, Refusal, Fenced, OutcomeUnknown) as error:
-        log.debug("stage not discarded", queue=stage.queue, stage=stage.id.hex(), error=str(error))
+async def discard(structure: Structure, *stages: Stage) -> None:
+    """Removes what was staged and not published. What cannot be removed now (a cancelled call's, too) is left to our cleaner, or once
+    this incarnation is gone to another's."""
+    structure.abandoned.update((stage.id, stage) for stage in stages)
+    for stage in stages:
+        try:
+            await structure.commit(_removal(stage.queue, stage.id, [created_at(stage.marker, stage.marker_revision)]))
+        except CompareFailed:
+            pass  # published, or removed
+        except (Refusal, Fenced, OutcomeUnknown) as error:
+            log.debug("stage not discarded", queue=stage.queue, stage=stage.id.hex(), error=str(error))
+            continue
+        structure.abandoned.pop(stage.id, None)
 
 
 def removal(queue: str, entry: pb.Entry) -> list[Delete]:
@@ -157,7 +165,7 @@ async def clean_queue(structure: Structure, queue: str) -> int:
 
 
 class StageCleaner:
-    """Removes, now and then, what dead members staged in the local queues that this member knows."""
+    """Removes, now and then, what dead members staged in the local queues that this member knows, and what this one could not remove."""
 
     def __init__(self, catalog: Catalog, *, every_s: float = CLEAN_EVERY_S) -> None:
         self.catalog = catalog
@@ -170,6 +178,9 @@ class StageCleaner:
 
     async def clean(self) -> int:
         removed = 0
+        for joined in self.catalog.structures.values():
+            with contextlib.suppress(StoreError, TimeoutError):
+                await discard(joined, *joined.abandoned.values())
         for queue in list(self.catalog.queues().values()):
             structure = self.catalog.structures.get(queue.structure) if queue.type == "local" else None
             if structure is None:

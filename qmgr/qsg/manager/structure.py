@@ -37,6 +37,7 @@ from qsg.store.contract import (
 from qsg.store.follow import Follower
 
 if TYPE_CHECKING:
+    from qsg.manager.large import Stage
     from qsg.manager.membership import Membership
 
 log = structlog.get_logger()
@@ -66,6 +67,8 @@ class Structure:
         self.on_commit = self._committer.on_commit
         self.filled: StoreStatus | None = None
         """As the store told last."""
+        self.abandoned: dict[bytes, Stage] = {}
+        """What was staged here and could not be removed yet (`large`)."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
