@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 import qsg
 from support.client_group import ClientGroup
-
-
-@pytest.fixture
-async def group() -> AsyncIterator[ClientGroup]:
-    async with ClientGroup() as group:
-        yield group
 
 
 async def test_put_and_get(group: ClientGroup) -> None:

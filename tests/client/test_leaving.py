@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,12 +12,6 @@ from qsg.rules.announce import LEAVING
 from qsg.transport.codec import encode
 from support.client_group import ClientGroup
 from support.group import eventually
-
-
-@pytest.fixture
-async def group() -> AsyncIterator[ClientGroup]:
-    async with ClientGroup() as made:
-        yield made
 
 
 async def test_the_next_session_is_there_before_the_member_refuses_anything(group: ClientGroup) -> None:

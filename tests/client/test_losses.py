@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,6 @@ from qsg.client.puts import put_request
 from qsg.transport.contract import Stream, Transport
 from support.client_group import ClientGroup
 from support.virtual_time import run
-
-
-@pytest.fixture
-async def group() -> AsyncIterator[ClientGroup]:
-    async with ClientGroup() as group:
-        yield group
-
 
 PUT_STEPS = ["before put", "after put"]
 COMMIT_STEPS = ["before commit", "after commit"]
