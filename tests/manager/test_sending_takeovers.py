@@ -14,7 +14,8 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules.batches import Piece
 from qsg.rules.reasons import Reason
 from qsg.rules.unit import Committed
-from qsg.store.memory import Fault, Faults, MemoryStore, RandomFaults
+from qsg.store.faults import Fault, Faults, RandomFaults
+from qsg.store.memory import MemoryStore
 from support.channel_pair import Rig, rig
 from support.senders import cut, died_before_its_delete, put_slowly
 from support.simulated import simulated
@@ -30,20 +31,6 @@ async def test_takeover_after_the_first_died_between_commit_and_delete(two: Rig)
     two.start(await two.sender(two.y))
     assert await two.until(60) == texts
     await two.settled()
-
-
-async def test_takeover_when_the_confirmation_was_lost_in_the_middle_of_a_segment() -> None:
-    async with rig(batch_messages=7, batch_window=1, silence_ms=600) as two:
-        texts = [f"m{i}" for i in range(50)]
-        await two.put(texts)
-        sender = await two.sender()
-        sender._confirmed = lambda confirm: None  # type: ignore[method-assign]
-        outcome = await two.start(sender)
-        assert (outcome.kind, outcome.reason, sender.counters.in_doubt) == ("failed", Reason.PARTNER_SILENT, True)
-        assert len(await two.arrived()) == 7
-        two.start(await two.sender(two.y))
-        assert await two.until(50) == texts
-        await two.settled()
 
 
 @simulated
