@@ -17,7 +17,8 @@ from qsg.rules.slots import Guard, Kind, Slot
 from qsg.rules.unit import CompareFailed, NewMessage, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Delete, Get, Put, absent, get_prefix
-from qsg.store.memory import Fault, Faults, MemoryServer
+from qsg.store.faults import Fault, Faults
+from qsg.store.memory import MemoryServer
 from support.members import Member, group, shared
 from support.simulated import simulated
 from support.slots import Scripted, depth, stored

@@ -20,7 +20,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Sight
 from qsg.rules.unit import Committed, Unit
 from qsg.store.contract import KeyValue
-from qsg.store.memory import Faults
+from qsg.store.faults import Faults
 from support.channel_group import APART, CHANNEL, XMITQ, others, owner, sending, texts, town
 from support.simulated import simulated
 

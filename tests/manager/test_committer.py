@@ -16,7 +16,8 @@ from qsg.rules.slots import Guard
 from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, NewMessage, OutcomeUnknown, Taken, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Compare, Delete, Get, Limits, NoSpace, Op, Put, TooLarge, TxnResult, absent, get_prefix
-from qsg.store.memory import Fault, MemoryServer, MemoryStore, RandomFaults
+from qsg.store.faults import Fault, RandomFaults
+from qsg.store.memory import MemoryServer, MemoryStore
 from support.slots import Scripted, depth, stored
 from support.virtual_time import run
 

@@ -16,7 +16,8 @@ from qsg.rules.reasons import Refusal
 from qsg.rules.unit import CompareFailed, Fenced, NewMessage, OutcomeUnknown, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Delete, Put, absent, get_prefix
-from qsg.store.memory import MemoryServer, MemoryStore, RandomFaults
+from qsg.store.faults import RandomFaults
+from qsg.store.memory import MemoryServer, MemoryStore
 from support.virtual_time import run
 
 

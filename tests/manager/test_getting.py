@@ -16,7 +16,7 @@ from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Unit
 from qsg.store.contract import Put, get_prefix
-from qsg.store.memory import RandomFaults
+from qsg.store.faults import RandomFaults
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
 

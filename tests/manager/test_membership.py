@@ -16,7 +16,8 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Fenced, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Compacted, Delete, Get, Put, created_at
-from qsg.store.memory import Fault, Faults, MemoryServer, MemoryStore, RandomFaults
+from qsg.store.faults import Fault, Faults, RandomFaults
+from qsg.store.memory import MemoryServer, MemoryStore
 from support.virtual_time import run
 
 

@@ -12,7 +12,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
 from qsg.store.contract import Delete, Get
-from qsg.store.memory import Fault, Faults
+from qsg.store.faults import Fault, Faults
 from qsg.transport.codec import encode
 from qsg.transport.contract import TransportError
 from support.channel_group import sending, texts, town

@@ -20,7 +20,7 @@ from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.store.contract import get_prefix
-from qsg.store.memory import RandomFaults
+from qsg.store.faults import RandomFaults
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
 

@@ -12,7 +12,8 @@ from qsg.rules import keys
 from qsg.rules.reasons import Reason
 from qsg.rules.unit import Cell, Change, Unit
 from qsg.store.contract import get_prefix
-from qsg.store.memory import MemoryStore, RandomFaults
+from qsg.store.faults import RandomFaults
+from qsg.store.memory import MemoryStore
 from support.channel_pair import XMITQ, Rig, rig
 from support.lagging import lag
 from support.senders import opened, put_large

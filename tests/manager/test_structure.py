@@ -16,7 +16,8 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Change, CompareFailed, Fenced, NewMessage, Taken, Unit
 from qsg.rules.world import World
 from qsg.store.contract import Delete, Get, Put, Unavailable, absent, created_at, get_prefix, unchanged
-from qsg.store.memory import Fault, Faults, MemoryServer, MemoryStore
+from qsg.store.faults import Fault, Faults
+from qsg.store.memory import MemoryServer, MemoryStore
 from support.lagging import lag
 from support.virtual_time import run
 

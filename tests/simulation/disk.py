@@ -12,7 +12,8 @@ from random import Random
 from typing import TypeVar
 
 from qsg.store.contract import Compare, Op, TxnResult
-from qsg.store.memory import Fault, Faults, MemoryServer, MemoryStore
+from qsg.store.faults import Fault, Faults
+from qsg.store.memory import MemoryServer, MemoryStore
 from simulation.loop import KERNEL
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from qsg.rules.definitions import Channel, Definitions, Queue
-from qsg.store.memory import MemoryServer, RandomFaults
+from qsg.store.faults import RandomFaults
+from qsg.store.memory import MemoryServer
 from qsg.transport.memory import MemoryNetwork
 from simulation.loop import KERNEL, SimLoop
 from simulation.observe import Observer

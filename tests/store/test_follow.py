@@ -8,8 +8,9 @@ from random import Random
 import pytest
 
 from qsg.store.contract import Delete, Event, Get, GetResult, KeyValue, Put, StoreError, get_prefix
+from qsg.store.faults import RandomFaults
 from qsg.store.follow import Follower
-from qsg.store.memory import MemoryServer, MemoryStore, RandomFaults
+from qsg.store.memory import MemoryServer, MemoryStore
 from support.simulated import simulated
 
 

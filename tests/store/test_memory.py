@@ -22,7 +22,8 @@ from qsg.store.contract import (
     absent,
     unchanged,
 )
-from qsg.store.memory import Fault, Faults, MemoryServer, MemoryStore, RandomFaults
+from qsg.store.faults import Fault, Faults, RandomFaults
+from qsg.store.memory import MemoryServer, MemoryStore
 from support import virtual_time
 from support.simulated import simulated
 

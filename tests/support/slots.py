@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.store.contract import get_prefix
-from qsg.store.memory import Fault, Faults, MemoryServer
+from qsg.store.faults import Fault, Faults
+from qsg.store.memory import MemoryServer
 
 
 def stored(server: MemoryServer, queue: str = "Q") -> list[int]:

@@ -44,7 +44,8 @@ Factory = Callable[[Path], AbstractAsyncContextManager[Harness]]
 
 @asynccontextmanager
 async def memory(folder: Path) -> AsyncIterator[Harness]:
-    from qsg.store.memory import Fault, Faults, MemoryServer
+    from qsg.store.faults import Fault, Faults
+    from qsg.store.memory import MemoryServer
 
     class LostReplies(Faults):
         on = False

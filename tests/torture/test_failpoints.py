@@ -22,7 +22,7 @@ from qsg.manager.getting import GetSpec
 from qsg.manager.queues import PutRequest
 from qsg.pb import records_pb2 as pb
 from qsg.store.contract import Put
-from qsg.store.memory import Fault, Faults
+from qsg.store.faults import Fault, Faults
 from qsg.store.sqlite import SqliteStore
 from support.group import eventually
 from support.simulated import simulated

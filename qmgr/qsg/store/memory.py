@@ -17,6 +17,7 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
+from qsg.store.answers import settle
 from qsg.store.contract import (
     Compare,
     Event,
@@ -33,6 +34,7 @@ from qsg.store.contract import (
     Unavailable,
     WatchBatch,
 )
+from qsg.store.faults import Fault, Faults
 from qsg.store.mvcc import Mvcc, check_limits, in_range
 
 T = TypeVar("T")
@@ -40,73 +42,6 @@ T = TypeVar("T")
 TXN_TIMEOUT_S = 0.4
 READ_BUDGET_S = 5.0
 _RETRY_S = 0.05
-
-
-@dataclass(slots=True)
-class Fault:
-    """What happens to one request. All zero: nothing."""
-
-    delay_s: float = 0.0
-    """On its way to the store."""
-    reply_delay_s: float = 0.0
-    """Of the answer on its way back."""
-    refused: bool = False
-    """`NotApplied`: never sent."""
-    lost: bool = False
-    """Never arrives; the caller gets `Unavailable`."""
-    reply_lost: bool = False
-    """Applied, but the caller gets `Unavailable`."""
-    late_s: float = 0.0
-    """The caller gets `Unavailable` now; the request is evaluated this much later."""
-    full: bool = False
-    """Applied, but the caller gets `NoSpace`, as etcd does it with the transaction that fills its quota."""
-
-
-class Faults:
-    """The hook of a handle: asked for every request and every delivery to a watch. This one does no harm."""
-
-    def request(self, kind: str) -> Fault:
-        """`kind`: txn, get, grant, keep_alive, revoke, compact, status."""
-        return _NO_FAULT
-
-    def watch_delay_s(self) -> float:
-        return 0.0
-
-
-_NO_FAULT = Fault()
-
-
-@dataclass(slots=True)
-class RandomFaults(Faults):
-    """Each kind of fault with its own probability, drawn from `random`."""
-
-    random: Random
-    delay_s: float = 0.0
-    """Each way up to this long."""
-    refused: float = 0.0
-    lost: float = 0.0
-    reply_lost: float = 0.0
-    late: float = 0.0
-    late_s: float = 2.0
-
-    def request(self, kind: str) -> Fault:
-        random = self.random.random
-        delay, reply, drawn = random() * self.delay_s, random() * self.delay_s, random()
-        if drawn < self.refused:
-            return Fault(refused=True)
-        drawn -= self.refused
-        if drawn < self.lost:
-            return Fault(delay, reply, lost=True)
-        drawn -= self.lost
-        if drawn < self.reply_lost:
-            return Fault(delay, reply, reply_lost=True)
-        drawn -= self.reply_lost
-        if drawn < self.late:
-            return Fault(delay, reply, late_s=self.random.uniform(0, self.late_s))
-        return Fault(delay, reply)
-
-    def watch_delay_s(self) -> float:
-        return self.random.random() * self.delay_s
 
 
 @dataclass(slots=True)
@@ -377,9 +312,9 @@ class MemoryStore:
         if self._cut:
             return
         if self._flowing.is_set():
-            _told(answer, result)
+            settle(answer, result)
         else:
-            self._held.append(partial(_told, answer, result))
+            self._held.append(partial(settle, answer, result))
 
     def _settle(self, answer: asyncio.Future[T], action: Callable[[], T], fault: Fault) -> None:
         """Evaluates a request that has arrived, and sends its answer off."""
@@ -487,15 +422,6 @@ class MemoryStore:
 def _expire(answer: asyncio.Future[T], kind: str, timeout_s: float) -> None:
     if not answer.done():
         answer.set_exception(Unavailable(f"{kind}: no answer within {timeout_s} s"))
-
-
-def _told(answer: asyncio.Future[T], result: T | StoreError) -> None:
-    if answer.done():
-        return
-    if isinstance(result, StoreError):
-        answer.set_exception(result)
-    else:
-        answer.set_result(result)
 
 
 def _later(delay_s: float, context: contextvars.Context | None, action: Callable[..., None], *arguments: Any) -> None:

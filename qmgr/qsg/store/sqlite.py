@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import structlog
 
 from qsg.store import sqlite_reads as reads
+from qsg.store.answers import settle
 from qsg.store.contract import (
     Compare,
     Get,
@@ -120,7 +121,7 @@ class SqliteStore:
             history_s=self._history_s,
             compact_interval_s=self._compact_interval_s,
             report=lambda report: self._from_thread(self._committed, report),
-            opened=lambda result: self._from_thread(_settle, opened, result),
+            opened=lambda result: self._from_thread(settle, opened, result),
         )
         self._writer.start()
         try:
@@ -367,12 +368,3 @@ def _resolve(outcomes: Sequence[Outcome]) -> None:
             future.set_exception(error)
         else:
             future.set_result(result)
-
-
-def _settle(future: asyncio.Future[Report], result: Report | StoreError) -> None:
-    if future.done():
-        return
-    if isinstance(result, StoreError):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
