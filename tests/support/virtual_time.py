@@ -55,6 +55,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual.waited
 
+    def pass_by(self, seconds: float) -> None:
+        """The clock goes on and nothing is done meanwhile: the whole process stands still."""
+        self._virtual.waited += seconds
+
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         self._virtual.jobs += 1
         future = super().run_in_executor(executor, func, *args)

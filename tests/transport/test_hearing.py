@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from qsg.transport.frames import FrameQueue
-from qsg.transport.hearing import Hearing
-from support.virtual_time import run
+from qsg.transport.hearing import GRACE_S, Hearing
+from support.virtual_time import VirtualTimeLoop, run
 
 
 class Quiet:
@@ -74,6 +74,40 @@ def test_a_shorter_silence_holds_at_once() -> None:
         with pytest.raises(TimeoutError):
             await hearing.receive()
         assert now() == pytest.approx(1.5)
+
+    run(main())
+
+
+def stand_still(seconds: float) -> None:
+    """As a process without CPU, or on a machine that is stopped: the clock goes on, and nothing is done meanwhile."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.pass_by(seconds)
+
+
+def test_who_stood_still_itself_listens_a_moment_longer() -> None:
+    async def main() -> None:
+        stream, loop = Quiet(), asyncio.get_running_loop()
+        hearing = Hearing(stream, 1.0)
+        loop.call_later(0.5, stand_still, 2.0)
+        loop.call_at(2.5 + GRACE_S / 2, stream.inbox.put_nowait, b"stood still too")
+        assert await hearing.receive() == b"stood still too"
+        began = now()
+        with pytest.raises(TimeoutError):
+            await hearing.receive()
+        assert now() - began == pytest.approx(1.0), "and then as always"
+
+    run(main())
+
+
+def test_who_stands_still_again_and_again_notices_silence_all_the_same() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for at in (0.5, 2.2, 3.9):
+            loop.call_later(at, stand_still, 1.6)
+        with pytest.raises(TimeoutError):
+            await Hearing(Quiet(), 1.0).receive()
+        assert now() == pytest.approx(3.8)
 
     run(main())
 

@@ -2,7 +2,9 @@
 
 As `asyncio.timeout` around each `receive`, but with one timer for all frames of a while: it is set anew only when it goes off and somebody
 was heard meanwhile. Invariant: `TimeoutError` is raised only by a `receive` that has itself waited for `silence_s`; what a caller does
-between two of them does not count. Not guaranteed: that a frame which comes in that very instant is not left to the next `receive`.
+between two of them does not count, nor does time in which this process stood still: what came meanwhile is still unread, and when the
+whole machine stood still nobody could say anything. Not guaranteed: that a frame which comes in that very instant is not left to the next
+`receive`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,11 @@ from __future__ import annotations
 import asyncio
 
 from qsg.transport.contract import Stream
+
+LATE_S = 0.05
+"""A timer that goes off so late was held up: this process stood still, or had no CPU."""
+GRACE_S = 0.5
+"""How long whoever is listened to has then to say something: longer than the pause between two heartbeats."""
 
 
 class Hearing:
@@ -22,6 +29,7 @@ class Hearing:
         """When who waits now has waited long enough; None: nobody waits."""
         self._task: asyncio.Task[object] | None = None
         self._silent = False
+        self._graced = False
 
     async def receive(self) -> bytes:
         """The next frame. Raises `TimeoutError`, and what the stream raises."""
@@ -41,7 +49,7 @@ class Hearing:
             raise
         finally:
             self._due = self._task = None
-            self._silent = False
+            self._silent = self._graced = False
 
     def _arm(self, due: float) -> None:
         if self._timer is not None:
@@ -49,10 +57,14 @@ class Hearing:
         self._timer = asyncio.get_running_loop().call_at(due, self._look)
 
     def _look(self) -> None:
-        self._timer = None
-        if self._due is None or self._task is None:
+        timer, self._timer = self._timer, None
+        if self._due is None or self._task is None or timer is None:
             return
-        if asyncio.get_running_loop().time() >= self._due:
+        now = asyncio.get_running_loop().time()
+        if now >= self._due and now - timer.when() >= LATE_S and not self._graced:
+            self._graced = True
+            self._due = now + GRACE_S
+        if now >= self._due:
             self._silent = True
             self._task.cancel()
         else:
