@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from qsg.pb import records_pb2 as pb
+from qsg.rules import keys, status
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import swap_entry
+from qsg.rules.unit import Unit
 from support.channel_group import APART, CHANNEL, owner, sending, texts, town
 from support.simulated import simulated
 
@@ -76,6 +80,36 @@ async def test_stop_to_inactive_lets_the_next_message_trigger(apart: bool) -> No
         assert answer["status"] == "INACTIVE"
         await t.put(texts(1, 2), t.stations["Y"])
         await t.until_arrived(texts(0, 2))
+
+
+@APART
+@simulated
+@pytest.mark.parametrize("order", ["stop quiesce stopped", "stop force stopped", "stop quiesce inactive", "start"])
+async def test_a_command_that_others_overtake_decides_anew(apart: bool, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stop` told CHANGED_MEANWHILE when the channel was just being taken over from a member that had been killed."""
+    async with town("X", "Y", apart=apart) as t:
+        _, (other,) = await sending(t, 3)
+        command, *how = order.split()
+        if command == "start":
+            await other.command("stop", channel=CHANNEL)
+        admin, x = other.structures["admin"], t.stations["X"].structures["admin"]
+        commit, overtaken = admin.commit, 0
+
+        async def late(unit: Unit, *more: Any, **options: Any) -> Any:
+            nonlocal overtaken
+            if unit.label == "entry" and overtaken < 3:
+                overtaken += 1
+                cell = await x.cell(keys.status_out(CHANNEL))
+                entry = status.parse(cell.value)
+                assert entry is not None
+                changed = status.altered(entry, entry.state, entry.updated_at_ms + 1, detail=f"overtaken {overtaken}")
+                await commit(Unit("overtaking", changes=[swap_entry(cell, changed)]))
+            return await commit(unit, *more, **options)
+
+        monkeypatch.setattr(admin, "commit", late)
+        answer = await other.command(command, channel=CHANNEL, **dict(zip(("mode", "status"), how, strict=False)))
+        assert overtaken == 3
+        assert answer["status"] in ((how[1].upper(),) if how else ("STARTING", "RUNNING"))
 
 
 @simulated

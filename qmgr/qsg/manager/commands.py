@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -24,10 +25,11 @@ from qsg.rules import keys, status
 from qsg.rules.definitions import PRIVATE, Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import read_record
-from qsg.rules.steps import Place
-from qsg.rules.stopping import Resolution, Resolved, StopOrder, ask_stop, command_start, reset_receiver, reset_sender, resolve
+from qsg.rules.steps import Place, Steps
+from qsg.rules.stopping import Resolution, StopOrder, ask_stop, command_start, reset_receiver, reset_sender, resolve
 from qsg.store.contract import Get, StoreError, get_prefix
 
+T = TypeVar("T")
 START_WAIT_S = 5.0
 """How long `start` waits to tell where it runs; it goes on anyway."""
 STOP_WAIT_S = 10.0
@@ -36,7 +38,8 @@ WATCH_WAIT_S = 20.0
 WATCH_GATHER_S = 0.1
 """How long `watch` waits for further changes after the first, so that a recovery of many channels is not told one by one."""
 LOOK_S = 0.02
-ATTEMPTS = 4
+DECIDE_S = 2.0
+"""How long a command that others overtake reads again and decides anew; a takeover under way is over by then."""
 PING_BYTES = 16, 32_768
 
 
@@ -94,8 +97,8 @@ class ChannelCommands:
     async def start(self, arguments: dict[str, Any]) -> dict[str, Any]:
         place, wait_s = self._place(arguments), _seconds(arguments, START_WAIT_S)
         supervisor = self._supervisor
-        await supervisor.driver.run(
-            command_start(supervisor.driver.me, place, supervisor.world.wall_ms(), supervisor.world.id),
+        await self._decided(
+            lambda: command_start(supervisor.driver.me, place, supervisor.world.wall_ms(), supervisor.world.id),
             f"start command {place.channel.name}",
         )
         await supervisor.adopt(place.channel.name)
@@ -108,8 +111,8 @@ class ChannelCommands:
         to = pb.INACTIVE if _choice(arguments, "status", ("stopped", "inactive")) == "inactive" else pb.STOPPED
         supervisor = self._supervisor
         order = StopOrder(to, force, supervisor.world.wall_ms(), int(Reason.STOPPED_BY_COMMAND), "stopped by command")
-        carrier = await supervisor.driver.run(
-            ask_stop(supervisor.driver.me, place, order, supervisor.world.id), f"stop command {place.channel.name}"
+        carrier = await self._decided(
+            lambda: ask_stop(supervisor.driver.me, place, order, supervisor.world.id), f"stop command {place.channel.name}"
         )
         if carrier == supervisor.member:
             await supervisor.adopt(place.channel.name)
@@ -146,6 +149,18 @@ class ChannelCommands:
             entry = await table.read(place.channel.name)
         return entry
 
+    async def _decided(self, steps: Callable[[], Steps[T]], label: str) -> T:
+        """What these steps answer; once more when somebody has changed meanwhile what they had read. Raises `Refusal`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + DECIDE_S
+        while True:
+            try:
+                return await self._supervisor.driver.run(steps(), label)
+            except Refusal as refusal:
+                if refusal.reason is not Reason.CHANGED_MEANWHILE or loop.time() >= until:
+                    raise
+            await asyncio.sleep(LOOK_S)
+
     async def deletable(self, name: str) -> None:
         """Raises `Refusal` CHANNEL_IN_USE for a sender that runs or tries to (MQRCCF_CHANNEL_IN_USE: stop it first)."""
         for table in self._supervisor.tables.values():
@@ -160,20 +175,10 @@ class ChannelCommands:
         stream, known = _record(arguments.get("record"))
         action = _choice(arguments, "action", ("commit", "backout"), needed=True)
         resolution = Resolution("commit" if action == "commit" else "backout", bool(arguments.get("force")), known, stream)
-        resolved = await self._resolved(place, resolution)
+        me, world, sender = self._supervisor.driver.me, self._supervisor.world, self._supervisor.office.sender_name(place)
+        # Whoever carries the stop on may be at it at the same moment.
+        resolved = await self._decided(lambda: resolve(me, place, resolution, world.id, sender), f"resolve {place.channel.name}")
         return {"channel": place.channel.name, "action": action, "deleted": resolved.deleted, "risk": resolved.risk}
-
-    async def _resolved(self, place: Place, resolution: Resolution) -> Resolved:
-        supervisor = self._supervisor
-        for attempt in range(ATTEMPTS):
-            steps = resolve(supervisor.driver.me, place, resolution, supervisor.world.id, supervisor.office.sender_name(place))
-            try:
-                return await supervisor.driver.run(steps, f"resolve {place.channel.name}")
-            except Refusal as refusal:
-                # Whoever carries the stop on was at it at the same moment.
-                if refusal.reason is not Reason.CHANGED_MEANWHILE or attempt == ATTEMPTS - 1:
-                    raise
-        raise AssertionError("unreachable")
 
     async def reset(self, arguments: dict[str, Any]) -> dict[str, Any]:
         channel = self._definition(arguments)
@@ -182,7 +187,8 @@ class ChannelCommands:
             raise Refusal(Reason.OPTIONS_ERROR, "sequence: a number is needed")
         supervisor = self._supervisor
         if channel.type == "sender":
-            await supervisor.driver.run(reset_sender(supervisor.driver.me, self._place(arguments), number), f"reset {channel.name}")
+            place = self._place(arguments)
+            await self._decided(lambda: reset_sender(supervisor.driver.me, place, number), f"reset {channel.name}")
             return {"channel": channel.name, "sequence": number, "partner": "told at the next bind"}
         count = 0
         for structure in self._homes(channel):
