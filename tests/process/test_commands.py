@@ -19,7 +19,7 @@ from qsg.process.local import IN_CHANNEL, OUT_CHANNEL, REMOTE
 from qsg.process.queue_manager import read_definitions
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.reasons import Reason
-from support.group import ConfiguredGroup, Flow, connected, eventually, flowing, running, sees_all, status
+from support.group import READY_S, ConfiguredGroup, Flow, connected, eventually, flowing, is_running, running, status, whole
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.processes]
 
@@ -40,6 +40,18 @@ async def flow(group: ConfiguredGroup) -> AsyncIterator[Flow]:
         yield made
 
 
+@pytest_asyncio.fixture(loop_scope="module", autouse=True)
+async def everybody_is_there(request: pytest.FixtureRequest) -> None:
+    """Tests of the group begin when all its members are there and its channels run, whatever the one before has killed or stopped."""
+    if "group" in request.fixturenames:
+        group = request.getfixturevalue("group")
+        await whole(group)
+        if "flow" in request.fixturenames:
+            request.getfixturevalue("flow")
+            async with connected(group) as at:
+                await eventually(lambda: is_running(at, OUT_CHANNEL, IN_CHANNEL), READY_S, "both channels run")
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def any_member(group: ConfiguredGroup) -> AsyncIterator[qsg.QueueManager]:
     async with connected(group) as made:
@@ -56,7 +68,7 @@ async def state(at: qsg.QueueManager, channel: str = OUT_CHANNEL) -> str:
     return str((await status(at, channel))["status"])
 
 
-async def becomes(at: qsg.QueueManager, wanted: str, channel: str = OUT_CHANNEL, timeout_s: float = 15) -> None:
+async def becomes(at: qsg.QueueManager, wanted: str, channel: str = OUT_CHANNEL, timeout_s: float = READY_S) -> None:
     async def reached() -> bool:
         return await state(at, channel) == wanted
 
@@ -158,27 +170,27 @@ async def test_stopped_stays_stopped_until_started_by_command(group: ConfiguredG
         async def taken() -> bool:
             return int((await r.inquire_queue("FROM.QSG"))["depth"]) == 0
 
-        await eventually(taken, 10, "what had come before the stop is got")
+        await eventually(taken, READY_S, "what had come before the stop is got")
         await asyncio.sleep(0.5)
         arrived = flow.ways[0].ledger.received
         for member in MEMBERS:
             group.kill(member, "queue-manager")
-            await becomes(at, "STOPPED", timeout_s=20)
+            await becomes(at, "STOPPED")
         for member in MEMBERS:
             group.kill(member, "member")
-        await becomes(at, "STOPPED", timeout_s=20)
+        await becomes(at, "STOPPED")
 
         async def all_back() -> bool:
             members = (await at.inquire("group"))["members"]
             return len(members) == len(MEMBERS) and all(m["initiator"] for m in members)
 
-        await eventually(all_back, 20, "all members are back")
+        await eventually(all_back, READY_S, "all members are back")
         await asyncio.sleep(1.5)
         assert await state(at) == "STOPPED"
         assert flow.ways[0].ledger.received == arrived, "nothing moves"
         assert await r.inquire_queue("FROM.QSG")
         await at.command("start", channel=OUT_CHANNEL)
-        await flow.moves(30)
+        await flow.moves()
 
 
 # Definitions
@@ -223,11 +235,11 @@ async def test_a_wrong_definition_is_refused_with_what_and_where(
     assert reason == Reason.DEFINITION_ERROR, detail
     assert field in detail, detail
     if kind == "settings":
-        whole: dict[str, Any] = {"settings": definition}
+        wrong: dict[str, Any] = {"settings": definition}
     else:
         good = {"name": "GOOD"} | ({} if kind == "queue" else {"type": "receiver"})
-        whole = {f"{kind}s": [good, definition]}
-    reason, detail = await reason_of(any_member.command("apply", definitions=whole))
+        wrong = {f"{kind}s": [good, definition]}
+    reason, detail = await reason_of(any_member.command("apply", definitions=wrong))
     assert reason == Reason.DEFINITION_ERROR, detail
     assert field in detail, detail
     assert (await reason_of(any_member.inquire("queue", "GOOD")))[0] == Reason.UNKNOWN_OBJECT_NAME, (
@@ -260,7 +272,7 @@ async def test_deleting_what_is_not_empty_or_in_use(group: ConfiguredGroup, flow
 # Processes that cannot start, or must end
 
 
-async def run(*arguments: str, timeout_s: float = 20) -> tuple[int, str]:
+async def run(*arguments: str, timeout_s: float = READY_S) -> tuple[int, str]:
     """Exit status and everything said."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -389,18 +401,16 @@ async def test_a_newer_process_of_the_same_name_displaces_the_older(group: Confi
         "local_listener": "127.0.0.1:0",
     }
     path = written(tmp_path / "member.yaml", own)
-    async with connected(group, "X") as x:  # a Y that was killed just now and starts again later would be the newer one
-        await eventually(lambda: sees_all(x, group), 30, "Y is there")
     old = group.supervisor.child("Y")
     old.restart = False
     newer = await group.supervisor.start("newer Y", [sys.executable, "-m", "qsg.process.run", "serve", path], restart=False)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(READY_S):
         assert await old.wait() == DISPLACED
     assert newer.running
     assert group.logged(at="Y", event="another process has taken this member's name")
-    await flow.moves(30)
+    await flow.moves()
     newer.signal(signal.SIGTERM)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(READY_S):
         assert await newer.wait() == 0
     await group.supervisor.start("Y", [sys.executable, "-m", "qsg.process.run", "serve", str(group.configs["Y"])])
-    await flow.moves(30)
+    await flow.moves()

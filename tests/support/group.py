@@ -80,7 +80,7 @@ def _matches(value: object, wanted: object) -> bool:
     return bool(wanted(value)) if callable(wanted) else value == wanted
 
 
-async def eventually(condition: Callable[[], Any], timeout_s: float = 10.0, what: str = "") -> Any:
+async def eventually(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
     """What `condition` (plain or async) answers once it is true. It may raise `QsgError` meanwhile."""
     last: object = None
     try:
@@ -113,16 +113,22 @@ async def sees_all(at: qsg.QueueManager, group: LocalGroup) -> bool:
     return there(await at.inquire("group")) >= set(group.members)
 
 
+async def whole(group: LocalGroup) -> None:
+    """Returns when all serve, and the members are linked to each other and to their initiators. Tests that share a group run in any order:
+    what one of them has killed is back before the next begins."""
+    for name, address in group.addresses.items():
+        async with qsg.connect(address, connect_s=READY_S) as at:
+            if name != REMOTE:
+                await eventually(partial(sees_all, at, group), READY_S, f"{name} is linked to all members")
+
+
 @asynccontextmanager
 async def running(directory: Path, **options: Any) -> AsyncIterator[ConfiguredGroup]:
-    """Started: all serve, and the members are linked to each other and to their initiators."""
+    """Started and `whole`."""
     group = ConfiguredGroup(directory, **options)
     try:
         await group.start()
-        for name, address in group.addresses.items():
-            async with qsg.connect(address, connect_s=READY_S) as at:
-                if name != REMOTE:
-                    await eventually(partial(sees_all, at, group), READY_S, f"{name} is linked to all members")
+        await whole(group)
         yield group
     finally:
         await group.stop()
@@ -158,7 +164,7 @@ class Flow:
             counts = way.ledger.counts()
             assert not (counts.duplicated or counts.unexpected or counts.out_of_order), (way.name, counts)
 
-    async def moves(self, timeout_s: float = 20.0) -> None:
+    async def moves(self, timeout_s: float = READY_S) -> None:
         """Messages that are put from now on arrive, in both directions."""
         marks = [way.ledger.sent_total + 1 for way in self.ways]
 
@@ -168,7 +174,7 @@ class Flow:
 
         await eventually(arrived, timeout_s, "messages flow both ways")
 
-    async def clean(self, timeout_s: float = 30.0) -> None:
+    async def clean(self, timeout_s: float = READY_S) -> None:
         """Ends the traffic: everything acknowledged has arrived, once and in order."""
         for way in self.ways:
             way.pace.total = 0
