@@ -156,6 +156,18 @@ async def test_status_shows_the_whole_group_and_inactive_channels() -> None:
 
 
 @simulated
+async def test_a_channel_that_never_bound_is_not_in_doubt() -> None:
+    async with town("X", "Y") as t:
+        await t.stations["R"].pair.stop_initiator()
+        await t.put(texts(0, 1), t.stations["X"])
+        assert not (await t.until(pb.RETRYING)).in_doubt
+        await t.stations["R"].pair.start_initiator()
+        await t.until_arrived(texts(0, 1))
+        await t.stations["R"].pair.stop_initiator()
+        assert (await t.until(pb.RETRYING)).in_doubt, "whether the last batch arrived, who fails to bind cannot know"
+
+
+@simulated
 async def test_resolve_commit_with_the_record_that_the_partner_showed() -> None:
     async with town("X", "Y") as t:
         first, _ = await sending(t, 3)

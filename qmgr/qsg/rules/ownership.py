@@ -42,11 +42,16 @@ class Held:
     @property
     def intact(self) -> bool:
         """Do lock and fence show what we took, as far as this process has seen? (A failed compare brings the cells up to date.)"""
-        lock, fence = (
-            read_record(pb.Lock, self.lock.value or b"", self.lock.key),
-            read_record(pb.SenderFence, self.fence.value or b"", self.fence.key),
-        )
-        return lock.epoch == self.epoch and fence.epoch == self.epoch
+        return self._fence.epoch == self.epoch == read_record(pb.Lock, self.lock.value or b"", self.lock.key).epoch
+
+    @property
+    def bound_before(self) -> bool:
+        """Has the stream ever been bound? Before that nothing can be in doubt."""
+        return self._fence.bound_before
+
+    @property
+    def _fence(self) -> pb.SenderFence:
+        return read_record(pb.SenderFence, self.fence.value or b"", self.fence.key)
 
     @property
     def status(self) -> pb.ChannelStatus:
