@@ -222,7 +222,7 @@ class Tenure:
                 short_retries_left=after.short,
                 long_retries_left=after.long,
                 takeover=takeover,
-                in_doubt=not outcome.clean and held.bound_before,
+                in_doubt=not outcome.clean and held.fence_record.bound_before,
             )
 
         self.care.elsewhere = True

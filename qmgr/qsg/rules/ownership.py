@@ -42,15 +42,10 @@ class Held:
     @property
     def intact(self) -> bool:
         """Do lock and fence show what we took, as far as this process has seen? (A failed compare brings the cells up to date.)"""
-        return self._fence.epoch == self.epoch == read_record(pb.Lock, self.lock.value or b"", self.lock.key).epoch
+        return self.fence_record.epoch == self.epoch == read_record(pb.Lock, self.lock.value or b"", self.lock.key).epoch
 
     @property
-    def bound_before(self) -> bool:
-        """Has the stream ever been bound? Before that nothing can be in doubt."""
-        return self._fence.bound_before
-
-    @property
-    def _fence(self) -> pb.SenderFence:
+    def fence_record(self) -> pb.SenderFence:
         return read_record(pb.SenderFence, self.fence.value or b"", self.fence.key)
 
     @property
