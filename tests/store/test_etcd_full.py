@@ -15,8 +15,9 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.slots import Guard
 from qsg.rules.unit import NewMessage, Unit
 from qsg.rules.world import World
-from qsg.store.contract import Put, get_prefix
+from qsg.store.contract import Delete, NoSpace, Put, get_prefix, prefix_end
 from support import etcd
+from support.stores import PATIENT_S
 
 SIZE = 100_000
 
@@ -55,3 +56,20 @@ async def test_what_a_filling_etcd_is_told_to_have_taken_is_what_it_has(tmp_path
         there = {int(entry.message_id) for kv in headers for entry in pb.SegmentHeader.FromString(kv.value).entries}
         assert refused
         assert there == told
+
+
+@pytest.mark.etcd
+async def test_room_is_made_by_steps_that_say_whether_they_were_done(tmp_path: Path) -> None:
+    """A step that was skipped in silence would leave the alarm on, or raise it again."""
+    options = EtcdOptions(fsync=False, quota_bytes=4 << 20)
+    async with etcd.running(tmp_path, options=options) as cluster, etcd.opened(cluster.endpoints, timeout_s=PATIENT_S) as store:
+        with pytest.raises(NoSpace):
+            for number in range(2000):
+                await store.txn([], [Put(b"junk/%04d" % number, bytes(64 * 1024))])
+        await store.txn([], [Delete(b"junk/", prefix_end(b"junk/"))])
+        assert await cluster.compact() and await cluster.compact(), "done already is done"
+        assert await cluster.defragment(0)
+        assert await cluster.disarm() and await cluster.disarm()
+        await store.txn([], [Put(b"again", bytes(64 * 1024))])
+        cluster.kill(0)
+        assert [await cluster.compact(), await cluster.defragment(0), await cluster.disarm()] == [False] * 3

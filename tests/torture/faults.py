@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 import qsg
@@ -30,7 +33,9 @@ SHORT_S = (0.3, 1.2)
 LOOK_S = 0.05
 MOVE_S = 10.0
 HIT_S = 6.0
-"""A place of the code that is not reached for so long is left."""
+"""A place of the code that is not reached for so long is left; for twice as long the next time, as a slow machine may need it."""
+HIT_MAX_S = 48.0
+ROOM_S = 120.0
 HOUR_S = 3600.0
 JUNK = b"junk/"
 
@@ -39,6 +44,8 @@ class Scene(Protocol):
     group: TortureGroup
     random: random.Random
     history: History
+    missed: Counter[str]
+    """Place -> how often nobody came to it."""
 
     def say(self, text: str) -> None: ...
 
@@ -237,16 +244,19 @@ async def _fill(store: EtcdStore, quota_bytes: int) -> None:
 async def _make_room(scene: Scene, store: EtcdStore) -> None:
     etcd = scene.group.etcd
     assert etcd is not None
-    while True:
+
+    async def deleted() -> bool:
         try:
-            await store.txn([], [Delete(JUNK, prefix_end(JUNK))], timeout_s=5.0)
-            break
+            return (await store.txn([], [Delete(JUNK, prefix_end(JUNK))], timeout_s=5.0)).succeeded
         except StoreError:
-            await asyncio.sleep(0.1)
-    await etcd.compact()
-    for index in range(len(etcd.members)):
-        await etcd.defragment(index)
-    await etcd.disarm()
+            return False
+
+    each = [partial(etcd.defragment, index) for index in range(len(etcd.members))]
+    steps: list[Callable[[], Awaitable[bool]]] = [deleted, etcd.compact, *each, etcd.disarm]
+    async with asyncio.timeout(ROOM_S):
+        for step in steps:
+            while not await step():  # noqa: ASYNC110 - it asks a process
+                await asyncio.sleep(0.1)
 
 
 # R's disk
@@ -340,11 +350,13 @@ def at_point(point: str, action: str) -> Act:
         told = f"pause {scene.random.choice([50, 200, 500, 1800])}" if action == "pause" else action
         folder.arm(point, told)
         try:
-            for _ in range(round(HIT_S / LOOK_S)):
+            end = time.monotonic() + min(HIT_S * 2 ** scene.missed[point], HIT_MAX_S)
+            while time.monotonic() < end:
                 if folder.hit(point):
                     scene.say(f"{point}: {told}")
                     return
                 await asyncio.sleep(LOOK_S)
+            scene.missed[point] += 1
             raise NotReached(point)
         finally:
             folder.disarm(point)

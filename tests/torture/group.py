@@ -25,6 +25,7 @@ QUOTA_BYTES = 96 << 20
 DISK_BYTES = 160 << 20
 DISK_QUOTA_BYTES = 24 << 20
 JUNK = "JUNK"
+CONNECT_S = 120.0
 TESTS = Path(__file__).parents[1]
 
 
@@ -118,7 +119,7 @@ class TortureGroup(LocalGroup):
         if self.disk.mounted:
             self.disk.fill()
             return
-        async with qsg.connect(self.remote_address, connect_s=20) as remote:
+        async with qsg.connect(self.remote_address, connect_s=CONNECT_S) as remote:
             await remote.command("define", kind="queue", definition={"name": JUNK})
             for _ in range(2 * DISK_QUOTA_BYTES // 200_000):
                 try:
@@ -130,7 +131,7 @@ class TortureGroup(LocalGroup):
         if self.disk.mounted:
             self.disk.free()
             return
-        async with qsg.connect(self.remote_address, connect_s=20) as remote:
+        async with qsg.connect(self.remote_address, connect_s=CONNECT_S) as remote:
             while True:
                 try:
                     await remote.get_many(JUNK, 20)

@@ -233,23 +233,33 @@ class EtcdCluster:
 
     # What an operator does, or forgets
 
-    async def compact(self, index: int = 0) -> None:
+    # Each answers whether it is known to be done: a member that is slow, frozen or dead does not say.
+
+    async def compact(self, index: int = 0) -> bool:
         """Forgets all history, at once: every watch that lags behind is cut off."""
-        status = await asyncio.to_thread(self._ask, index, "POST", "/v3/maintenance/status")
-        if status is not None:
-            body = {"revision": status["header"]["revision"], "physical": True}
-            await asyncio.to_thread(self._ask, index, "POST", "/v3/kv/compaction", body, _WORK_S)
+        status = await self._work(index, "/v3/maintenance/status", {})
+        if status is None:
+            return False
+        body = {"revision": status["header"]["revision"], "physical": True}
+        told = await asyncio.to_thread(self._ask, index, "POST", "/v3/kv/compaction", body, _WORK_S)
+        return told is not None and ("error" not in told or "compacted" in str(told["error"]))  # there was nothing newer
 
-    async def defragment(self, index: int) -> None:
+    async def defragment(self, index: int) -> bool:
         """The member answers nobody meanwhile."""
-        await asyncio.to_thread(self._ask, index, "POST", "/v3/maintenance/defragment", {}, _WORK_S)
+        return await self._work(index, "/v3/maintenance/defragment", {}) is not None
 
-    async def disarm(self, index: int = 0) -> None:
+    async def disarm(self, index: int = 0) -> bool:
         """Ends the alarms that a full quota has raised; they would stay, also when there is room again."""
         path = "/v3/maintenance/alarm"
-        told = await asyncio.to_thread(self._ask, index, "POST", path, {"action": "GET"}, _WORK_S)
-        for alarm in (told or {}).get("alarms", []):
-            await asyncio.to_thread(self._ask, index, "POST", path, {"action": "DEACTIVATE", **alarm}, _WORK_S)
+        told = await self._work(index, path, {"action": "GET"})
+        alarms = [] if told is None else told.get("alarms", [])
+        ended = [await self._work(index, path, {"action": "DEACTIVATE", **alarm}) for alarm in alarms]
+        return told is not None and None not in ended
+
+    async def _work(self, index: int, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """What the member answers when it has done it."""
+        told = await asyncio.to_thread(self._ask, index, "POST", path, body, _WORK_S)
+        return None if told is None or "error" in told else told
 
     def _ask(
         self, index: int, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = _ASK_S
