@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ import yaml
 import qsg
 from qsg.process.children import bound_to_parent, free_ports
 from qsg.process.etcd import EtcdCluster, tool
-from support.group import ConfiguredGroup, connected, eventually, running
+from qsg.process.local import there
+from support.group import READY_S, ConfiguredGroup, connected, eventually, running
 
 pytestmark = pytest.mark.processes
 
@@ -46,10 +48,15 @@ async def start(*arguments: object) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*bound_to_parent([*QSG, *map(str, arguments)]), stderr=asyncio.subprocess.DEVNULL)
 
 
+async def has_initiator(at: qsg.QueueManager) -> bool:
+    return "R" in there(await at.inquire("group"))
+
+
 async def test_a_member_by_two_commands(tmp_path: Path) -> None:
     path, address = member_file(tmp_path)
     processes = [await start("serve", "--config", path), await start("initiator", "--config", path)]
-    async with qsg.connect(address, connect_s=20) as qmgr:
+    async with qsg.connect(address, connect_s=READY_S) as qmgr:
+        await eventually(partial(has_initiator, qmgr), what="the initiator has joined")
         await qmgr.command("define", kind="queue", definition={"name": "A"})
         await qmgr.put("A", "kept")
         channel = {"name": "TO.ME", "type": "sender", "transmission_queue": "A", "connection_names": [address]}
@@ -58,7 +65,7 @@ async def test_a_member_by_two_commands(tmp_path: Path) -> None:
         assert (await qmgr.get("A")).payload == b"kept"
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(READY_S):
         assert [await process.wait() for process in processes] == [0, 0]
 
 
@@ -86,7 +93,7 @@ async def test_snapshot_and_restore_refuse_what_would_destroy(tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 async def test_back_from_a_snapshot(tmp_path: Path) -> None:
     """The group's store is restored: members refuse it, say what to do, and start once it is confirmed to each."""
     members = ("X", "Y")
@@ -106,23 +113,23 @@ async def test_back_from_a_snapshot(tmp_path: Path) -> None:
         assert (await run("store", "restore", copy, file))[0] == 0
         serve = [sys.executable, "-m", "qsg.store.serve", str(file), group.store_address]
         await group.supervisor.start("store", serve)
-        await eventually(lambda: refused(group) == set(members), 30, "both members refuse")
+        await eventually(lambda: refused(group) == set(members), what="both members refuse")
 
         code, told = await run("store", "confirm", *configs)
         assert code == 0
         assert "X: admin confirmed at revision" in told
         assert "Y: admin confirmed at revision" in told
-        await as_before(group, members, 30)
+        await as_before(group, members)
         assert "nothing was restored" in (await run("store", "confirm", *configs))[1]
 
 
-async def as_before(group: ConfiguredGroup, members: Sequence[str], within_s: float) -> None:
+async def as_before(group: ConfiguredGroup, members: Sequence[str]) -> None:
     """All members are back, with what was put before the snapshot and nothing else."""
     for m in members:
-        async with qsg.connect(group.addresses[m], connect_s=within_s):
+        async with qsg.connect(group.addresses[m], connect_s=READY_S):
             pass
     async with connected(group) as qmgr:
-        assert (await qmgr.get("SHARED", wait_ms=5000)).payload == b"before"
+        assert (await qmgr.get("SHARED", wait_ms=60_000)).payload == b"before"
         with pytest.raises(qsg.NoMessageAvailable):
             await qmgr.get("SHARED")
 
@@ -135,7 +142,7 @@ def refused(group: ConfiguredGroup) -> set[str]:
 
 
 @pytest.mark.etcd
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 async def test_an_etcd_back_from_a_snapshot(tmp_path: Path) -> None:
     """Saved by a member's way to it, restored by etcd's own tool, accepted by a word in the configuration."""
     members, copy = ("X", "Y"), tmp_path / "admin.db"
@@ -150,10 +157,10 @@ async def test_an_etcd_back_from_a_snapshot(tmp_path: Path) -> None:
         assert group.etcd is not None
         restored_from(copy, group.etcd)
         await group.etcd.restart(0)
-        await eventually(lambda: refused(group) == set(members), 60, "both members refuse")
+        await eventually(lambda: refused(group) == set(members), what="both members refuse")
         for m in members:
             group.configs[m].write_text(yaml.safe_dump(group.config(m) | {"accept_restored": "2026-11-26"}))
-        await as_before(group, members, 60)
+        await as_before(group, members)
 
 
 def restored_from(copy: Path, etcd: EtcdCluster) -> None:
@@ -180,12 +187,12 @@ def restored_from(copy: Path, etcd: EtcdCluster) -> None:
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(400)
 async def test_a_private_store_back_from_a_snapshot(tmp_path: Path) -> None:
     path, address = member_file(tmp_path)
     store, copy = tmp_path / "data" / "private.db", tmp_path / "copy.db"
     server = await start("serve", "--config", path)
-    async with qsg.connect(address, connect_s=20) as qmgr:
+    async with qsg.connect(address, connect_s=READY_S) as qmgr:
         await qmgr.command("define", kind="queue", definition={"name": "A"})
         await qmgr.put("A", "before")
         assert (await run("store", "snapshot", store, copy))[0] == 0
@@ -199,20 +206,20 @@ async def test_a_private_store_back_from_a_snapshot(tmp_path: Path) -> None:
     code, told = await run("store", "confirm", "--config", path)
     assert (code, "R: private confirmed at revision" in told) == (0, True), told
     server = await start("serve", "--config", path)
-    async with qsg.connect(address, connect_s=20) as qmgr:
+    async with qsg.connect(address, connect_s=READY_S) as qmgr:
         assert (await qmgr.get("A")).payload == b"before"
     server.kill()
     await server.wait()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_a_word_accepts_what_was_restored_once(tmp_path: Path) -> None:
     path, address = member_file(tmp_path)
     store, copy = tmp_path / "data" / "private.db", tmp_path / "copy.db"
 
     async def served() -> None:
         server = await start("serve", "--config", path)
-        async with qsg.connect(address, connect_s=60) as qmgr:
+        async with qsg.connect(address, connect_s=READY_S) as qmgr:
             await qmgr.command("define", kind="queue", definition={"name": "A"}, replace=True)
         server.kill()
         await server.wait()

@@ -9,18 +9,17 @@ import pytest_asyncio
 
 from support.group import ConfiguredGroup, Flow, connected, flowing, running
 from support.hostile import CHANNEL, TARGET
+from support.patient import HEARTBEAT_MS
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def group(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ConfiguredGroup]:
-    async with running(tmp_path_factory.mktemp("group"), members=("X", "Y")) as made:
+    async with running(tmp_path_factory.mktemp("group"), members=("X", "Y"), patient=True) as made:
         for at, structure in (("X", "admin"), ("R", "private")):
             async with connected(made, at) as queue_manager:
                 await queue_manager.command("define", kind="queue", definition={"name": TARGET, "structure": structure})
-                await queue_manager.command("define", kind="channel", definition={"name": CHANNEL, "type": "receiver"})
-                await queue_manager.command(
-                    "define", kind="channel", definition={"name": CHANNEL + ".P", "type": "receiver", "partner": "FRIEND"}
-                )
+                for channel in ({"name": CHANNEL, "heartbeat_ms": HEARTBEAT_MS}, {"name": CHANNEL + ".P", "partner": "FRIEND"}):
+                    await queue_manager.command("define", kind="channel", definition={"type": "receiver", **channel})
         yield made
 
 

@@ -39,7 +39,7 @@ async def test_applications_that_do_not_connect_properly(group: ConfiguredGroup,
             assert connected_.detail, what
             with pytest.raises(Closed):
                 await answer(stream, _C.CLIENT_RESPONSE)
-            await eventually(is_logged(group, "X", connected_.detail[:40]), 15, what)
+            await eventually(is_logged(group, "X", connected_.detail[:40]), what=what)
     await flow.moves()
 
 
@@ -70,7 +70,7 @@ async def test_frames_of_an_application_that_are_none(group: ConfiguredGroup, fl
             assert (response.id, response.reason) == (0, Reason.PROTOCOL_ERROR), what
             with pytest.raises(Closed):
                 await answer(stream, _C.CLIENT_RESPONSE)
-            await eventually(is_logged(group, "X", response.detail[:40]), 15, what)
+            await eventually(is_logged(group, "X", response.detail[:40]), what=what)
     await flow.moves()
 
 
@@ -159,7 +159,7 @@ async def test_peers_that_are_none(group: ConfiguredGroup, flow: Flow) -> None:
             assert reply.reason == Reason.PROTOCOL_ERROR, what
             with pytest.raises(Closed):
                 await answer(stream, _P.PEER_REPLY)
-            await eventually(is_logged(group, "X", reply.detail[:40]), 15, what)
+            await eventually(is_logged(group, "X", reply.detail[:40]), what=what)
     await flow.moves()
 
 

@@ -23,7 +23,7 @@ async def test_a_first_frame_that_is_no_good_bind(group: ConfiguredGroup, flow: 
             refused = await refusal(stream)
             assert refused.reason == reason, (what, Reason(refused.reason).name, refused.detail)
             assert refused.detail, what
-            await eventually(is_logged(group, at, refused.detail.removeprefix("not a bind: ")[:40]), 15, what)
+            await eventually(is_logged(group, at, refused.detail.removeprefix("not a bind: ")[:40]), what=what)
 
     await all_of(case(what, frame, reason) for what, (frame, reason) in FIRST.items())
     await flow.moves()
@@ -71,7 +71,7 @@ async def test_bad_frames_behind_a_good_bind(group: ConfiguredGroup, flow: Flow,
             refused = await refusal(stream)
             assert Reason(refused.reason) in reasons, (what, Reason(refused.reason).name, refused.detail)
             assert refused.detail, what
-            await eventually(is_logged(group, at, refused.detail[:50]), 15, what)
+            await eventually(is_logged(group, at, refused.detail[:50]), what=what)
 
     async with connected(group, at) as queue_manager:
         before = (await queue_manager.inquire_queue(TARGET))["depth"]

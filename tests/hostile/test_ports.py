@@ -17,7 +17,7 @@ from qsg.rules.reasons import Reason
 from qsg.transport.contract import Closed, Unreachable
 from qsg.transport.grpc_ import GrpcTransport
 from qsg.transport.unix import connect_unix
-from support.group import ConfiguredGroup, Flow, eventually
+from support.group import READY_S, ConfiguredGroup, Flow, eventually
 from support.hostile import is_logged
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.processes]
@@ -53,7 +53,7 @@ async def test_raw_bytes_at_every_port(group: ConfiguredGroup, flow: Flow) -> No
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             writer.write(data)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(READY_S):
                 await writer.drain()
                 writer.write_eof()
                 await reader.read()
@@ -90,7 +90,7 @@ async def test_the_wrong_service_at_each_port(group: ConfiguredGroup, flow: Flow
         (group.store_address, "qsg.v1.Client"),
     ):
         with pytest.raises(Unreachable, match="UNIMPLEMENTED"):
-            await GrpcTransport().connect(str(address), name, timeout_s=3)
+            await GrpcTransport().connect(str(address), name, timeout_s=READY_S)
     await flow.moves()
 
 
@@ -108,7 +108,7 @@ async def test_a_frame_larger_than_any(group: ConfiguredGroup, flow: Flow) -> No
             assert "larger than max" in (await call.details()), what
     for at in ("X", "R"):
         for event in ("a connection without CONNECT has ended", "a stream without a bind has ended"):
-            await eventually(partial(group.logged, at=at, event=event), 15, event)
+            await eventually(partial(group.logged, at=at, event=event), what=event)
     await flow.moves()
 
 
@@ -117,14 +117,14 @@ async def test_bad_calls_of_the_embedded_store(group: ConfiguredGroup, flow: Flo
         for method in ("KV/Txn", "KV/Range", "KV/Put", "Lease/LeaseGrant"):
             call = channel.unary_unary(f"/etcdserverpb.{method}")
             with pytest.raises(grpc.aio.AioRpcError) as error:
-                await call(b"\xff" * 60, timeout=5)
+                await call(b"\xff" * 60, timeout=READY_S)
             assert error.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED, method
         put = channel.unary_unary("/etcdserverpb.KV/Put")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await put(rpc_pb2.PutRequest(key=b"", value=b"x").SerializeToString(), timeout=5)
+            await put(rpc_pb2.PutRequest(key=b"", value=b"x").SerializeToString(), timeout=READY_S)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         with pytest.raises(grpc.aio.AioRpcError) as large:
-            await put(rpc_pb2.PutRequest(key=b"k", value=bytes(40 << 20)).SerializeToString(), timeout=5)
+            await put(rpc_pb2.PutRequest(key=b"k", value=bytes(40 << 20)).SerializeToString(), timeout=READY_S)
         assert large.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
         watch = channel.stream_stream("/etcdserverpb.Watch/Watch")()
         await watch.write(b"\xff" * 60)
@@ -161,14 +161,14 @@ async def test_the_initiators_socket(group: ConfiguredGroup, flow: Flow) -> None
             await stream.send(frame)
         ends = []
         with pytest.raises(Closed):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(READY_S):
                 while True:
                     frame = await stream.receive()
                     if frame[0] == _L.LOCAL_END:
                         ends.append(_L.End.FromString(frame[LOCAL_HEAD.size :]))
         await stream.close()
         assert any(Reason(end.reason) in (Reason.PROTOCOL_ERROR, Reason.NOT_AUTHORIZED) and end.detail for end in ends), (what, ends)
-        await eventually(is_logged(group, "X", ends[-1].detail[:40]), 15, what)
+        await eventually(is_logged(group, "X", ends[-1].detail[:40]), what=what)
     await flow.moves()
 
 
@@ -179,8 +179,8 @@ async def test_raw_bytes_on_the_initiators_socket(group: ConfiguredGroup, flow: 
     for data in (b"\xff" * 100, struct.pack(">I", 129 << 20) + b"abc", b"GET / HTTP/1.1\r\n\r\n"):
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(READY_S):
             await asyncio.gather(reader.read(), return_exceptions=True)
         writer.close()
-    await eventually(lambda: len(closed()) == before + 3, 15)
+    await eventually(lambda: len(closed()) == before + 3)
     await flow.moves()

@@ -24,6 +24,7 @@ from qsg.process.children import bound_to_parent
 from qsg.process.demo import Demo, Result, Takeover
 from qsg.process.ledger import Counts, Ledger, payload
 from support.group import eventually
+from support.processes import is_alive
 
 MESSAGES = 600
 FIELDS = (
@@ -34,7 +35,7 @@ TAKEOVER = "cause channel from to detect_ms claim_ms resume_ms gap_ms worst_wait
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("kill", "kills", "direction"), [("initiator", 2, "out"), ("queue-manager", 1, "both")])
 async def test_a_small_demo(kill: str, kills: int, direction: str, tmp_path: Path) -> None:
     options = ["--messages", MESSAGES, "--rate", 200, "--size", 100, "--kill", kill, "--kills", kills, "--direction", direction]
@@ -49,9 +50,9 @@ async def test_a_small_demo(kill: str, kills: int, direction: str, tmp_path: Pat
         assert list(takeover) == TAKEOVER.split()
         assert (takeover["cause"], takeover["channel"]) == (kill, "QSG.TO.R")
         assert {takeover["from"], takeover["to"]} <= set("XYZ")
-        assert 0 <= takeover["detect_ms"] < 5000
+        assert 0 <= takeover["detect_ms"] < 60_000
         assert 0 <= takeover["claim_ms"] <= takeover["resume_ms"]
-        assert takeover["resume_ms"] > 0
+        assert takeover["resume_ms"] > 0 or takeover["from"] == takeover["to"]  # of what went back to its owner no parts are told
         assert takeover["worst_wait_ms"] >= 0  # 0: on a slow machine all that was allowed had come before the kill
     assert "EXACTLY ONCE" in told.decode()
     assert (tmp_path / "kept" / "log" / "X.log").exists()
@@ -62,7 +63,7 @@ def check(result: dict[str, Any], total: int) -> None:
     assert [result[n] for n in ("sent", "acknowledged", "received", "ok")] == [total] * 4
     assert not any(result[n] for n in ("lost", "duplicated", "unexpected", "out_of_order", "dead_letters", "error"))
     assert result["clean"] is True
-    assert 0 <= result["max_gap_ms"] <= 30_000
+    assert 0 <= result["max_gap_ms"] <= 120_000
     assert 0 < result["wait_p50_ms"] <= result["wait_p99_ms"] <= result["worst_wait_ms"]
     assert 0 < result["rate_per_s"]
 
@@ -82,19 +83,12 @@ async def test_nothing_remains_of_a_demo_that_is_ended(number: signal.Signals, t
         children[:] = psutil.Process(process.pid).children(recursive=True)
         return len(children) == 9  # the store, and two for each of X, Y, Z and R
 
-    await eventually(started, 30, "all have started")
+    await eventually(started, what="all have started")
     process.send_signal(number)
     told, _ = await process.communicate()
     assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[number]
     assert ("all processes have ended" in told.decode()) == (number == signal.SIGINT)
-    await eventually(lambda: not any(is_alive(child) for child in children), 5, "all have ended")
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    await eventually(lambda: not any(is_alive(child) for child in children), what="all have ended")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from qsg.process.children import free_ports
 from qsg.process.proxy import Proxy
-from support.group import eventually
+from support.group import READY_S, eventually
 
 QUIET_S = 0.15
 
@@ -76,7 +76,7 @@ class Client:
 
     async def ask(self, line: bytes) -> bytes:
         self.writer.write(line)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(READY_S):
             return await self.reader.readline()
 
     async def hears_nothing(self) -> bool:
@@ -112,7 +112,7 @@ async def test_passes_lines_and_the_end_of_each_side(proxy: Proxy, connect: Conn
     client.writer.write_eof()
     assert await client.reader.read() == b""
     client.writer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(READY_S):
         while proxy.connections:  # noqa: ASYNC110 - polled on purpose: nothing to wait for in a test's subject
             await asyncio.sleep(0.01)
 
@@ -170,7 +170,7 @@ async def test_a_cut_path_does_not_tell_that_the_other_side_is_gone(proxy: Proxy
     await echoes[0][0].stop()
     assert await client.hears_nothing()
     proxy.heal()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(READY_S):
         try:
             assert await client.reader.read() == b""
         except ConnectionError:
@@ -185,7 +185,7 @@ async def test_cut_one_way(proxy: Proxy, echoes: list[tuple[Echo, str]], directi
     client.writer.write(b"2\n")
     assert await client.hears_nothing()
     if arrives:
-        await eventually(lambda: b"2\n" in echoes[0][0].lines, 10, "it arrives")
+        await eventually(lambda: b"2\n" in echoes[0][0].lines, what="it arrives")
     assert (b"2\n" in echoes[0][0].lines) is arrives
     proxy.heal()
     assert await client.ask(b"3\n") == b"a 2\n"

@@ -10,7 +10,7 @@ from qsg.process.aliases import AliasedTransport
 from qsg.process.roads import APPLICATIONS, STORE, Roads
 from qsg.transport.contract import Stream
 from qsg.transport.memory import MemoryNetwork
-from support.group import eventually
+from support.group import READY_S, eventually
 
 
 async def roads() -> tuple[Roads, list[Echo], dict[str, Client]]:
@@ -54,7 +54,7 @@ async def test_a_half_open_road() -> None:
     assert await clients["out"].hears_nothing()
     assert b"2\n" not in echoes[1].lines
     made.heal()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(READY_S):
         with contextlib.suppress(ConnectionResetError):
             assert await clients["out"].reader.read() == b""
     await end(made, echoes, clients)
@@ -65,7 +65,7 @@ async def test_one_way() -> None:
     made.cut(("X", "R"), direction="from_target")
     clients["out"].writer.write(b"2\n")
     assert await clients["out"].hears_nothing()
-    assert b"2\n" in echoes[1].lines
+    await eventually(lambda: b"2\n" in echoes[1].lines, what="it arrives")
     await end(made, echoes, clients)
 
 
@@ -82,5 +82,5 @@ async def test_names_of_others() -> None:
         stream = await transport.connect(name, "s")
         await stream.send(name.encode())
         await stream.close()
-    await eventually(lambda: len(seen) == 2, 5)
+    await eventually(lambda: len(seen) == 2)
     assert seen == [b"y:1416", b"b:2"]

@@ -12,7 +12,7 @@ import qsg
 from qsg.process.local import GROUP, OUT_CHANNEL, REMOTE
 from qsg_operator.authority import new_authority
 from qsg_operator.certificates import CA, CERTIFICATE, KEY, Leaf, issued
-from support.group import connected, eventually, flowing, running, status
+from support.group import READY_S, connected, eventually, flowing, running, status, whole
 
 pytestmark = pytest.mark.processes
 
@@ -49,28 +49,26 @@ async def test_names_in_certificates_say_who_may_what(tmp_path: Path, files: dic
     configure = {**{m: own for m in MEMBERS}, REMOTE: {"tls": files[REMOTE]}}
     async with running(tmp_path / "group", members=MEMBERS, configure=configure) as group, flowing(group) as flow:
         async with connected(group) as at:
-            moved = await at.command("move", channel=OUT_CHANNEL)
+            moved = await at.command("move", channel=OUT_CHANNEL, wait_s=READY_S)
             assert moved["moved"], "members ask each other"
         for name in ("stranger", REMOTE):
             with pytest.raises(qsg.NotAuthorized, match=f"certificate name '{name}' is not allowed"):
                 await connected(group, "X", **files[name]).open()
         await flow.moves()
-        for name in MEMBERS:
-            async with connected(group, name) as at:
-                members = (await at.inquire("group"))["members"]
-                assert all(line["linked"] for line in members) and len(members) == 2
+        await whole(group)
 
         # Everything is issued anew by another authority; who connects from now on has the new ones.
         issue(tmp_path / "certificates")
         async with connected(group, "X") as at:
-            owner = (await status(at, OUT_CHANNEL))["owner"]
+            before = await status(at, OUT_CHANNEL)
+        owner = before["owner"]
         group.kill(owner, "member")
         other = next(m for m in MEMBERS if m != owner)
 
         async def runs() -> bool:
             async with connected(group, other) as at:
                 line = await status(at, OUT_CHANNEL)
-                return bool(line["status"] == "RUNNING" and line["takeovers"])
+                return bool(line["status"] == "RUNNING" and line["epoch"] > before["epoch"])
 
-        await eventually(runs, 60, "the other has taken it over")
-        await flow.moves(60)
+        await eventually(runs, what="it was taken over")
+        await flow.moves()

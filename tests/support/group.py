@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,27 @@ from qsg.process.children import free_ports
 from qsg.process.ledger import Ledger
 from qsg.process.local import IN_CHANNEL, OUT_CHANNEL, REMOTE, LocalGroup, there
 from qsg.process.workload import Direction, Pace, consume, produce
+from support.patient import LEASE_TTL_S, patience, program
 
 READY_S = 60.0
 FOREVER = 1_000_000
 
 
 class ConfiguredGroup(LocalGroup):
-    """`configure`: member (or "R") -> further fields of its configuration. `store_quota_bytes`: of the embedded store."""
+    """`configure`: member (or "R") -> further fields of its configuration. `store_quota_bytes`: of the embedded store. `patient`: see
+    `support.patient`."""
 
     def __init__(
-        self, directory: Path, *, configure: Mapping[str, Mapping[str, Any]] | None = None, store_quota_bytes: int = 0, **options: Any
+        self,
+        directory: Path,
+        *,
+        configure: Mapping[str, Mapping[str, Any]] | None = None,
+        store_quota_bytes: int = 0,
+        patient: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(directory, **options)
+        self.patient = patient
         self.store_address = ""
         self.configs: dict[str, Path] = {}
         self._further = configure or {}
@@ -50,9 +59,14 @@ class ConfiguredGroup(LocalGroup):
     def _config(self, name: str, place: dict[str, str], endpoints: list[str], aliases: dict[str, str]) -> Path:
         path = super()._config(name, place, endpoints, aliases)
         config = yaml.safe_load(path.read_text()) | dict(self._further.get(name, {}))
+        if self.patient and name != REMOTE:
+            config["lease_ttl_s"] = LEASE_TTL_S
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         self.configs[name] = path
         return path
+
+    def _entry(self) -> list[str]:
+        return program() if self.patient else super()._entry()
 
     def config(self, name: str) -> dict[str, Any]:
         """The configuration of a member, as it was written."""
@@ -80,8 +94,11 @@ def _matches(value: object, wanted: object) -> bool:
     return bool(wanted(value)) if callable(wanted) else value == wanted
 
 
-async def eventually(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
-    """What `condition` (plain or async) answers once it is true. It may raise `QsgError` meanwhile."""
+async def eventually(condition: Callable[[], Any], timeout_s: float = READY_S, what: str = "") -> Any:
+    """What `condition` (plain or async) answers once it is true. It may raise `QsgError` meanwhile.
+
+    `timeout_s` guards against a hang, on a machine that is slow or stands still; what must be fast is measured elsewhere.
+    """
     last: object = None
     try:
         async with asyncio.timeout(timeout_s):
@@ -109,29 +126,29 @@ async def is_running(queue_manager: qsg.QueueManager, *channels: str) -> bool:
     return all([(await status(queue_manager, channel))["status"] == "RUNNING" for channel in channels])
 
 
-async def sees_all(at: qsg.QueueManager, group: LocalGroup) -> bool:
-    return there(await at.inquire("group")) >= set(group.members)
-
-
 async def whole(group: LocalGroup) -> None:
-    """Returns when all serve, and the members are linked to each other and to their initiators. Tests that share a group run in any order:
-    what one of them has killed is back before the next begins."""
-    for name, address in group.addresses.items():
-        async with qsg.connect(address, connect_s=READY_S) as at:
-            if name != REMOTE:
-                await eventually(partial(sees_all, at, group), READY_S, f"{name} is linked to all members")
+    """Returns when all serve and have their initiators, and the members are linked to each other. Tests that share a group run in any
+    order: what one of them has killed is back before the next begins."""
+    for name in group.addresses:
+        async with connected(group, name) as at:
+            await eventually(partial(_sees_all, at, group, name), what=f"{name} is linked to all")
+
+
+async def _sees_all(at: qsg.QueueManager, group: LocalGroup, name: str) -> bool:
+    return there(await at.inquire("group")) >= ({REMOTE} if name == REMOTE else set(group.members))
 
 
 @asynccontextmanager
 async def running(directory: Path, **options: Any) -> AsyncIterator[ConfiguredGroup]:
     """Started and `whole`."""
     group = ConfiguredGroup(directory, **options)
-    try:
-        await group.start()
-        await whole(group)
-        yield group
-    finally:
-        await group.stop()
+    with patience() if group.patient else nullcontext():
+        try:
+            await group.start()
+            await whole(group)
+            yield group
+        finally:
+            await group.stop()
 
 
 def connected(group: LocalGroup, at: str = "", **options: Any) -> qsg.QueueManager:

@@ -17,7 +17,8 @@ from qsg.rules.negotiate import offer
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream
 from qsg.transport.grpc_ import GrpcTransport
-from support.group import ConfiguredGroup
+from support.group import READY_S, ConfiguredGroup
+from support.patient import HEARTBEAT_MS
 
 CHANNEL = "HOSTILE"
 TARGET = "VICTIM"
@@ -27,7 +28,7 @@ TARGET = "VICTIM"
 async def partner(group: ConfiguredGroup, at: str) -> AsyncIterator[Stream]:
     """Where a partner comes in: R's local listener, and a member's group listener."""
     listener = group.config(at)["local_listener" if at == "R" else "group_listener"]
-    stream = await GrpcTransport().connect(str(listener), "qsg.v1.Channel", timeout_s=3)
+    stream = await GrpcTransport().connect(str(listener), "qsg.v1.Channel", timeout_s=READY_S)
     try:
         yield stream
     finally:
@@ -36,7 +37,7 @@ async def partner(group: ConfiguredGroup, at: str) -> AsyncIterator[Stream]:
 
 @asynccontextmanager
 async def service(group: ConfiguredGroup, at: str, name: str) -> AsyncIterator[Stream]:
-    stream = await GrpcTransport().connect(group.addresses[at], name, timeout_s=3)
+    stream = await GrpcTransport().connect(group.addresses[at], name, timeout_s=READY_S)
     try:
         yield stream
     finally:
@@ -45,7 +46,7 @@ async def service(group: ConfiguredGroup, at: str, name: str) -> AsyncIterator[S
 
 def bind(stream: bytes = b"hostile", epoch: int = 1, instance: int = 1, **values: Any) -> channel_pb2.Bind:
     made = channel_pb2.Bind(channel=CHANNEL, sender="EVIL", stream=stream, epoch=epoch, instance=instance)
-    made.parameters.CopyFrom(offer(Channel(name=CHANNEL, type="receiver")))
+    made.parameters.CopyFrom(offer(Channel(name=CHANNEL, type="receiver", heartbeat_ms=HEARTBEAT_MS)))
     for name, value in values.items():
         if name == "parameters":
             made.parameters.MergeFrom(value)
@@ -80,7 +81,7 @@ def batch(*segments: channel_pb2.WireSegment, number: int = 1, first: int = 1, m
     return channel_pb2.Batch(number=number, luwid=f"L{number}", first_sequence=first, messages=count, segments=segments)
 
 
-async def answer(stream: Stream, *wanted: int, timeout_s: float = 8.0) -> tuple[int, bytes]:
+async def answer(stream: Stream, *wanted: int, timeout_s: float = READY_S) -> tuple[int, bytes]:
     """The next frame of a wanted type."""
     async with asyncio.timeout(timeout_s):
         while True:

@@ -39,7 +39,7 @@ _DEEDS = {
 PRODUCERS = 4
 CONSUMERS = 1  # two that compete would see messages in turns, and no order could be checked
 READY_S = 60.0
-TAKEOVER_S = 30.0
+TAKEOVER_S = 60.0
 DRAIN_S = 60.0
 
 

@@ -20,7 +20,7 @@ from typing import Literal, cast
 
 Direction = Literal["both", "to_target", "from_target"]
 
-_CONNECT_S = 1.0
+_CONNECT_S = 10.0
 _WRITE_BUFFER_BYTES = 256 * 1024
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 
