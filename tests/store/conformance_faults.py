@@ -9,7 +9,10 @@ import pytest
 from qsg.store.contract import Get, Put, Unavailable, unchanged
 from store.conformance_txn import put, read
 from store.conformance_watch import Watching, plain
-from support.stores import Harness
+from support.stores import PATIENT_S, Harness
+
+LOST_S = 2.0
+"""Of a transaction whose answer is lost: what it asks for must have reached the store before that."""
 
 
 class ConnectionConformance:
@@ -26,7 +29,7 @@ class ConnectionConformance:
                     await watching.at_least(len(watching.events) + 1)
                     harness.cut_connections()
                     await asyncio.sleep(0.02)
-            collected = plain(await watching.until(120, 20))
+            collected = plain(await watching.until(120))
             assert [value for _, value, _ in collected] == [b"%d" % i for i in range(120)]
 
     async def test_an_answer_that_is_lost_is_unknown_and_the_write_there(self, harness: Harness) -> None:
@@ -34,13 +37,13 @@ class ConnectionConformance:
         await put(harness.store, b"k", b"0")
         harness.lose_replies(True)
         with pytest.raises(Unavailable):
-            await harness.store.txn([], [Put(b"k", b"1")], timeout_s=0.3)
+            await harness.store.txn([], [Put(b"k", b"1")], timeout_s=LOST_S)
         kv = await read(harness.second, b"k")
         assert kv is not None and (kv.value, kv.version) == (b"1", 2)  # applied, and not repeated
         harness.lose_replies(False)
         kv = await read(harness.store, b"k")
         assert kv is not None and (kv.value, kv.version) == (b"1", 2)
-        assert (await harness.store.txn([unchanged(b"k", kv.mod_revision)], [Put(b"k", b"2")], timeout_s=2)).succeeded
+        assert (await harness.store.txn([unchanged(b"k", kv.mod_revision)], [Put(b"k", b"2")], timeout_s=PATIENT_S)).succeeded
 
 
 class RestartConformance:
@@ -78,4 +81,4 @@ class RestartConformance:
             await harness.restart()
             await harness.store.get(Get(b"a/1"))
             await put(harness.store, b"a/2")
-            assert [e.kv.key for e in await watching.until(2, 20)] == [b"a/1", b"a/2"]
+            assert [e.kv.key for e in await watching.until(2)] == [b"a/1", b"a/2"]

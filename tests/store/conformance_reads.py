@@ -9,7 +9,7 @@ import pytest
 
 from qsg.store.contract import Compacted, Delete, Get, KeyValue, Put, StoreError, Unavailable, get_prefix
 from store.conformance_txn import put, read
-from support.stores import Harness
+from support.stores import PATIENT_S, Harness
 
 
 class ReadConformance:
@@ -81,7 +81,7 @@ class ReadConformance:
         near[2] = replace(near[2], near=True)
         for number in range(1, 20):
             written = await store.txn([], [Put(b"a", b"%d" % number), Put(b"b", b"%d" % number), Put(b"c/%d" % number, b"")])
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENT_S):
                 while True:
                     result = await store.txn([], near)
                     a, b, c = (result.got(i) for i in range(3))
@@ -144,10 +144,10 @@ class ReadConformance:
     async def test_thousands_of_keys(self, harness: Harness) -> None:
         store = harness.store
         for start in range(0, 3000, 100):
-            await store.txn([], [Put(b"k/%05d" % i, b"%d" % i) for i in range(start, start + 100)], timeout_s=5)
+            await store.txn([], [Put(b"k/%05d" % i, b"%d" % i) for i in range(start, start + 100)], timeout_s=PATIENT_S)
         got = await store.get(get_prefix(b"k/"))
         assert [kv.key for kv in got.kvs] == [b"k/%05d" % i for i in range(3000)]
-        await store.txn([], [Delete(b"k/00500", b"k/02500")], timeout_s=5)
+        await store.txn([], [Delete(b"k/00500", b"k/02500")], timeout_s=PATIENT_S)
         got = await store.get(get_prefix(b"k/", limit=1000, keys_only=True))
         assert (got.count, len(got.kvs), got.more) == (1000, 1000, False)
 
@@ -158,6 +158,6 @@ class ReadConformance:
             await put(store, b"k", bytes(50_000) + b"%d" % i)
         after = await store.status()
         assert after.revision == before.revision + 20
-        async with asyncio.timeout(10):  # a store may count a moment later
+        async with asyncio.timeout(PATIENT_S):  # a store may count a moment later
             while (await store.status()).bytes_in_use <= 500_000:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)

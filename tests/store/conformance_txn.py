@@ -27,14 +27,14 @@ from qsg.store.contract import (
     prefix_end,
     unchanged,
 )
-from support.stores import Harness
+from support.stores import PATIENT_S, Harness
 
 LIMIT_BYTES = 1_500_000
 
 
 async def put(store: Store, key: bytes, value: bytes = b"v", lease: int = 0) -> int:
     """A put of one key; its revision."""
-    return (await store.txn([], [Put(key, value, lease)], timeout_s=5)).revision
+    return (await store.txn([], [Put(key, value, lease)], timeout_s=PATIENT_S)).revision
 
 
 async def read(store: Store, key: bytes) -> KeyValue | None:
@@ -42,7 +42,7 @@ async def read(store: Store, key: bytes) -> KeyValue | None:
 
 
 async def holds(store: Store, *compares: Compare) -> bool:
-    return (await store.txn(compares, [Get(b"any")], timeout_s=5)).succeeded
+    return (await store.txn(compares, [Get(b"any")], timeout_s=PATIENT_S)).succeeded
 
 
 class TxnConformance:
@@ -175,7 +175,7 @@ class TxnConformance:
             while True:
                 assert kv is not None
                 op = [Put(b"n", b"%d" % (int(kv.value) + 1))]
-                result = await store.txn([unchanged(b"n", kv.mod_revision)], op, [Get(b"n")], timeout_s=5)
+                result = await store.txn([unchanged(b"n", kv.mod_revision)], op, [Get(b"n")], timeout_s=PATIENT_S)
                 if result.succeeded:
                     wins.append(result.revision)
                     return
@@ -189,7 +189,7 @@ class TxnConformance:
     async def test_only_one_creates(self, harness: Harness) -> None:
         async def create(i: int) -> bool:
             store = harness.store if i % 2 else harness.second
-            return (await store.txn([absent(b"lock")], [Put(b"lock", b"%d" % i)], timeout_s=5)).succeeded
+            return (await store.txn([absent(b"lock")], [Put(b"lock", b"%d" % i)], timeout_s=PATIENT_S)).succeeded
 
         results = await asyncio.gather(*(create(i) for i in range(20)))
         assert results.count(True) == 1
@@ -249,14 +249,14 @@ class TxnConformance:
         assert (limits.operations, limits.compares) >= (128, 128)
         puts = [Put(b"k/%04d" % i, b"") for i in range(limits.operations)]
         compares = [absent(put.key) for put in puts[: limits.compares]]
-        assert (await store.txn(compares, puts, [Get(put.key) for put in puts], timeout_s=5)).succeeded
+        assert (await store.txn(compares, puts, [Get(put.key) for put in puts], timeout_s=PATIENT_S)).succeeded
         too_many = [Put(b"l/%04d" % i, b"") for i in range(129)]
         with pytest.raises(TooLarge):
-            await store.txn([], too_many, timeout_s=5)
+            await store.txn([], too_many, timeout_s=PATIENT_S)
         with pytest.raises(TooLarge):
-            await store.txn([absent(b"k/0000")], [], too_many, timeout_s=5)
+            await store.txn([absent(b"k/0000")], [], too_many, timeout_s=PATIENT_S)
         with pytest.raises(TooLarge):
-            await store.txn([absent(put.key) for put in too_many], [], timeout_s=5)
+            await store.txn([absent(put.key) for put in too_many], [], timeout_s=PATIENT_S)
         assert (await store.get(Get(b"\0", b"\0", count_only=True))).count == 128
 
     async def test_as_many_bytes_as_allowed_and_too_many(self, harness: Harness) -> None:
@@ -264,11 +264,11 @@ class TxnConformance:
         assert store.limits.bytes >= LIMIT_BYTES
         size = LIMIT_BYTES // 100
         puts = [Put(b"%02d" % i, bytes([i]) * (size - 2)) for i in range(100)]
-        await store.txn([], puts, timeout_s=5)
+        await store.txn([], puts, timeout_s=PATIENT_S)
         kv = await read(store, b"99")
         assert kv is not None and kv.value == bytes([99]) * (size - 2)
         with pytest.raises(TooLarge):
-            await store.txn([], [Put(b"big", bytes(1_600_000))], timeout_s=5)
+            await store.txn([], [Put(b"big", bytes(1_600_000))], timeout_s=PATIENT_S)
         assert await read(store, b"big") is None
         await put(store, b"big", b"fits")  # and the store goes on
 

@@ -9,7 +9,7 @@ import pytest
 
 from qsg.store.contract import Compacted, Delete, Event, Get, LeaseNotFound, Put, Store, WatchBatch, absent, prefix_end
 from store.conformance_txn import put, read
-from support.stores import Harness
+from support.stores import PATIENT_S, Harness
 
 
 class Watching:
@@ -26,14 +26,14 @@ class Watching:
     async def __aexit__(self, *_: object) -> None:
         await self._batches.aclose()  # type: ignore[attr-defined]
 
-    async def until(self, count: int, timeout_s: float = 10) -> list[Event]:
+    async def until(self, count: int) -> list[Event]:
         """All events, once there are `count`; there must not be more."""
-        await self.at_least(count, timeout_s)
+        await self.at_least(count)
         assert len(self.events) == count
         return self.events
 
-    async def at_least(self, count: int, timeout_s: float = 10) -> None:
-        async with asyncio.timeout(timeout_s):
+    async def at_least(self, count: int) -> None:
+        async with asyncio.timeout(PATIENT_S):
             while len(self.events) < count:
                 batch = await anext(self._batches)
                 revisions = [e.kv.mod_revision for e in batch.events]
@@ -86,7 +86,7 @@ class WatchConformance:
         await put(store, b"j")
         last = await put(store, b"k", b"2")
         events: list[Event] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENT_S):
             while len(events) < 2:
                 events += (await anext(batches)).events
         assert plain(events) == [(b"k", b"v", revision), (b"k", b"2", last)]
@@ -97,7 +97,7 @@ class WatchConformance:
         before = await put(store, b"a/gone")
         batches = store.watch(b"a/", b"a0", before + 1)
         result = await store.txn([], [Delete(b"a/gone"), *(Put(b"a/%02d" % i, b"x") for i in range(50))])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENT_S):
             batch = await anext(batches)
             while not batch.events:
                 batch = await anext(batches)
@@ -126,7 +126,7 @@ class WatchConformance:
         await store.compact(last)
         batches = store.watch(b"a/", b"a0", first)
         with pytest.raises(Compacted):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENT_S):
                 await anext(batches)
         async with Watching(store, b"a/", last + 1) as watching:
             later = await put(store, b"a/2")
@@ -146,7 +146,7 @@ class WatchConformance:
 class LeaseConformance:
     async def test_expiry_deletes_the_keys_in_one_revision_and_watchers_see_it(self, harness: Harness) -> None:
         store = harness.store
-        lease = await store.grant(1)
+        lease = await store.grant(3)  # not over before all three are put
         await put(store, b"m/1", b"", lease)
         await put(store, b"m/2", b"", lease)
         free = await put(store, b"m/3", b"")
@@ -162,11 +162,11 @@ class LeaseConformance:
 
     async def test_keep_alive_keeps(self, harness: Harness) -> None:
         store = harness.store
-        lease = await store.grant(2)
+        lease = await store.grant(4)  # so long may the machine stand still between two renewals
         await put(store, b"m/1", b"", lease)
-        for _ in range(8):
-            await asyncio.sleep(0.4)
-            assert 0 < await store.keep_alive(lease) <= 2
+        for _ in range(9):
+            await asyncio.sleep(0.5)
+            assert 0 < await store.keep_alive(lease) <= 4
         assert await read(store, b"m/1") is not None
 
     async def test_revoke_deletes_at_once(self, harness: Harness) -> None:

@@ -9,4 +9,12 @@ from support.stores import PATIENT_S
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qsg.store.sqlite.TXN_TIMEOUT_S", PATIENT_S)
+    for limit in (
+        "sqlite.TXN_TIMEOUT_S",
+        "sqlite.READ_TIMEOUT_S",
+        "sqlite.CONTROL_TIMEOUT_S",
+        "serve_calls.REQUEST_TIMEOUT_S",
+        "etcd.store._READ_TOTAL_S",
+        "etcd.leases._TOTAL_S",
+    ):
+        monkeypatch.setattr(f"qsg.store.{limit}", PATIENT_S)

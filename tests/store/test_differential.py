@@ -23,7 +23,7 @@ from qsg.store.contract import (
     StoreError,
     Target,
 )
-from support.stores import STORES
+from support.stores import PATIENT_S, STORES
 
 KEYS = [b"a", b"a/", b"a/1", b"a/2", b"a0", b"b", b"b/\x00", b"b/\xff", b"c"]
 ENDS = [b"", b"", b"", b"a/\xff", b"a0", b"b", b"c", b"d", b"\0"]
@@ -92,7 +92,7 @@ async def attempt(store: Store, random: Random, base: int, revision: int) -> obj
         if roll < 0.75:
             compares = [some_compare(random, base, revision) for _ in range(random.randrange(3))]
             ops, else_ops = ([some_op(random, base, revision) for _ in range(random.randrange(1, 4))] for _ in range(2))
-            result = await store.txn(compares, ops, else_ops, timeout_s=5)
+            result = await store.txn(compares, ops, else_ops, timeout_s=PATIENT_S)
             return result.succeeded, relative(result.revision, base), [shown(r, base) for r in result.results]
         if roll < 0.97:
             return shown(await store.get(some_get(random, base, revision)), base)
@@ -107,7 +107,7 @@ async def attempt(store: Store, random: Random, base: int, revision: int) -> obj
 async def history(store: Store, seed: int) -> list[object]:
     """Answers to a random sequence of requests, then all events of a watch from its beginning (or where history begins)."""
     random = Random(seed)
-    base = (await store.txn([], [Put(b"c", b"begin")], timeout_s=5)).revision
+    base = (await store.txn([], [Put(b"c", b"begin")], timeout_s=PATIENT_S)).revision
     revision = base
     answers: list[object] = []
     watch = store.watch(b"\0", b"\0", base + 1)
@@ -117,7 +117,7 @@ async def history(store: Store, seed: int) -> list[object]:
         revision = (await store.status()).revision
     events: list[Event] = []
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENT_S):
             batch = await first
             while True:
                 events += batch.events

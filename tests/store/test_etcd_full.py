@@ -29,7 +29,7 @@ async def test_what_a_filling_etcd_is_told_to_have_taken_is_what_it_has(tmp_path
         etcd.running(tmp_path, options=EtcdOptions(fsync=False, quota_bytes=4 << 20)) as cluster,
         etcd.opened(cluster.endpoints) as store,
     ):
-        incarnation = (await store.txn([], [Put(keys.member("X"), b"")], timeout_s=5)).revision
+        incarnation = (await store.txn([], [Put(keys.member("X"), b"")], timeout_s=PATIENT_S)).revision
         committer = Committer(store, "X", incarnation, [Guard() for _ in range(8)], World(lambda: 0))
         committer.start()
         told: set[int] = set()

@@ -20,11 +20,11 @@ async def test_what_was_sent_before_the_leader_changed_is_in_doubt_without_waiti
     """A follower forwards a write to a leader that is about to be none: it is dropped, and nobody says so."""
     follower = FakeEtcd(1)
     follower.leader = 2
-    async with serving(follower) as addresses, opened([*addresses, "127.0.0.1:1"]) as store, asyncio.timeout(8):
+    async with serving(follower) as addresses, opened([*addresses, "127.0.0.1:1"], timeout_s=LONG_S) as store, asyncio.timeout(LONG_S / 2):
         await store.txn([], PUT)
         follower.drops = True
         dropped = asyncio.ensure_future(store.txn([], PUT, timeout_s=LONG_S))
-        await eventually(lambda: follower.taken == 2)
+        await eventually(lambda: follower.taken == 2, LONG_S)
         follower.term, follower.leader = 2, 1
         with pytest.raises(Unavailable):
             await dropped
@@ -34,7 +34,7 @@ async def test_what_was_sent_before_the_leader_changed_is_in_doubt_without_waiti
 
 async def test_a_write_that_is_slow_while_nobody_else_leads_is_left_alone() -> None:
     leader = FakeEtcd(1)
-    async with serving(leader) as addresses, opened([*addresses, "127.0.0.1:1"]) as store:
+    async with serving(leader) as addresses, opened([*addresses, "127.0.0.1:1"], timeout_s=LONG_S) as store:
         await store.txn([], PUT)
         leader.drops = True
         slow = asyncio.ensure_future(store.txn([], PUT, timeout_s=LONG_S))
@@ -47,9 +47,9 @@ async def test_a_write_that_is_slow_while_nobody_else_leads_is_left_alone() -> N
 async def test_a_leader_that_sends_its_clients_away_leads_on_and_followers_are_used_at_once() -> None:
     leader, follower = FakeEtcd(1), FakeEtcd(2)
     follower.leader = 1
-    async with serving(leader, follower) as addresses, opened(addresses) as store, asyncio.timeout(20):
+    async with serving(leader, follower) as addresses, opened(addresses, timeout_s=LONG_S) as store, asyncio.timeout(LONG_S / 2):
         await store.txn([], PUT)
-        await eventually(lambda: store._pool._leader is not None)
+        await eventually(lambda: store._pool._leader is not None, LONG_S)
         leader.refuses, leader.leader = True, 0  # as its clients see it: it does not answer any more
         with pytest.raises(Unavailable):
             await store.txn([], PUT)
@@ -61,12 +61,12 @@ async def test_leases_leave_an_endpoint_together_with_everything_else() -> None:
     """A leader hands over when its last stream has ended; a renewal is due only every other second."""
     leader, follower = FakeEtcd(1), FakeEtcd(2)
     follower.leader = 1
-    async with serving(leader, follower) as addresses, opened(addresses) as store, asyncio.timeout(20):
+    async with serving(leader, follower) as addresses, opened(addresses, timeout_s=LONG_S) as store, asyncio.timeout(LONG_S / 2):
         await store.txn([], PUT)
         await store.keep_alive(7)
         assert leader.renewing == 1
         leader.refuses = True
         with pytest.raises(Unavailable):
             await store.txn([], PUT)
-        await eventually(lambda: leader.renewing == 0)
+        await eventually(lambda: leader.renewing == 0, LONG_S)
         assert await store.keep_alive(7) == 5

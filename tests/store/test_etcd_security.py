@@ -14,6 +14,7 @@ from qsg.store.contract import Get, NotApplied, Put, StoreError
 from qsg_operator.authority import new_authority
 from qsg_operator.certificates import CA, CERTIFICATE, KEY, Leaf, issued
 from support.etcd import opened, running
+from support.stores import PATIENT_S
 
 pytestmark = pytest.mark.etcd
 
@@ -21,7 +22,8 @@ CERTIFICATES = Path(__file__).parent.parent / "transport" / "certificates"
 
 
 def etcdctl(endpoint: str, *arguments: str) -> None:
-    subprocess.run([tool("etcdctl"), f"--endpoints={endpoint}", *arguments], check=True, capture_output=True)
+    patient = [f"--dial-timeout={PATIENT_S:g}s", f"--command-timeout={PATIENT_S:g}s"]
+    subprocess.run([tool("etcdctl"), f"--endpoints={endpoint}", *patient, *arguments], check=True, capture_output=True)
 
 
 async def test_tls_both_ways(tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ async def test_tls_both_ways(tmp_path: Path) -> None:
     ours = {"ca": CERTIFICATES / "ca.pem", "cert": CERTIFICATES / "client.pem", "key": CERTIFICATES / "client.key"}
     async with running(tmp_path / "etcd", options=EtcdOptions(fsync=False, tls=tls)) as cluster:
         async with opened([f"https://{cluster.endpoints[0]}"], **ours) as store:
-            await store.txn([], [Put(b"k", b"v")], timeout_s=5)
+            await store.txn([], [Put(b"k", b"v")], timeout_s=PATIENT_S)
             kv = (await store.get(Get(b"k"))).first
             assert kv is not None and kv.value == b"v"
         async with opened(cluster.endpoints, server_name="other.test", **ours) as elsewhere:
@@ -67,11 +69,11 @@ async def test_certificates_that_were_replaced_are_taken_up_by_the_next_connecti
     tls = ServerTls(server[CERTIFICATE], server[KEY], server[CA])
     async with running(tmp_path / "etcd", options=EtcdOptions(fsync=False, tls=tls)) as cluster:
         async with opened(cluster.endpoints, ca=member[CA], cert=member[CERTIFICATE], key=member[KEY]) as store:
-            await store.txn([], [Put(b"k", b"1")], timeout_s=5)
+            await store.txn([], [Put(b"k", b"1")], timeout_s=PATIENT_S)
             cluster.kill(0)
             write()
             await cluster.restart(0)
-            await store.txn([], [Put(b"k", b"2")], timeout_s=5)
+            await store.txn([], [Put(b"k", b"2")], timeout_s=PATIENT_S)
             kv = (await store.get(Get(b"k"))).first
             assert kv is not None and kv.value == b"2"
 
@@ -84,19 +86,19 @@ async def test_users_log_in_and_again_when_their_token_is_no_longer_known(tmp_pa
         etcdctl(endpoint, "user", "grant-role", "root", "root")
         etcdctl(endpoint, "auth", "enable")
         async with opened([endpoint], user="root", password="secret") as store:
-            await store.txn([], [Put(b"k", b"1")], timeout_s=5)
+            await store.txn([], [Put(b"k", b"1")], timeout_s=PATIENT_S)
             cluster.kill(0)  # tokens are kept in memory
             await cluster.restart(0)
-            await store.txn([], [Put(b"k", b"2")], timeout_s=5)
+            await store.txn([], [Put(b"k", b"2")], timeout_s=PATIENT_S)
             kv = (await store.get(Get(b"k"))).first
             assert kv is not None and kv.value == b"2"
         async with opened([endpoint]) as nobody:
             with pytest.raises(StoreError) as refusal:
-                await nobody.txn([], [Put(b"k", b"3")], timeout_s=5)
+                await nobody.txn([], [Put(b"k", b"3")], timeout_s=PATIENT_S)
             assert not isinstance(refusal.value, NotApplied)
         etcdctl(endpoint, "--user=root:secret", "user", "add", "guest:guest")
         async with opened([endpoint], user="guest", password="guest") as guest:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENT_S):
                 with pytest.raises(StoreError, match="permission denied"):
                     await anext(guest.watch(b"k", b"", 1))
         async with opened([endpoint], user="root", password="wrong") as intruder:

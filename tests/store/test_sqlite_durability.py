@@ -12,6 +12,7 @@ import pytest
 
 from qsg.store.contract import Compacted, Get, LeaseNotFound, Put, StoreError, get_prefix
 from qsg.store.sqlite import SqliteStore, restore
+from support.stores import PATIENT_S
 
 WRITER = """
 import asyncio, sys
@@ -77,7 +78,7 @@ async def test_a_snapshot_is_one_state_while_work_goes_on(tmp_path: Path) -> Non
         i = 0
         while not done.is_set():
             i += 1
-            await store.txn([], [Put(b"a", b"%d" % i), Put(b"b", b"%d" % i), Put(b"n/%d" % i, b"x" * 50_000)], timeout_s=10)
+            await store.txn([], [Put(b"a", b"%d" % i), Put(b"b", b"%d" % i), Put(b"n/%d" % i, b"x" * 50_000)], timeout_s=PATIENT_S)
 
     async with SqliteStore(tmp_path / "s.db") as store:
         writing = asyncio.ensure_future(write(store))

@@ -15,6 +15,7 @@ from qsg.store.contract import Delete, Get, NoSpace, Put, absent, get_prefix
 from qsg.store.sqlite import SqliteStore
 from qsg.store.sqlite_engine import Engine
 from support.group import eventually
+from support.stores import PATIENT_S
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -24,7 +25,7 @@ async def fill(store: SqliteStore, at_most: int = 400, size: int = 100 * KIB) ->
     """Puts until the store is full; returns how many were acknowledged."""
     for i in range(at_most):
         try:
-            await store.txn([], [Put(b"q/%05d" % i, os.urandom(size)), Put(b"n", b"%05d" % (i + 1))], timeout_s=10)
+            await store.txn([], [Put(b"q/%05d" % i, os.urandom(size)), Put(b"n", b"%05d" % (i + 1))], timeout_s=PATIENT_S)
         except NoSpace:
             return i
     raise AssertionError("never full")
@@ -39,14 +40,14 @@ async def check(store: SqliteStore, filled: int) -> None:
 
 async def drain(store: SqliteStore, filled: int) -> None:
     for i in range(filled):
-        await store.txn([], [Delete(b"q/%05d" % i), Put(b"n", b"%05d" % (filled - i - 1))], timeout_s=10)
+        await store.txn([], [Delete(b"q/%05d" % i), Put(b"n", b"%05d" % (filled - i - 1))], timeout_s=PATIENT_S)
 
 
 async def put_when_there_is_space(store: SqliteStore) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENT_S):
         while True:
             try:
-                await store.txn([], [Put(b"again", b"x" * 50 * KIB)], timeout_s=10)
+                await store.txn([], [Put(b"again", b"x" * 50 * KIB)], timeout_s=PATIENT_S)
             except NoSpace:
                 await asyncio.sleep(0.1)
             else:
@@ -122,8 +123,8 @@ async def test_a_full_file_refuses_puts_drains_and_recovers(tmp_path: Path) -> N
         assert filled >= 10
         await check(store, filled)
         both = await asyncio.gather(
-            store.txn([], [Put(b"big", b"x" * MIB)], timeout_s=10),
-            store.txn([], [Delete(b"q/00000")], timeout_s=10),
+            store.txn([], [Put(b"big", b"x" * MIB)], timeout_s=PATIENT_S),
+            store.txn([], [Delete(b"q/00000")], timeout_s=PATIENT_S),
             return_exceptions=True,
         )
         assert isinstance(both[0], NoSpace)
@@ -173,15 +174,15 @@ async def test_a_full_disk_takes_small_records_and_says_that_there_is_no_room(tm
     if tiny_disk is None:
         pytest.skip("no file system can be mounted here")
     async with SqliteStore(tiny_disk / "s.db", reserve_bytes=4 * MIB) as store:
-        await store.txn([], [Put(b"q/before", b"x" * 100 * KIB)], timeout_s=10)
+        await store.txn([], [Put(b"q/before", b"x" * 100 * KIB)], timeout_s=PATIENT_S)
         hog(tiny_disk / "hog")
         filled = await fill(store)
         assert (await store.status()).bytes_quota <= (await store.status()).bytes_in_use
         for i in range(50):
-            await store.txn([], [Put(b"r/%02d" % i, b"x" * KIB), Put(b"g", b"%d" % i)], timeout_s=10)
+            await store.txn([], [Put(b"r/%02d" % i, b"x" * KIB), Put(b"g", b"%d" % i)], timeout_s=PATIENT_S)
         (tiny_disk / "hog").unlink()
         await eventually(lambda: _without_limit(store), 20)
-        await store.txn([], [Put(b"again", b"x" * 50 * KIB)], timeout_s=10)
+        await store.txn([], [Put(b"again", b"x" * 50 * KIB)], timeout_s=PATIENT_S)
         assert (await store.get(get_prefix(b"q/"))).count == filled + 1
 
 

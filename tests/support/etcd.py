@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from qsg.process.etcd import EtcdCluster, EtcdOptions
-from qsg.store.contract import Delete
+from qsg.store.contract import Delete, NotApplied, Unavailable
 from qsg.store.etcd import EtcdStore
+from support.stores import PATIENT_S
 
 FAST = EtcdOptions(fsync=False)
 """For tests that do not pull the plug."""
@@ -41,9 +42,14 @@ async def opened(endpoints: list[str], **options: object) -> AsyncIterator[EtcdS
 
 
 async def wipe(cluster: EtcdCluster) -> None:
-    """Deletes all keys. Leases without keys harm nobody."""
-    async with opened(cluster.endpoints) as store:
-        await store.txn([], [Delete(b"\0", b"\0")], timeout_s=5.0)
+    """Deletes all keys, again where a change of leader made that unknown. Leases without keys harm nobody."""
+    async with opened(cluster.endpoints) as store, asyncio.timeout(PATIENT_S):
+        while True:
+            try:
+                await store.txn([], [Delete(b"\0", b"\0")], timeout_s=5.0)
+                return
+            except (NotApplied, Unavailable):
+                continue
 
 
 async def make_whole(cluster: EtcdCluster) -> None:

@@ -20,8 +20,9 @@ from qsg.store.contract import Compacted, Delete, Store
 if TYPE_CHECKING:
     from qsg.process.etcd import EtcdCluster
 
-PATIENT_S = 5.0
-"""For one transaction, where nothing is wrong: with the usual 0.4 s a machine that stands still makes its outcome unknown."""
+PATIENT_S = 60.0
+"""For one request, or anything else that is sure to come: a guard against hangs. With the usual 0.4 s for a transaction, or 2 s for a
+renewal, a machine that stands still makes the outcome unknown."""
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ from qsg.store.faults import Fault, Faults
 from qsg.store.sqlite import SqliteStore
 from support.group import eventually
 from support.simulated import simulated
+from support.stores import PATIENT_S
 from support.whole import DLQ, Universe, numbered, queue, receiver, sender, universe, xmitq
 
 SOURCES = sorted(Path(qsg.__file__).parent.rglob("*.py"))
@@ -174,7 +175,7 @@ def victim(armed: str) -> subprocess.Popen[str]:
 @pytest.mark.processes
 def test_a_process_dies_where_its_environment_says() -> None:
     with victim("sqlite.before_commit=kill") as process:
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(PATIENT_S) == -signal.SIGKILL
 
 
 @pytest.mark.processes
@@ -187,7 +188,7 @@ async def test_of_running_processes_that_are_armed_one_dies(tmp_path: Path) -> N
             assert v.stdout.readline() == "ready\n"
         assert not folder.hit("sqlite.before_commit")
         folder.arm("sqlite.before_commit", "kill")
-        await eventually(lambda: any(v.poll() is not None for v in victims), 10, "one dies")
+        await eventually(lambda: any(v.poll() is not None for v in victims), PATIENT_S, "one dies")
         assert folder.hit("sqlite.before_commit")
         await asyncio.sleep(0.3)
         assert sorted(v.poll() or 0 for v in victims) == [-signal.SIGKILL, 0], "one died, the other lives"

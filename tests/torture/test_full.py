@@ -13,9 +13,10 @@ import qsg
 from qsg.process.etcd import EtcdOptions
 from qsg.process.local import DEAD_LETTER_QUEUE, OUT_CHANNEL, REMOTE
 from support.group import ConfiguredGroup, connected, eventually, is_running, running
+from support.stores import PATIENT_S
 from torture.group import Disk
 
-pytestmark = [pytest.mark.processes, pytest.mark.etcd, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.etcd, pytest.mark.timeout(600)]
 
 QUOTA = 64 << 20
 SIZE = 200_000
@@ -27,10 +28,10 @@ async def depth(at: qsg.QueueManager, name: str) -> int:
 
 async def numbers(at: qsg.QueueManager, name: str, count: int) -> list[int]:
     found: list[int] = []
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(2 * PATIENT_S):
         while len(found) < count:
             async with at.unit() as unit:
-                found += [int(m.payload.split(b" ")[0]) for m in await unit.get_many(name, 10, wait_ms=20_000)]
+                found += [int(m.payload.split(b" ")[0]) for m in await unit.get_many(name, 10, wait_ms=60_000)]
     return found
 
 
@@ -64,11 +65,11 @@ async def test_a_full_etcd(tmp_path: Path) -> None:
         await x.command("stop", channel=OUT_CHANNEL)
         count = await fill(x, "TO.R", 0, 2 * QUOTA // SIZE)
         assert count > 20
-        await asyncio.sleep(1.5)  # members look at the quota every second
+        await eventually(lambda: group.logged(event="puts are refused", at="Y"), PATIENT_S, "the other member has looked")
         await fill(y, "SHARED", 0, 30)
         await x.command("start", channel=OUT_CHANNEL)
         assert await numbers(r, "FROM.QSG", count) == list(range(count)), "a full store is drained"
-        await eventually(lambda: x.put("TO.R", numbered(count)), 30, "puts are taken again")
+        await eventually(lambda: x.put("TO.R", numbered(count)), PATIENT_S, "puts are taken again")
         assert await numbers(r, "FROM.QSG", 1) == [count]
         assert await depth(r, DEAD_LETTER_QUEUE) == 0
         assert await depth(x, "R") == 0
@@ -92,19 +93,19 @@ async def test_a_full_disk_at_the_partner(tmp_path: Path) -> None:
     async with group_with_a_small_disk(tmp_path) as (group, disk), connected(group, "X") as x, connected(group, REMOTE) as r:
         for number in range(30):
             await x.put("TO.R", numbered(number))
-        await eventually(lambda: _is(r, "FROM.QSG", 30), 30, "some lie there already")
+        await eventually(lambda: _is(r, "FROM.QSG", 30), PATIENT_S, "some lie there already")
         disk.fill()
         refused = await fill(r, "TO.QSG", 0, 2000)
         for number in range(30, 90):
             await x.put("TO.R", numbered(number))
-        await eventually(lambda: _deep(x, "R"), 30, "the rest waits at the sender")
+        await eventually(lambda: _deep(x, "R"), PATIENT_S, "the rest waits at the sender")
         assert await numbers(r, "FROM.QSG", 10) == list(range(10)), "gets go on"
         disk.free()
         assert await numbers(r, "FROM.QSG", 80) == list(range(10, 90))
         assert await numbers(x, "FROM.R", refused) == list(range(refused)), "what was acknowledged before the disk was full"
-        await eventually(lambda: r.put("TO.QSG", numbered(refused)), 30, "puts are taken again")
+        await eventually(lambda: r.put("TO.QSG", numbered(refused)), PATIENT_S, "puts are taken again")
         assert await numbers(x, "FROM.R", 1) == [refused]
-        await eventually(lambda: is_running(x, OUT_CHANNEL), 30)
+        await eventually(lambda: is_running(x, OUT_CHANNEL), PATIENT_S)
         assert await depth(r, DEAD_LETTER_QUEUE) == await depth(x, DEAD_LETTER_QUEUE) == 0
         assert group.starts()[REMOTE] == 1, "nothing of it has ended a process"
 
