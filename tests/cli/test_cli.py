@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from qsg.cli import common
 from qsg.cli.common import channel_names, queue_names
 from qsg.cli.main import build
 from support.served import Served, served
@@ -251,8 +252,10 @@ def test_help_and_version(qsg: Run) -> None:
 
 
 def test_names_are_completed(qsg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "COMPLETION_S", 60.0)  # a machine that stands still completes nothing
     assert "A" in queue_names("A")
     assert "B" not in queue_names("A")
     assert channel_names("") == []
+    monkeypatch.setattr(common, "COMPLETION_S", 0.2)
     monkeypatch.setenv("QSG_CONNECT", "127.0.0.1:1")
     assert queue_names("A") == []

@@ -47,7 +47,7 @@ class Served:
         self._listener: Any
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
     async def start(self) -> None:
         self.member = await self.group.member("X")

@@ -25,6 +25,7 @@ import qsg
 T = TypeVar("T")
 
 OK, FAILED, USAGE, NO_MESSAGE, UNREACHABLE, UNKNOWN = range(6)
+COMPLETION_S = 1.0
 
 out = Console(width=None if sys.stdout.isatty() else 200)
 """Wide when it is not a terminal: programs and files must not get cut tables."""
@@ -65,7 +66,7 @@ def _names(kind: str, incomplete: str) -> list[str]:
     """For shell completion: names of queues or channels that begin so; none when nobody answers quickly."""
 
     async def main() -> list[str]:
-        async with qsg.connect(application="qsg completion", connect_s=1.0, reconnect_s=1.0) as qmgr:
+        async with qsg.connect(application="qsg completion", connect_s=COMPLETION_S, reconnect_s=COMPLETION_S) as qmgr:
             return [row["name"] for row in (await qmgr.inquire(kind, incomplete))[kind]]
 
     try:
