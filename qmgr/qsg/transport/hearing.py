@@ -16,7 +16,7 @@ from qsg.transport.contract import Stream
 LATE_S = 0.05
 """A timer that goes off so late was held up: this process stood still, or had no CPU."""
 GRACE_S = 0.5
-"""How long whoever is listened to has then to say something: longer than the pause between two heartbeats."""
+"""How long whoever is listened to has then to be heard: what is unread is read at once, and a heartbeat that is overdue is sent at once."""
 
 
 class Hearing:
