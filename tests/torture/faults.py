@@ -34,7 +34,7 @@ LOOK_S = 0.05
 MOVE_S = 10.0
 HIT_S = 6.0
 """A place of the code that is not reached for so long is left; for twice as long the next time, as a slow machine may need it."""
-HIT_MAX_S = 48.0
+HIT_MAX_S = 24.0
 ROOM_S = 120.0
 HOUR_S = 3600.0
 JUNK = b"junk/"
