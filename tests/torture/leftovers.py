@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qsg.store.contract import Get
 from qsg.store.etcd import EtcdStore
+from torture.history import WATCHED
 
 LASTING = frozenset({"d", "l"})
 """Kinds of keys of a queue that stay: its state and its lock. All others but its totals go with its messages."""
@@ -33,6 +34,11 @@ async def of_etcd(store: EtcdStore) -> Counter[str]:
 def of_sqlite(path: Path) -> Counter[str]:
     with closing(sqlite3.connect(path)) as connection:
         return count(bytes(key) for (key,) in connection.execute("SELECT key FROM head"))
+
+
+def unused(found: Counter[str]) -> list[str]:
+    """What channels write (see `WATCHED`), and is not there yet."""
+    return sorted({family(prefix) for prefix in WATCHED} - found.keys())
 
 
 def leftovers(before: Counter[str], after: Counter[str], lanes: int, interruptions: int = 0) -> list[str]:

@@ -43,7 +43,6 @@ READY_S = WHOLE_S = DRAIN_S = 120.0
 OVERTIME_S = 600.0
 """A slow machine needs it; on one that is idle all kinds have had their turn within three minutes."""
 LEFT_S = 60.0
-WARM_S = 2.0
 QUIET_S = (0.1, 0.5)
 STORM_KILLS = 4
 STORM = 8
@@ -134,7 +133,7 @@ class Torture:
         try:
             async with qsg.connect(self.group.group_addresses, application="torture", connect_s=READY_S) as observer:
                 await self._until(lambda: self._whole(observer, MEMBERS), READY_S, "the group is ready")
-                await asyncio.sleep(WARM_S)
+                await self._until(lambda: self._used(store), READY_S, "everything has been used")
                 before = await leftovers.of_etcd(store)
                 await self._phases(observer, [*tasks, *producers])
                 await self._drain(observer, producers)
@@ -239,6 +238,12 @@ class Torture:
         mark = time.monotonic()
         await self._until(lambda: self._flows(mark), WHOLE_S, "messages flow both ways")
         await self._until(lambda: self._whole(observer, members), WHOLE_S, f"{members} members are there with their initiators")
+
+    async def _used(self, store: EtcdStore) -> bool:
+        """Every producer's messages arrive, and whatever a channel writes is there."""
+        if not all(producer.arrived for way in self._ways for producer in way.ledger.producers):
+            return False
+        return leftovers.unused(await leftovers.of_etcd(store)) == []
 
     async def _flows(self, mark: float) -> bool:
         """Messages put after `mark` have arrived."""

@@ -22,7 +22,7 @@ from torture import __main__ as command
 from torture.audit import Audit, Seen
 from torture.faults import KINDS, POINT_KINDS
 from torture.history import Change, History, Takeover
-from torture.leftovers import count, leftovers
+from torture.leftovers import count, leftovers, unused
 from torture.report import Measured, Report
 from torture.run import Torture
 
@@ -194,6 +194,13 @@ def test_what_is_left_over() -> None:
     assert leftovers(before, count([*present, *(b"p/%d" % n for n in range(5))]), lanes=6) == ["6 of p, 4 expected"]
     assert leftovers(before, count([*present, *(b"p/%d" % n for n in range(5))]), lanes=6, interruptions=2) == []
     assert leftovers(before, count(present), lanes=1) == ["2 of q/R/n, 1 expected"]
+
+
+def test_what_has_not_been_used_yet() -> None:
+    """Counted before a channel has run, all that it writes would be left over."""
+    used = [b"m/X", b"t/C", b"ti/C/R", b"s/R", b"sp/R", b"r/R", b"rp/R", b"q/R/l", b"p/a"]
+    assert unused(count(used)) == []
+    assert unused(count(used[:3])) == ["q/R/l", "r", "rp", "s", "sp"]
 
 
 # The count, and the report
