@@ -68,8 +68,10 @@ async def test_room_is_made_by_steps_that_say_whether_they_were_done(tmp_path: P
                 await store.txn([], [Put(b"junk/%04d" % number, bytes(64 * 1024))])
         await store.txn([], [Delete(b"junk/", prefix_end(b"junk/"))])
         assert await cluster.compact() and await cluster.compact(), "done already is done"
-        assert await cluster.defragment(0)
-        assert await cluster.disarm() and await cluster.disarm()
+        assert not await cluster.has_room(0)
+        assert await cluster.defragment(0) and await cluster.has_room(0)
+        assert [await cluster.disarm(), await cluster.disarm()] == [False, True], "done when none is left"
         await store.txn([], [Put(b"again", bytes(64 * 1024))])
+        assert await cluster._work(0, "/v3/kv/compaction", {"revision": 1 << 60}) is None, "a refusal is not done"
         cluster.kill(0)
-        assert [await cluster.compact(), await cluster.defragment(0), await cluster.disarm()] == [False] * 3
+        assert [await cluster.compact(), await cluster.defragment(0), await cluster.has_room(0), await cluster.disarm()] == [False] * 4

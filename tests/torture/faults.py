@@ -251,7 +251,11 @@ async def _make_room(scene: Scene, store: EtcdStore) -> None:
         except StoreError:
             return False
 
-    each = [partial(etcd.defragment, index) for index in range(len(etcd.members))]
+    async def small(index: int) -> bool:
+        """It may be defragmented before it has compacted."""
+        return await etcd.defragment(index) and await etcd.has_room(index)
+
+    each = [partial(small, index) for index in range(len(etcd.members))]
     steps: list[Callable[[], Awaitable[bool]]] = [deleted, etcd.compact, *each, etcd.disarm]
     async with asyncio.timeout(ROOM_S):
         for step in steps:

@@ -237,29 +237,35 @@ class EtcdCluster:
 
     async def compact(self, index: int = 0) -> bool:
         """Forgets all history, at once: every watch that lags behind is cut off."""
-        status = await self._work(index, "/v3/maintenance/status", {})
-        if status is None:
+        newest = await self._work(index, "/v3/kv/range", {"key": "AA==", "count_only": True})  # not what this member has heard of
+        if newest is None:
             return False
-        body = {"revision": status["header"]["revision"], "physical": True}
+        body = {"revision": newest["header"]["revision"], "physical": True}
         told = await asyncio.to_thread(self._ask, index, "POST", "/v3/kv/compaction", body, _WORK_S)
-        return told is not None and ("error" not in told or "compacted" in str(told["error"]))  # there was nothing newer
+        return told is not None and ("code" not in told or "has been compacted" in told["message"])  # there was nothing newer
 
     async def defragment(self, index: int) -> bool:
         """The member answers nobody meanwhile."""
         return await self._work(index, "/v3/maintenance/defragment", {}) is not None
 
+    async def has_room(self, index: int) -> bool:
+        """Its file, which the quota counts, is small."""
+        status = await self._work(index, "/v3/maintenance/status", {})
+        return status is not None and int(status["dbSize"]) < self.options.quota_bytes // 2
+
     async def disarm(self, index: int = 0) -> bool:
-        """Ends the alarms that a full quota has raised; they would stay, also when there is room again."""
+        """Ends the alarms that a full quota has raised; they would stay, also when there is room again. Done when there is none left."""
         path = "/v3/maintenance/alarm"
         told = await self._work(index, path, {"action": "GET"})
         alarms = [] if told is None else told.get("alarms", [])
-        ended = [await self._work(index, path, {"action": "DEACTIVATE", **alarm}) for alarm in alarms]
-        return told is not None and None not in ended
+        for alarm in alarms:
+            await self._work(index, path, {"action": "DEACTIVATE", **alarm})
+        return told is not None and not alarms
 
     async def _work(self, index: int, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         """What the member answers when it has done it."""
         told = await asyncio.to_thread(self._ask, index, "POST", path, body, _WORK_S)
-        return None if told is None or "error" in told else told
+        return None if told is None or "code" in told else told
 
     def _ask(
         self, index: int, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = _ASK_S
