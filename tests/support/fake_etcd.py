@@ -25,6 +25,8 @@ class FakeEtcd(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.drops = False
         """Transactions are never answered."""
         self.taken = 0
+        self.told = 0
+        """How often it was asked who leads."""
         self.address = ""
         self.renewing = 0
         """Streams of renewals that are open."""
@@ -53,6 +55,7 @@ class FakeEtcd(grpc.GenericRpcHandler):  # type: ignore[misc]
         return rpc_pb2.TxnResponse(header=self._header(), succeeded=True)
 
     async def _status(self, request: rpc_pb2.StatusRequest, context: Any) -> rpc_pb2.StatusResponse:
+        self.told += 1
         return rpc_pb2.StatusResponse(header=self._header(), leader=self.leader)
 
     async def _keep_alive(self, requests: AsyncIterator[rpc_pb2.LeaseKeepAliveRequest], context: Any) -> AsyncIterator[Any]:

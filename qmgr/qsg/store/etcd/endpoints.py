@@ -87,6 +87,8 @@ class Endpoint:
         """In a row."""
         self.misses = 0
         """Deadlines missed in a row."""
+        self.mute = False
+        """It left somebody without an answer, and nobody has had one since: that it tells who leads does not make up for it."""
         self._security = security
         self._stamp: tuple[object, ...] = ()
         """Of the files that the channel was made with."""
@@ -157,11 +159,18 @@ class Endpoint:
     def succeeded(self) -> None:
         self.failures = 0
         self.misses = 0
+        self.mute = False
         self.ejected_until = 0.0
+
+    def told_who_leads(self) -> None:
+        """It is in touch with the others again; to be used at once, unless it tells that and no more."""
+        if not self.mute:
+            self.succeeded()
 
     def eject(self, now: float, *, silent: bool) -> None:
         """Not to be chosen for a while; a connection that was silent twice in a row is replaced."""
         self.failures += 1
+        self.mute = self.mute or silent
         self.ejected_until = now + min(_EJECT_S * 2 ** min(self.failures - 1, 8), _EJECT_MAX_S)
         if silent:
             self.misses += 1

@@ -122,7 +122,7 @@ class EndpointPool:
 
     def silent(self, endpoint: Endpoint) -> None:
         """A stream of `endpoint` has gone silent: its connection is not to be used again."""
-        self._eject(endpoint, silent=False)
+        self._eject(endpoint, silent=True)
         endpoint.renew()
 
     def _eject(self, endpoint: Endpoint, *, silent: bool) -> None:
@@ -163,7 +163,7 @@ class EndpointPool:
             answers = await asyncio.gather(*(self._leads(endpoint) for endpoint in self.endpoints))
             if term := max(answers):
                 leader = self._leader = self.endpoints[answers.index(term)]
-                leader.succeeded()
+                leader.told_who_leads()
                 return
             await asyncio.sleep(_LEADER_PAUSE_S)
 
@@ -182,7 +182,7 @@ class EndpointPool:
             return 0
         self._see(status.header.raft_term)
         if status.leader:
-            endpoint.succeeded()
+            endpoint.told_who_leads()
         return int(status.header.raft_term) if status.leader == status.header.member_id else 0
 
     async def _login(self, endpoint: Endpoint, until: float) -> None:
