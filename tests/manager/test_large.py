@@ -6,16 +6,21 @@ import asyncio
 
 import pytest
 
+from qsg.endings import ended
 from qsg.manager import large
+from qsg.manager.delivering import Deliverer
 from qsg.manager.large import StageCleaner
 from qsg.manager.placing import entry_of
 from qsg.manager.producers import ProducerNumber
 from qsg.manager.queues import PutRequest
 from qsg.pb import records_pb2 as pb
+from qsg.pb.channel_pb2 import Part
 from qsg.rules import keys
+from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Fenced, NewMessage, Unit
 from qsg.store.contract import Delete, get_prefix
+from support.group import eventually
 from support.members import Group, Member, group, shared
 
 MIB = 1 << 20
@@ -126,6 +131,33 @@ async def test_what_could_not_be_removed_at_once_is_removed_later() -> None:
         await StageCleaner(x.catalog).clean()
 
         assert await remains(x) == [] and not opened.structure.abandoned
+
+
+async def test_a_stage_that_was_begun_when_its_session_ended_is_removed_later() -> None:
+    """Simulation seed 10169 (with other retries): the marker's write came through when nobody had time to wait for it any more."""
+    async with group() as g:
+        (x,) = await members(g, "X")
+        structure, channel = x.structures["app1"], Channel(name="TO.X", type="receiver")
+        deliverer = Deliverer(
+            x.queues.placer, structure, channel, x.world, ours=list, initiator=0, message_bytes_max=4 * MIB, paused=lambda paused: None
+        )
+        part = Part(stage=b"s", index=0, chunks=2, data=BODY[:MIB], destination=pb.Destination(queue="A"))
+        await x.put("A", b"it is open")
+        assert await x.get("A") == [b"it is open"]
+        x.stores["app1"].pause()
+        receiving = asyncio.create_task(deliverer.part(part))
+        await eventually(lambda: x.in_flight("app1"))
+        await ended(receiving)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await deliverer.discard()
+        x.stores["app1"].resume()
+        await eventually(lambda: structure.abandoned)
+        assert [key for key in await remains(x) if key.startswith(keys.stages("A"))]
+
+        await StageCleaner(x.catalog).clean()
+
+        assert await remains(x) == [] and not structure.abandoned
 
 
 async def test_published_message_of_a_dead_member_stays() -> None:

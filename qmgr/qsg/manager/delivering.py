@@ -241,6 +241,10 @@ class Deliverer:
         self._begun.pop(begun, None)
         return stage
 
+    def _left(self, begun: asyncio.Future[large.Stage]) -> None:
+        if not begun.cancelled() and begun.exception() is None:
+            large.leave(self._structure, begun.result())
+
     async def _add_staged(
         self, unit: Unit, priority: int, entry: records_pb2.Entry, destination: tuple[str, str], placement: Placement
     ) -> None:
@@ -285,9 +289,12 @@ class Deliverer:
                     self._staging.pop(entry.stage, None)
 
     async def discard(self) -> None:
-        """Removes what was staged and not published, when the session ends."""
+        """Removes what was staged and not published, when the session ends. Cut off, it leaves that to our cleaner."""
         stages = [staging.stage for staging in self._staging.values() if staging.stage is not None]
-        begun = await asyncio.gather(*self._begun, return_exceptions=True)
+        large.leave(self._structure, *stages)
+        for writing in self._begun:
+            writing.add_done_callback(self._left)
+        begun = await asyncio.gather(*map(asyncio.shield, self._begun), return_exceptions=True)
         stages += [stage for stage in begun if isinstance(stage, large.Stage)]
         self._staging.clear()
         await large.discard(self._structure, *stages)

@@ -97,10 +97,15 @@ async def stage_message(opened: Opened, world: World, body: bytes) -> Stage:
     return stage
 
 
+def leave(structure: Structure, *stages: Stage) -> None:
+    """Leaves what was staged and not published to our cleaner."""
+    structure.abandoned.update((stage.id, stage) for stage in stages)
+
+
 async def discard(structure: Structure, *stages: Stage) -> None:
     """Removes what was staged and not published. What cannot be removed now (a cancelled call's, too) is left to our cleaner, or once
     this incarnation is gone to another's."""
-    structure.abandoned.update((stage.id, stage) for stage in stages)
+    leave(structure, *stages)
     for stage in stages:
         try:
             await structure.commit(_removal(stage.queue, stage.id, [created_at(stage.marker, stage.marker_revision)]))
