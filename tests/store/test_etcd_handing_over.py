@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from qsg.store.contract import Put, Unavailable
+from qsg.store.etcd import EtcdStore
 from support.etcd import opened
 from support.fake_etcd import FakeEtcd, serving
 from support.group import eventually
@@ -14,6 +17,17 @@ from support.group import eventually
 PUT = [Put(b"k", b"v")]
 LONG_S = 60.0
 """No test waits for this."""
+
+
+@asynccontextmanager
+async def led() -> AsyncIterator[tuple[FakeEtcd, FakeEtcd, EtcdStore]]:
+    """A leader, its follower, and a client that has used the leader and knows it."""
+    leader, follower = FakeEtcd(1), FakeEtcd(2)
+    follower.leader = 1
+    async with serving(leader, follower) as addresses, opened(addresses, timeout_s=LONG_S) as store, asyncio.timeout(LONG_S / 2):
+        await store.txn([], PUT)
+        await eventually(lambda: store._pool._leader is not None, LONG_S)
+        yield leader, follower, store
 
 
 async def test_what_was_sent_before_the_leader_changed_is_in_doubt_without_waiting_for_its_deadline() -> None:
@@ -45,11 +59,7 @@ async def test_a_write_that_is_slow_while_nobody_else_leads_is_left_alone() -> N
 
 
 async def test_a_leader_that_sends_its_clients_away_leads_on_and_followers_are_used_at_once() -> None:
-    leader, follower = FakeEtcd(1), FakeEtcd(2)
-    follower.leader = 1
-    async with serving(leader, follower) as addresses, opened(addresses, timeout_s=LONG_S) as store, asyncio.timeout(LONG_S / 2):
-        await store.txn([], PUT)
-        await eventually(lambda: store._pool._leader is not None, LONG_S)
+    async with led() as (leader, follower, store):
         leader.refuses, leader.leader = True, 0  # as its clients see it: it does not answer any more
         with pytest.raises(Unavailable):
             await store.txn([], PUT)
@@ -59,11 +69,7 @@ async def test_a_leader_that_sends_its_clients_away_leads_on_and_followers_are_u
 
 async def test_a_leader_that_tells_its_status_and_nothing_else_is_left() -> None:
     """As behind a path that drops long packets: every write missed its deadline there, since the answer to who leads made up for it."""
-    leader, follower = FakeEtcd(1), FakeEtcd(2)
-    follower.leader = 1
-    async with serving(leader, follower) as addresses, opened(addresses, timeout_s=LONG_S) as store, asyncio.timeout(LONG_S / 2):
-        await store.txn([], PUT)
-        await eventually(lambda: store._pool._leader is not None, LONG_S)
+    async with led() as (leader, follower, store):
         leader.drops = True
         with pytest.raises(Unavailable):
             await store.txn([], PUT, timeout_s=0.5)
@@ -75,10 +81,7 @@ async def test_a_leader_that_tells_its_status_and_nothing_else_is_left() -> None
 
 async def test_leases_leave_an_endpoint_together_with_everything_else() -> None:
     """A leader hands over when its last stream has ended; a renewal is due only every other second."""
-    leader, follower = FakeEtcd(1), FakeEtcd(2)
-    follower.leader = 1
-    async with serving(leader, follower) as addresses, opened(addresses, timeout_s=LONG_S) as store, asyncio.timeout(LONG_S / 2):
-        await store.txn([], PUT)
+    async with led() as (leader, _, store):
         await store.keep_alive(7)
         assert leader.renewing == 1
         leader.refuses = True
