@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qsg.rules.definitions import Retry
 from qsg.rules.retry import JITTER, Attempts, next_delay
 
-RULES = Retry(first_ms=50, short_count=3, short_ms=1_000, long_count=2, long_ms=20_000)
+RULES = Retry(first_ms=300, short_count=4, short_ms=1_000, long_count=2, long_ms=20_000)
 
 
 def series(rules: Retry, left: Attempts) -> list[int]:
@@ -29,13 +29,13 @@ def near(delay: int, base: int) -> bool:
 
 def test_first_then_short_then_long_then_none() -> None:
     delays = series(RULES, Attempts.full(RULES))
-    expected = [50, 1_000, 1_000, 20_000, 20_000]
+    expected = [300, 600, 1_000, 1_000, 20_000, 20_000]
     assert len(delays) == len(expected)
     assert all(near(d, e) for d, e in zip(delays, expected, strict=True)), delays
 
 
 def test_jitter_spreads() -> None:
-    delays = {step[0] for seed in range(50) if (step := next_delay(RULES, Attempts(2, 2), random.Random(seed)))}
+    delays = {step[0] for seed in range(50) if (step := next_delay(RULES, Attempts(1, 2), random.Random(seed)))}
     assert len(delays) > 20 and all(near(d, 1_000) for d in delays)
 
 
@@ -47,7 +47,7 @@ def test_counting_goes_on_where_another_member_left_off() -> None:
 
 def test_an_altered_definition_bounds_what_is_left() -> None:
     step = next_delay(RULES, Attempts(60, 999_999_999), random.Random(1))
-    assert step is not None and step[1] == Attempts(2, 2)
+    assert step is not None and step[1] == Attempts(3, 2)
 
 
 def test_without_short_retries_the_first_is_a_long_one() -> None:
@@ -73,7 +73,7 @@ def test_a_series_has_as_many_attempts_as_are_defined_and_each_waits_about_as_de
         assert (step[1].short + step[1].long) == (left.short + left.long) - 1
         delays.append(step[0])
         left = step[1]
-    bases = [rules.short_ms] * rules.short_count + [rules.long_ms] * rules.long_count
+    bases = [min(rules.short_ms, rules.first_ms * 2**n) for n in range(rules.short_count)] + [rules.long_ms] * rules.long_count
     if bases:
         bases[0] = min(bases[0], rules.first_ms)
     assert len(delays) == len(bases)

@@ -77,7 +77,8 @@ class Queue(Managed):
 
 
 class Retry(Definition):
-    """MQ's SHORTRTY/SHORTTMR/LONGRTY/LONGTMR. The first retry comes after `first_ms`, then short ones, then long ones, with jitter."""
+    """MQ's SHORTRTY/SHORTTMR/LONGRTY/LONGTMR. The first retry comes after `first_ms`; each short one behind it waits twice as long as
+    the one before, up to `short_ms`; then come long ones. With jitter."""
 
     first_ms: int = Field(default=100, ge=10)
     short_count: int = Field(default=60, ge=0)

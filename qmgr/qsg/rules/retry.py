@@ -13,6 +13,8 @@ from qsg.rules.definitions import Retry
 
 JITTER = 0.2
 """A delay is spread over this part of itself, so that many channels to one partner do not come back at once."""
+DOUBLINGS = 32
+"""More than any delay needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +36,18 @@ class Attempts:
 def next_delay(retry: Retry, left: Attempts, chance: random.Random) -> tuple[int, Attempts] | None:
     """(milliseconds to wait, attempts left behind it), or None: exhausted, the channel becomes STOPPED.
 
-    The first attempt of a series waits `first_ms` only; it counts as a short one (or, without short ones, as a long one).
+    The first attempt of a series waits `first_ms` only, and each further short one twice as long as the one before, up to `short_ms`:
+    one address may stand for several members, and the one that has just died may be met once more. (Without short ones the first is a
+    long one.)
     """
     left = left.within(retry)
-    first = left == Attempts.full(retry)
+    full = Attempts.full(retry)
     if left.short > 0:
-        base, after = retry.short_ms, Attempts(left.short - 1, left.long)
+        used = full.short - left.short
+        base, after = min(retry.short_ms, retry.first_ms << min(used, DOUBLINGS)), Attempts(left.short - 1, left.long)
     elif left.long > 0:
         base, after = retry.long_ms, Attempts(left.short, left.long - 1)
+        base = min(base, retry.first_ms) if left == full else base
     else:
         return None
-    if first:
-        base = min(base, retry.first_ms)
     return max(1, round(base * (1 + JITTER * (2 * chance.random() - 1)))), after
