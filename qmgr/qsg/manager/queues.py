@@ -84,7 +84,7 @@ class QueueService:
 
     def _listen(self, structure: Structure) -> None:
         def bell(revision: int, queues: frozenset[str]) -> None:
-            for queue in queues:
+            for queue in sorted(queues):  # a set's own order differs from process to process
                 loop = self._loops.get((structure.name, queue))
                 if loop is not None:
                     loop.told(revision)

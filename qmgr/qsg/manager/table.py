@@ -34,7 +34,7 @@ class StatusTable:
         self._members = structure.follow(keys.MEMBERS)
         self.revision = 0
         """Of the newest change of an entry, a deletion too, that the copies show."""
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: dict[asyncio.Event, None] = {}
 
     async def start(self) -> None:
         self._out.add_listener(self._changed)
@@ -87,7 +87,7 @@ class StatusTable:
     async def later_than(self, revision: int, timeout_s: float) -> bool:
         """Waits until an entry has changed after `revision`; False when none has in time."""
         changed = asyncio.Event()
-        self._waiting.add(changed)
+        self._waiting[changed] = None
         try:
             async with asyncio.timeout(timeout_s):
                 while self.revision <= revision:
@@ -96,7 +96,7 @@ class StatusTable:
         except TimeoutError:
             return False
         finally:
-            self._waiting.discard(changed)
+            del self._waiting[changed]
         return True
 
     def later(self, revision: int) -> list[pb.ChannelStatus]:
