@@ -57,6 +57,17 @@ def test_put_browse_get(qsg: Run) -> None:
     assert "NO_MSG_AVAILABLE (2033)" in err
 
 
+def test_put_nonpersistent_is_shown(qsg: Run) -> None:
+    assert qsg("put", "A", "usual")[0] == 0
+    assert "persistent" not in qsg("browse", "A")[1]
+    assert qsg("put", "A", "marked", "--nonpersistent")[0] == 0
+
+    assert [row["persistent"] for row in json.loads(qsg("browse", "A", "-o", "json")[1])] == [True, False]
+    assert "persistent" in qsg("browse", "A")[1]
+    messages = [json.loads(line) for line in qsg("get", "A", "--all", "-o", "json")[1].splitlines()]
+    assert [message["persistent"] for message in messages] == [True, False]
+
+
 def test_put_prints_ids_by_which_messages_are_got(qsg: Run) -> None:
     first, second = (qsg("put", "A", text)[1].strip() for text in ("1", "2"))
 

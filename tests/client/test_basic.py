@@ -29,6 +29,18 @@ async def test_put_and_get(group: ClientGroup) -> None:
     assert message.dead_letter is None
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+async def test_what_a_putter_says_of_persistence_is_told_to_the_getter(group: ClientGroup, persistent: bool) -> None:
+    async with group.connect() as qmgr:
+        await qmgr.put("Q", b"one", persistent=persistent)
+        await qmgr.put_many("Q", [b"many"], persistent=persistent)
+        async with qmgr.unit() as unit:
+            await unit.put("Q", b"unit", persistent=persistent)
+        got = await qmgr.get_many("Q", 3)
+
+    assert [(m.payload, m.persistent) for m in got] == [(b"one", persistent), (b"many", persistent), (b"unit", persistent)]
+
+
 async def test_names(group: ClientGroup) -> None:
     async with group.connect("X") as qmgr:
         assert (qmgr.name, qmgr.member) == ("QSG1", "X")

@@ -91,12 +91,14 @@ class Rig:
         queue: str = "TARGET",
         size: int = 0,
         expires: int = 0,
+        nonpersistent: bool = False,
     ) -> None:
         """One unit of messages on the transmission queue."""
         puts: list[NewMessage] = []
         for text in texts:
             payload = text.encode().ljust(size, b" ")
             message = pb.Message(message_id=text.encode().ljust(24, b".")[:24], priority=priority, payload=payload, expires_at_ms=expires)
+            message.nonpersistent = nonpersistent
             body = message.SerializeToString()
             entry = pb.Entry(message_id=message.message_id, size=len(body), payload_size=len(payload), expires_at_ms=expires)
             puts.append(NewMessage(XMITQ, priority, entry, body, (queue, "R")))

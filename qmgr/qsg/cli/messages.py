@@ -69,6 +69,9 @@ def put(
     correlation_id: Annotated[str, typer.Option(help="Hexadecimal, up to 24 bytes.")] = "",
     reply_to: Annotated[str, typer.Option(help="QUEUE or QUEUE@QUEUE-MANAGER.")] = "",
     properties: Annotated[list[str] | None, typer.Option("--property", metavar="KEY=VALUE", show_default=False)] = None,
+    nonpersistent: Annotated[
+        bool, typer.Option("--nonpersistent", help="Mark it so for its receiver; it is as durable as any other.")
+    ] = False,
     queue_manager: Annotated[str, typer.Option(help="Queue manager where the queue is, when it is another one.")] = "",
     producer: Annotated[str, typer.Option(help="Name that is unique among living applications: put exactly once, whatever breaks.")] = "",
     connect: Connect = "",
@@ -92,6 +95,7 @@ def put(
                     correlation_id=correlation,
                     reply_to=(reply_queue, reply_manager) if reply_to else None,
                     properties=told,
+                    persistent=not nonpersistent,
                     queue_manager=queue_manager,
                 )
                 progress.update(task, completed=len(ids))
@@ -168,6 +172,8 @@ def browse(
         columns = ["message_id", "priority", "put_at", "backout_count", "payload"]
         if any("dead_letter" in row for row in rows):
             columns.insert(4, "dead_letter")
+        if not all(row["persistent"] for row in rows):
+            columns.insert(2, "persistent")
         short = [row | {"message_id": row["message_id"][:12] + "…", "payload": str(row.get("payload", "<binary>"))[:80]} for row in rows]
         return table_of(short, columns, title=f"{queue}: {len(rows)} messages")
 

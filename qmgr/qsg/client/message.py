@@ -41,6 +41,7 @@ class Message:
     correlation_id: bytes = b""
     priority: int = 0
     persistent: bool = True
+    """What its putter said of it: information for the receiver. Every message is durable, whatever this says."""
     backout_count: int = 0
     put_at: datetime | None = None
     expires_at: datetime | None = None
@@ -103,6 +104,7 @@ class Options:
     reply_to: str | tuple[str, str] | ReplyTo | None = None
     properties: Mapping[str, str] | None = None
     persistent: bool = True
+    """Travels with the message, no more: one put with False is as durable as any other."""
     format: str = ""
 
 

@@ -167,7 +167,7 @@ class QueueManager:
         """Puts one message; its id once it is durable. Puts of many tasks share commits.
 
         `priority` 0 to 9, None = the queue's default; `expiry_ms` 0 = never; ids up to 24 bytes, "" = made for you;
-        `reply_to`: queue, or (queue, queue manager).
+        `reply_to`: queue, or (queue, queue manager); `persistent` only travels with the message, which is durable either way.
         Raises OutcomeUnknown (only without a producer name): perhaps done. Any other QsgError: not done.
         """
         if priority is None and not (message_id or correlation_id or reply_to or properties or format) and persistent:
@@ -186,12 +186,13 @@ class QueueManager:
         correlation_id: bytes = b"",
         reply_to: str | tuple[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
+        persistent: bool = True,
         queue_manager: str = "",
     ) -> list[bytes]:
         """Puts messages in order; their ids. Not one unit of work: on an error, `error.done` has the ids of those that were put before."""
         route = Route(queue, queue_manager, expiry_ms)
-        options = Options(priority=priority, correlation_id=correlation_id, reply_to=reply_to, properties=properties)
-        plain = priority is None and not (correlation_id or reply_to or properties)
+        options = Options(priority, b"", correlation_id, reply_to, properties, persistent)
+        plain = priority is None and not (correlation_id or reply_to or properties) and persistent
         ids: list[bytes] = []
         try:
             for messages in frames(to_record(payload) if plain else to_record(payload, options) for payload in payloads):

@@ -180,6 +180,7 @@ class QueueManager:
         correlation_id: bytes = b"",
         reply_to: str | tuple[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
+        persistent: bool = True,
         queue_manager: str = "",
     ) -> list[bytes]:
         return self._run(
@@ -191,6 +192,7 @@ class QueueManager:
                 correlation_id=correlation_id,
                 reply_to=reply_to,
                 properties=properties,
+                persistent=persistent,
                 queue_manager=queue_manager,
             )
         )
