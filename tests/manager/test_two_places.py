@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qsg.manager.getting import GetSpec
 from qsg.manager.large import StageCleaner
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
@@ -67,10 +68,10 @@ async def settle() -> None:
     await asyncio.sleep(0.05)
 
 
-async def left_of(member: Member) -> list[bytes]:
+async def left_of(member: Member, queue: str = "A") -> list[bytes]:
     """Keys of the queue, but its state and its totals."""
-    _, (found,) = await member.structures["app1"].read(get_prefix(keys.queue("A"), keys_only=True))
-    return [kv.key for kv in found.kvs if kv.key != keys.queue_state("A") and not kv.key.startswith(keys.totals("A"))]
+    _, (found,) = await member.structures["app1"].read(get_prefix(keys.queue(queue), keys_only=True))
+    return [kv.key for kv in found.kvs if kv.key != keys.queue_state(queue) and not kv.key.startswith(keys.totals(queue))]
 
 
 @pytest.mark.parametrize("operation", [define, delete, purge])
@@ -136,4 +137,41 @@ async def test_a_large_message_cut_off_behind_each_transaction_is_there_or_leave
             assert await left_of(y) == []
             if not cutter.cut:
                 assert cut > 3 and there
+                return
+
+
+@pytest.mark.parametrize("lives", [False, True], ids=["it dies", "it lives on"])
+async def test_a_large_message_on_its_way_to_the_backout_queue_is_in_one_place(lives: bool) -> None:
+    """Behind each transaction: the member dies, or its backout fails and is called again."""
+    for cut in itertools.count(1):
+        async with group() as g:
+            x, y = await g.member("X"), await g.member("Y")
+            await x.queues.define(shared("B"))
+            await x.queues.define(shared("A", backout_threshold=1, backout_queue="B"))
+            await settle()
+            await x.put("A", LARGE)
+            unit = x.queues.begin()
+            assert [m.message.payload for m in await x.queues.get(GetSpec("A"), unit=unit)] == [LARGE]
+            cutter = Cutter(x, cut)
+            try:
+                await unit.backout()
+            except CutOff:
+                pass
+            done = not cutter.cut
+            if lives:
+                cutter.cut = False
+                if not done and not unit.empty:
+                    await unit.backout()
+                await StageCleaner(x.catalog).clean()
+                chunks = [key for key in await left_of(y, "B") if b"/x/" in key]
+                assert len({key.split(b"/")[3] for key in chunks}) <= 1, "what the backout that failed had staged"
+            await x.crash()
+            await StageCleaner(y.catalog).clean()
+
+            depths = [(await y.queues.depth(queue)).messages for queue in "AB"]
+            assert sum(depths) == 1 and (depths == [0, 1] or not (done or lives)), depths
+            assert await y.get("AB"[depths.index(1)]) == [LARGE]
+            assert (await left_of(y, "A"), await left_of(y, "B")) == ([], [])
+            if done:
+                assert cut > 4
                 return

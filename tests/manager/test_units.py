@@ -1,4 +1,4 @@
-"""Units of work: all or nothing, backed-out messages return with their count, too often backed out they move, limits are told in time."""
+"""Units of work: all or nothing, backed-out messages return with their count, limits are told in time."""
 
 from __future__ import annotations
 
@@ -8,43 +8,10 @@ import pytest
 
 from qsg.manager.getting import GetSpec
 from qsg.manager.producers import ProducerNumber
-from qsg.manager.queues import PutRequest
-from qsg.manager.units import UnitOfWork
-from qsg.pb import records_pb2 as pb
-from qsg.rules import keys
 from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
-from qsg.store.contract import get_prefix
-from support.members import Group, Member, group, shared
-
-CLAIMS = pytest.mark.parametrize("sole", [False, True], ids=["claims in the store", "claims in memory"])
-
-
-async def members(g: Group, *names: str, sole: bool = False, **attributes: object) -> list[Member]:
-    g.sole = sole
-    made = [await g.member(name) for name in names]
-    await made[0].queues.define(shared("A", **attributes))
-    await made[0].queues.define(shared("B"))
-    await asyncio.sleep(0.01)
-    return made
-
-
-async def put(member: Member, unit: UnitOfWork, queue: str, *payloads: bytes) -> None:
-    await member.queues.put([PutRequest(queue, pb.Message(payload=p)) for p in payloads], unit=unit)
-
-
-async def get(member: Member, unit: UnitOfWork, queue: str, count: int = 1) -> list[tuple[bytes, int]]:
-    got = await member.queues.get(GetSpec(queue, messages_max=count), unit=unit)
-    return [(g.message.payload, g.backouts) for g in got]
-
-
-async def empty(member: Member, queue: str) -> bool:
-    with pytest.raises(Refusal) as refusal:
-        await member.get(queue)
-    assert refusal.value.reason is Reason.NO_MSG_AVAILABLE
-    _, (found,) = await member.structures["app1"].read(get_prefix(keys.queue(queue), keys_only=True))
-    kept = [kv.key for kv in found.kvs if kv.key != keys.queue_state(queue) and not kv.key.startswith(keys.totals(queue))]
-    return kept == [] and (await member.queues.depth(queue)).messages == 0
+from support.members import group, shared
+from support.units import CLAIMS, empty, empty_now, get, members, put
 
 
 @CLAIMS
@@ -65,10 +32,6 @@ async def test_commit_is_all_at_once(sole: bool) -> None:
         assert await x.get("A", 5) == [b"3"]
         assert await empty(x, "A")
         assert unit.empty
-
-
-async def empty_now(member: Member, queue: str) -> bool:
-    return (await member.queues.depth(queue)).messages == 0
 
 
 async def test_backout_returns_messages_in_place_with_their_count() -> None:
@@ -102,37 +65,6 @@ async def test_backout_wakes_those_who_wait(waiter: int) -> None:
 
         assert await waiting == [b"1"]
         assert asyncio.get_running_loop().time() - started < 0.5
-
-
-@CLAIMS
-async def test_threshold_moves_to_the_backout_queue_in_one_unit(sole: bool) -> None:
-    async with group() as g:
-        (x,) = await members(g, "X", sole=sole, backout_threshold=2, backout_queue="B")
-        await x.put("A", b"bad", b"good")
-        for count in range(2):
-            unit = x.queues.begin()
-            assert await get(x, unit, "A") == [(b"bad", count)]
-            await unit.backout()
-
-        got = await x.queues.get(GetSpec("B"))
-        assert [(m.message.payload, m.backouts) for m in got] == [(b"bad", 0)]
-        assert await x.get("A", 5) == [b"good"]
-        assert await empty(x, "A")
-
-
-@CLAIMS
-@pytest.mark.parametrize("backout_queue", ["NO.SUCH", "PRIVATE", "CLOSED"])
-async def test_backout_queue_that_does_not_take_it_leaves_the_message(backout_queue: str, sole: bool) -> None:
-    async with group() as g:
-        (x,) = await members(g, "X", sole=sole, backout_threshold=1, backout_queue=backout_queue)
-        await x.queues.define(Queue(name="PRIVATE"))
-        await x.queues.define(shared("CLOSED", put_enabled=False))
-        await x.put("A", b"bad")
-        unit = x.queues.begin()
-        await get(x, unit, "A")
-        await unit.backout()
-
-        assert await get(x, x.queues.begin(), "A") == [(b"bad", 1)]
 
 
 @CLAIMS

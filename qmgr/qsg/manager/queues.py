@@ -67,6 +67,8 @@ class QueueService:
         self.store = QueueStore(catalog, world)
         self.placer = Placer(catalog, self.store)
         self.producers = Producers(world)
+        self.copying = asyncio.Lock()
+        """Held while a large message is copied to a backout queue: of all that are backed out at once, one is in memory."""
         self._loops: dict[tuple[str, str], GetterLoop] = {}
         self._cleaners: list[asyncio.Task[None]] = []
         self._bells: list[tuple[Structure, Callable[[int, frozenset[str]], None]]] = []

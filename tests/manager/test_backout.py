@@ -1,0 +1,186 @@
+"""The backout queue: a message that was backed out too often moves there, of any size, in one transaction, or returns with its count."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from qsg.manager import large
+from qsg.manager.getting import GetSpec
+from qsg.manager.large import StageCleaner
+from qsg.rules import keys
+from qsg.rules.definitions import Queue
+from qsg.rules.reasons import Refusal
+from qsg.store.contract import get_prefix
+from support.members import Member, group, shared
+from support.units import CLAIMS, empty, empty_now, get, members
+
+LARGE = bytes(range(256)) * 6_000
+
+
+@CLAIMS
+async def test_threshold_moves_to_the_backout_queue_in_one_unit(sole: bool) -> None:
+    async with group() as g:
+        (x,) = await members(g, "X", sole=sole, backout_threshold=2, backout_queue="B")
+        await x.put("A", b"bad", b"good")
+        for count in range(2):
+            unit = x.queues.begin()
+            assert await get(x, unit, "A") == [(b"bad", count)]
+            await unit.backout()
+
+        got = await x.queues.get(GetSpec("B"))
+        assert [(m.message.payload, m.backouts) for m in got] == [(b"bad", 0)]
+        assert await x.get("A", 5) == [b"good"]
+        assert await empty(x, "A")
+
+
+@CLAIMS
+async def test_a_large_message_moves_too_and_leaves_nothing_behind(sole: bool) -> None:
+    async with group() as g:
+        (x,) = await members(g, "X", sole=sole, backout_threshold=2, backout_queue="B")
+        await x.put("A", b"small", LARGE, LARGE[1:], b"good")
+        for _ in range(2):
+            unit = x.queues.begin()
+            got = [*await get(x, unit, "A", 3)]
+            while len(got) < 3:
+                got += await get(x, unit, "A")
+            await unit.backout()
+            assert unit.empty and not x.structures["app1"].abandoned
+
+        assert await x.get("A", 5) == [b"good"]
+        assert await empty(x, "A")
+        moved: list[bytes] = []
+        while len(moved) < 3:
+            got_now = await x.queues.get(GetSpec("B", messages_max=5))
+            assert {m.backouts for m in got_now} == {0}
+            moved += [m.message.payload for m in got_now]
+        assert moved == [b"small", LARGE, LARGE[1:]]
+        assert await empty(x, "B")
+
+
+async def test_large_messages_of_one_unit_are_copied_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with group() as g:
+        (x,) = await members(g, "X", backout_threshold=1, backout_queue="B")
+        unit = x.queues.begin()
+        for first in range(4):
+            await x.put("A", LARGE[first:])
+            assert await get(x, unit, "A") == [(LARGE[first:], 0)]
+        stage_message, at_once, most = large.stage_message, 0, 0
+
+        async def counted(*arguments: Any) -> large.Stage:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            try:
+                return await stage_message(*arguments)
+            finally:
+                at_once -= 1
+
+        monkeypatch.setattr(large, "stage_message", counted)
+        await unit.backout()
+
+        assert most == 1 and (await x.queues.depth("B")).messages == 4
+        assert await empty(x, "A")
+
+
+async def test_more_large_messages_than_move_at_once_move_at_the_next_backout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qsg.manager.backout.LARGE_MOVES", 2)
+    async with group() as g:
+        (x,) = await members(g, "X", backout_threshold=1, backout_queue="B")
+        await x.put("A", LARGE, LARGE[1:], LARGE[2:])
+        for left in (1, 0):
+            unit = x.queues.begin()
+            while not await empty_now(x, "A"):
+                try:
+                    await get(x, unit, "A", 3)
+                except Refusal:
+                    break
+            await unit.backout()
+            assert (await x.queues.depth("A")).messages == left
+        assert (await x.queues.depth("B")).messages == 3
+        assert await empty(x, "A")
+
+
+async def test_a_message_too_large_for_the_backout_queue_returns_and_does_not_hold_up_the_others() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X", backout_threshold=1, backout_queue="B")
+        await x.queues.define(shared("B", max_message_bytes=1_000))
+        await x.put("A", b"bad", LARGE)
+        unit = x.queues.begin()
+        assert await get(x, unit, "A") + await get(x, unit, "A") == [(b"bad", 0), (LARGE, 0)]
+        await unit.backout()
+
+        assert await x.get("B", 2) == [b"bad"]
+        assert await get(x, x.queues.begin(), "A") == [(LARGE, 1)]
+
+
+async def test_a_backout_queue_altered_while_a_large_message_is_staged_takes_it_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y", backout_threshold=1, backout_queue="B")
+        await x.put("A", LARGE)
+        unit = x.queues.begin()
+        await get(x, unit, "A")
+        add, altered = large.add, False
+
+        async def add_late(*arguments: Any, **options: Any) -> None:
+            nonlocal altered
+            await add(*arguments, **options)
+            if not altered:
+                altered = True
+                await y.queues.define(shared("B", description="another"))
+
+        monkeypatch.setattr(large, "add", add_late)
+        await unit.backout()
+
+        assert altered and await x.get("B") == [LARGE]
+        assert await empty(x, "A") and await empty(x, "B")
+
+
+async def test_a_backout_cut_short_while_it_stages_leaves_that_to_the_cleaner() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y", backout_threshold=1, backout_queue="B")
+        await x.put("A", LARGE)
+        unit = x.queues.begin()
+        await get(x, unit, "A")
+        backing = asyncio.create_task(unit.backout())
+        staged = False
+        for _ in range(1_000):
+            staged = any(b"/x/" in key for key in await under(y, "B"))
+            if staged:
+                break
+            await asyncio.sleep(0)
+        assert staged and not backing.done()
+        x.stores["app1"].pause()
+        for _ in range(5):
+            backing.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(backing, return_exceptions=True)
+        x.stores["app1"].resume()
+        await x.crash()
+
+        await StageCleaner(y.catalog).clean()
+        assert await empty(y, "B")
+        assert await y.get("A") == [LARGE]
+        assert await empty(y, "A")
+
+
+async def under(member: Member, queue: str) -> list[bytes]:
+    _, (found,) = await member.structures["app1"].read(get_prefix(keys.queue(queue), keys_only=True))
+    return [kv.key for kv in found.kvs]
+
+
+@CLAIMS
+@pytest.mark.parametrize("backout_queue", ["NO.SUCH", "PRIVATE", "CLOSED"])
+async def test_backout_queue_that_does_not_take_it_leaves_the_message(backout_queue: str, sole: bool) -> None:
+    async with group() as g:
+        (x,) = await members(g, "X", sole=sole, backout_threshold=1, backout_queue=backout_queue)
+        await x.queues.define(Queue(name="PRIVATE"))
+        await x.queues.define(shared("CLOSED", put_enabled=False))
+        await x.put("A", b"bad")
+        unit = x.queues.begin()
+        await get(x, unit, "A")
+        await unit.backout()
+
+        assert await get(x, x.queues.begin(), "A") == [(b"bad", 1)]

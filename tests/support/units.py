@@ -1,0 +1,49 @@
+"""Units of work on queues A and B of a structure: what tests of them share."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qsg.manager.getting import GetSpec
+from qsg.manager.queues import PutRequest
+from qsg.manager.units import UnitOfWork
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
+from qsg.rules.reasons import Reason, Refusal
+from qsg.store.contract import get_prefix
+from support.members import Group, Member, shared
+
+CLAIMS = pytest.mark.parametrize("sole", [False, True], ids=["claims in the store", "claims in memory"])
+
+
+async def members(g: Group, *names: str, sole: bool = False, **attributes: object) -> list[Member]:
+    g.sole = sole
+    made = [await g.member(name) for name in names]
+    await made[0].queues.define(shared("A", **attributes))
+    await made[0].queues.define(shared("B"))
+    await asyncio.sleep(0.01)
+    return made
+
+
+async def put(member: Member, unit: UnitOfWork, queue: str, *payloads: bytes) -> None:
+    await member.queues.put([PutRequest(queue, pb.Message(payload=p)) for p in payloads], unit=unit)
+
+
+async def get(member: Member, unit: UnitOfWork, queue: str, count: int = 1) -> list[tuple[bytes, int]]:
+    got = await member.queues.get(GetSpec(queue, messages_max=count), unit=unit)
+    return [(g.message.payload, g.backouts) for g in got]
+
+
+async def empty(member: Member, queue: str) -> bool:
+    with pytest.raises(Refusal) as refusal:
+        await member.get(queue)
+    assert refusal.value.reason is Reason.NO_MSG_AVAILABLE
+    _, (found,) = await member.structures["app1"].read(get_prefix(keys.queue(queue), keys_only=True))
+    kept = [kv.key for kv in found.kvs if kv.key != keys.queue_state(queue) and not kv.key.startswith(keys.totals(queue))]
+    return kept == [] and (await member.queues.depth(queue)).messages == 0
+
+
+async def empty_now(member: Member, queue: str) -> bool:
+    return (await member.queues.depth(queue)).messages == 0
