@@ -12,7 +12,7 @@ from qsg.manager.getting import GetSpec
 from qsg.manager.large import StageCleaner
 from qsg.rules import keys
 from qsg.rules.definitions import Queue
-from qsg.rules.reasons import Refusal
+from qsg.rules.reasons import Reason, Refusal
 from qsg.store.contract import get_prefix
 from support.members import Member, group, shared
 from support.units import CLAIMS, empty, empty_now, get, members
@@ -184,3 +184,43 @@ async def test_backout_queue_that_does_not_take_it_leaves_the_message(backout_qu
         await unit.backout()
 
         assert await get(x, x.queues.begin(), "A") == [(b"bad", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("PRIVATE", "PRIVATE is in structure private, C in app1"),
+        ("ALIAS", "PRIVATE is in structure private, C in app1"),
+        ("XMITQ", "XMITQ is not a local queue"),
+        ("REMOTE", "REMOTE is not a local queue"),
+    ],
+)
+async def test_a_backout_queue_that_can_never_take_a_message_is_refused_when_it_is_named(name: str, why: str) -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.queues.define(Queue(name="PRIVATE"))
+        await x.queues.define(Queue(name="ALIAS", type="alias", target="PRIVATE"))
+        await x.queues.define(shared("XMITQ", usage="transmission"))
+        await x.queues.define(Queue(name="REMOTE", type="remote", remote_queue="B", remote_queue_manager="XMITQ"))
+        named = shared("C", backout_threshold=1, backout_queue=name)
+        with pytest.raises(Refusal, match=why) as refusal:
+            await x.queues.define(named)
+        assert refusal.value.reason is Reason.DEFINITION_ERROR
+        assert x.catalog.queue("C") is None
+
+        await x.queues.define(shared("C"))
+        with pytest.raises(Refusal, match=why):
+            await x.queues.define(named)
+        await x.queues.define(shared("C", backout_threshold=1, backout_queue="B"))
+
+
+async def test_queues_and_their_backout_queues_are_defined_in_any_order() -> None:
+    """What was accepted before the other queue was there goes on to be altered, deleted and made: a backout says what is wrong."""
+    async with group() as g:
+        (x,) = await members(g, "X", backout_threshold=1, backout_queue="LATER")
+        await x.queues.define(Queue(name="LATER"))
+        await x.queues.define(shared("A", backout_threshold=2, backout_queue="LATER", managed_by="nobody"))
+        await x.queues.define(Queue(name="P", backout_threshold=1, backout_queue="LATER"))
+        await x.queues.define(shared("TWIN", backout_threshold=1, backout_queue="TWIN"))
+        await x.queues.define(Queue(name="AHEAD", type="alias", target="NOT.YET"))
+        await x.queues.define(shared("D", backout_threshold=1, backout_queue="AHEAD"))

@@ -113,8 +113,29 @@ class QueueStore:
         if queue.type == "local":
             if queue.structure not in self.catalog.structures:
                 raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: structure: there is no structure {queue.structure} here")
+            if before is None or before.backout_queue != queue.backout_queue:
+                self._require_backout_queue(queue)
             await self._make(self.catalog.structure(queue.structure), queue, replace=True)
         await self.catalog.write_queue(queue, replace=True, own=own)
+
+    def _require_backout_queue(self, queue: Queue) -> None:
+        """Raises `Refusal` when the backout queue can never take a message of `queue`: moving is one transaction of one structure.
+
+        One that is not known is accepted, as queues are defined in any order; so is one that was named before: an old mistake does not
+        stand in the way of other alterations. A backout says what is wrong then.
+        """
+        found = self.catalog.queue(queue.backout_queue) if queue.backout_queue else None
+        if found is not None and found.type == "alias":
+            found = self.catalog.queue(found.target)
+        if found is None:
+            return
+        if found.type != "local" or found.usage == "transmission":
+            why = f"{found.name} is not a local queue that applications get from"
+        elif found.structure != queue.structure:
+            why = f"{found.name} is in structure {found.structure}, {queue.name} in {queue.structure}: they must be in the same one"
+        else:
+            return
+        raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: backout_queue: {why}")
 
     async def _make(self, structure: Structure, queue: Queue, *, replace: bool) -> None:
         key = keys.queue_state(queue.name)
