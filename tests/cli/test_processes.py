@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -16,8 +14,8 @@ import yaml
 
 import qsg
 from qsg.process.children import bound_to_parent, free_ports
-from qsg.process.etcd import EtcdCluster, tool
 from qsg.process.local import there
+from support.etcd import restored_from
 from support.group import READY_S, ConfiguredGroup, connected, eventually, running
 
 pytestmark = pytest.mark.processes
@@ -161,30 +159,6 @@ async def test_an_etcd_back_from_a_snapshot(tmp_path: Path) -> None:
         for m in members:
             group.configs[m].write_text(yaml.safe_dump(group.config(m) | {"accept_restored": "2026-11-26"}))
         await as_before(group, members)
-
-
-def restored_from(copy: Path, etcd: EtcdCluster) -> None:
-    """As docs/restore.yaml does it."""
-    etcd.kill(0)
-    (member,) = etcd.members
-    shutil.rmtree(member.directory / "data")
-    peer = f"http://127.0.0.1:{member.peer_port}"
-    arguments = {
-        "data-dir": member.directory / "data",
-        "name": member.name,
-        "initial-cluster": f"{member.name}={peer}",
-        "initial-advertise-peer-urls": peer,
-        "bump-revision": 1_000_000_000,
-    }
-    command = [
-        tool("etcdutl"),
-        "snapshot",
-        "restore",
-        copy,
-        *(f"--{name}={value}" for name, value in arguments.items()),
-        "--mark-compacted",
-    ]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
 
 
 @pytest.mark.timeout(400)

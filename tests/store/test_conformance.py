@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-for _part in ("txn", "reads", "watch", "faults"):
+for _part in ("txn", "reads", "watch", "faults", "restore"):
     pytest.register_assert_rewrite(f"store.conformance_{_part}")
 
-from store.conformance import ConnectionConformance, RestartConformance, StoreConformance  # noqa: E402
-from support.stores import CUTTABLE, RESTARTABLE, STORES, Harness  # noqa: E402
+from store.conformance import ConnectionConformance, RestartConformance, RestoreConformance, StoreConformance  # noqa: E402
+from support.stores import CUTTABLE, RESTARTABLE, RESTORABLE, STORES, Harness  # noqa: E402
 
 
 @pytest.fixture
@@ -38,3 +38,11 @@ class TestConnections(ConnectionConformance):
 @on(*RESTARTABLE)
 class TestRestart(RestartConformance):
     pass
+
+
+@on(*RESTORABLE)
+class TestRestore(RestoreConformance):
+    @pytest.fixture
+    async def harness(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
+        async with RESTORABLE[request.param](tmp_path) as harness:
+            yield harness

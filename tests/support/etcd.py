@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from qsg.process.etcd import EtcdCluster, EtcdOptions
+from qsg.process.etcd import EtcdCluster, EtcdOptions, tool
 from qsg.store.contract import Delete, NotApplied, Unavailable
 from qsg.store.etcd import EtcdStore
 from support.stores import PATIENT_S
@@ -95,3 +97,27 @@ async def etcd_three(etcd_three_session: EtcdCluster) -> EtcdCluster:
 async def fresh_etcd(tmp_path: Path) -> AsyncIterator[EtcdCluster]:
     async with running(tmp_path / "etcd") as cluster:
         yield cluster
+
+
+def restored_from(copy: Path, etcd: EtcdCluster) -> None:
+    """Puts a snapshot in the place of the one member's data, which is killed, as docs/restore.yaml does it; the caller starts it again."""
+    etcd.kill(0)
+    (member,) = etcd.members
+    shutil.rmtree(member.directory / "data")
+    peer = f"http://127.0.0.1:{member.peer_port}"
+    arguments = {
+        "data-dir": member.directory / "data",
+        "name": member.name,
+        "initial-cluster": f"{member.name}={peer}",
+        "initial-advertise-peer-urls": peer,
+        "bump-revision": 1_000_000_000,
+    }
+    command = [
+        tool("etcdutl"),
+        "snapshot",
+        "restore",
+        copy,
+        *(f"--{name}={value}" for name, value in arguments.items()),
+        "--mark-compacted",
+    ]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)

@@ -37,7 +37,13 @@ class Harness:
     restart: Callable[[], Awaitable[None]] | None = None
     """The store's process dies and comes back on its data."""
     ends_watches: bool = False
-    """`restart` ends the iterators of watches, as the store is in this process."""
+    """`restart` and `restore` end the iterators of watches, as the store is in this process."""
+    save: Callable[[], Awaitable[None]] | None = None
+    """Takes a snapshot, once."""
+    restore: Callable[[], Awaitable[None]] | None = None
+    """The store comes back from that snapshot, in the way that its operators have."""
+    keeps_leases: bool = True
+    """Whether leases come back with a snapshot, with their full time to live; else they are gone, and their keys."""
 
 
 Factory = Callable[[Path], AbstractAsyncContextManager[Harness]]
@@ -61,7 +67,18 @@ async def memory(folder: Path) -> AsyncIterator[Harness]:
     def lose_replies(on: bool) -> None:
         faults.on = on
 
-    yield Harness(store, server.client(), cut_connections=store.cut_watches, lose_replies=lose_replies)
+    harness = Harness(store, server.client(), cut_connections=store.cut_watches, lose_replies=lose_replies)
+
+    async def save() -> None:
+        snapshot = server.snapshot()
+
+        async def restore() -> None:
+            server.restore(snapshot)
+
+        harness.restore = restore
+
+    harness.save = save
+    yield harness
     server.close()
 
 
@@ -71,15 +88,32 @@ async def sqlite(folder: Path) -> AsyncIterator[Harness]:
 
     store = SqliteStore(folder / "store.db", compact_interval_s=0)
     await store.open()
-    harness = Harness(store, store, ends_watches=True)
+    harness = Harness(store, store, ends_watches=True, keeps_leases=False)
 
     async def restart() -> None:
         await store.close()
         await store.open()
 
-    harness.restart = restart
+    async def restore() -> None:
+        await store.close()
+        _back_from(folder / "copy", folder / "store.db")
+        await store.open()
+
+    async def save() -> None:
+        await store.snapshot(folder / "copy")
+
+    harness.restart, harness.save, harness.restore = restart, save, restore
     yield harness
     await store.close()
+
+
+def _back_from(copy: Path, file: Path) -> None:
+    """As `qsg store restore` does it, in the place of a file that is lost with its logs."""
+    from qsg.store.sqlite import restore
+
+    for lost in file.parent.glob(f"{file.name}*"):
+        lost.unlink()
+    restore(copy, file)
 
 
 @asynccontextmanager
@@ -106,7 +140,17 @@ async def serve(folder: Path) -> AsyncIterator[Harness]:
         await server.stop()
         await server.start()
 
-    yield Harness(store, second, cut_connections=proxy.reset, lose_replies=lose_replies, restart=restart)
+    async def save() -> None:
+        await server.store.snapshot(folder / "copy")
+
+    async def restore() -> None:
+        await server.stop()
+        _back_from(folder / "copy", folder / "store.db")
+        await server.start()
+
+    harness = Harness(store, second, cut_connections=proxy.reset, lose_replies=lose_replies, restart=restart)
+    harness.save, harness.restore, harness.keeps_leases = save, restore, False
+    yield harness
     await store.close()
     await second.close()
     await proxy.close()
@@ -160,8 +204,33 @@ async def etcd(folder: Path) -> AsyncIterator[Harness]:
     await proxy.close()
 
 
+@asynccontextmanager
+async def etcd_alone(folder: Path) -> AsyncIterator[Harness]:
+    """An etcd of its own: restored by etcd's tool, it is another cluster than before."""
+    from qsg.store.etcd import EtcdStore
+    from support.etcd import restored_from, running
+
+    async with running(folder / "etcd") as cluster:
+        store, second = (EtcdStore(cluster.endpoints, timeout_s=PATIENT_S) for _ in range(2))
+
+        async def save() -> None:
+            with (folder / "copy").open("wb") as file:
+                async for chunk in store.snapshot():
+                    file.write(chunk)
+
+        async def restore() -> None:
+            restored_from(folder / "copy", cluster)
+            await cluster.restart(0)
+
+        yield Harness(store, second, save=save, restore=restore)
+        await store.close()
+        await second.close()
+
+
 STORES: dict[str, Factory] = {"memory": memory, "sqlite": sqlite, "serve": serve, "etcd": etcd}
 CUTTABLE = ("memory", "serve", "etcd")
 """Those with `cut_connections` and `lose_replies`."""
 RESTARTABLE = ("sqlite", "serve", "etcd")
 """Those with `restart`."""
+RESTORABLE: dict[str, Factory] = STORES | {"etcd": etcd_alone}
+"""All, with `save` and `restore`."""
