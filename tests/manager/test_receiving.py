@@ -153,6 +153,53 @@ async def test_without_a_dead_letter_queue_nothing_is_confirmed(two: Rig) -> Non
     assert await two.arrived() == [] and (await two.record()).sequence == 0
 
 
+NO_LETTERS = pytest.mark.parametrize("settings", [False, True], ids=["use_dead_letter_queue: false", "no dead-letter queue"])
+
+
+async def no_letters(two: Rig, settings: bool) -> None:
+    """R has no dead-letter queue, or its receiver is not to use it."""
+    if settings:
+        await two.r.catalog.define_settings(Settings(dead_letter_queue=""))
+        return
+    channel = two.r.catalog.channel("X.TO.R")
+    assert channel is not None and channel.use_dead_letter_queue
+    await two.r.catalog.define_channel(channel.model_copy(update={"use_dead_letter_queue": False}))
+
+
+async def test_a_channel_that_is_not_to_use_the_dead_letter_queue_confirms_nothing_undelivered(two: Rig) -> None:
+    await no_letters(two, settings=False)
+    script = await connect(two)
+    await script.send(script.batch(script.segment(["good"]), script.segment(["a", "b"], ("NOWHERE", "R"))))
+    assert await script.refusal() is Reason.UNKNOWN_OBJECT_NAME
+    assert await two.messages("DLQ") == []
+    assert await two.arrived() == [] and (await two.record()).sequence == 0
+
+    await two.placer.queues.define(Queue(name="NOWHERE"))
+    again = await connect(two, request(2, 1))
+    await again.send(again.batch(again.segment(["good"]), again.segment(["a", "b"], ("NOWHERE", "R"))))
+    assert not (await again.confirm()).dead_letter_used
+    assert (await two.arrived(), await two.arrived("NOWHERE")) == (["good"], ["a", "b"])
+
+
+@NO_LETTERS
+async def test_without_dead_letters_a_full_queue_takes_what_it_can_and_the_rest_is_retried(two: Rig, settings: bool) -> None:
+    """A segment of more messages than the queue has room for comes in by and by; what has no room after all retries ends the channel."""
+    await no_letters(two, settings)
+    script = await connect(two)
+    await script.send(script.batch(script.segment(["good"]), script.segment(["a", "b", "c"], ("FULL", "R"))))
+    assert await script.refusal() is Reason.Q_FULL
+    assert (await two.arrived(), await two.arrived("FULL"), await two.messages("DLQ")) == (["good"], ["a", "b"], [])
+    assert two.seen.paused >= 1
+
+    again = await connect(two, request(2, 1, sequence=3))
+    again.counter, again.sequence = script.counter, (await two.record()).sequence
+    assert again.sequence == 3
+    await again.send(again.batch(again.segment(["c"], ("FULL", "R"))))
+    assert [g.message.payload for g in await two.r.queues.get(GetSpec("FULL", messages_max=2))] == [b"a", b"b"]
+    assert not (await again.confirm()).dead_letter_used
+    assert await two.arrived("FULL") == ["c"]
+
+
 async def test_a_full_queue_is_retried_then_the_rest_are_dead_letters(two: Rig) -> None:
     script = await connect(two)
     await script.send(script.batch(script.segment(["a", "b", "c"], ("FULL", "R"))))

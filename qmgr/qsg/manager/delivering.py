@@ -53,6 +53,10 @@ class _Staging:
         return self.came == self.chunks
 
 
+class _TooMany(Exception):
+    """The queue has no room for all of these messages, perhaps for some: they are placed one by one."""
+
+
 class Deliverer:
     """For one session. `ours`: compares of the session's fence; `paused` is told when message retry begins and ends."""
 
@@ -95,8 +99,9 @@ class Deliverer:
         single: bool = False,
         reserve: bool = True,
     ) -> Placement:
-        """Where these messages go, after message retry if need be. Raises `Refusal` when they can go nowhere."""
+        """Where these messages go, after message retry if need be. Raises `Refusal` when they can go nowhere, `_TooMany` of several."""
         left = self._channel.message_retry_count
+        several = messages > 1 and not single
         try:
             while True:
                 try:
@@ -105,13 +110,17 @@ class Deliverer:
                     )
                     self._reserved.append(placement)
                 except Refusal as refusal:
+                    if several and refusal.reason is Reason.Q_FULL:
+                        raise _TooMany from refusal
                     if refusal.reason not in RETRYABLE or not left:
                         raise
                 else:
                     why = placement.refusal
                     if why is None:
                         return placement
-                    if why.reason not in RETRYABLE or not left or (why.reason is Reason.Q_FULL and messages > 1 and not single):
+                    if several and why.reason is Reason.Q_FULL:
+                        raise _TooMany from why
+                    if why.reason not in RETRYABLE or not left:
                         if not self._channel.use_dead_letter_queue:
                             raise why
                         return placement
@@ -150,10 +159,14 @@ class Deliverer:
         for number, indexes in _by_destination(header).items():
             destination = header.destinations[number].queue, header.destinations[number].queue_manager
             largest = max(header.entries[i].payload_size for i in indexes)
-            placement = await self._place(destination, messages=len(indexes), payload_bytes=largest)
+            try:
+                placement = await self._place(destination, messages=len(indexes), payload_bytes=largest)
+            except _TooMany:
+                single += [(i, destination, None) for i in indexes]
+                continue
             plain = placement.refusal is None and placement.destination is None
             if not plain or any(header.entries[i].stage for i in indexes):
-                # A queue that is nearly full takes some of them: one by one.
+                # A queue that does not take the largest of them may take the others: one by one.
                 again = placement.refusal is not None and len(indexes) > 1
                 single += [(i, destination, None if again else placement) for i in indexes]
             else:
