@@ -12,6 +12,7 @@ import pytest
 
 from qsg.store.contract import Compacted, Get, LeaseNotFound, Put, StoreError, get_prefix
 from qsg.store.sqlite import SqliteStore, restore
+from qsg.store.sqlite_engine import Engine
 from support.stores import PATIENT_S
 
 WRITER = """
@@ -66,6 +67,28 @@ async def check_lane(store: SqliteStore, lane: int, acknowledged: int) -> None:
     assert [kv.value for kv in first] == [kv.value for kv in second]
     assert {kv.mod_revision for kv in (*first, *second) if kv.key.endswith(b"%06d" % number)} == {last[0].mod_revision}
     assert max(int(kv.key[-6:]) for kv in first) >= number
+
+
+async def settings_of(store: SqliteStore) -> tuple[str, int]:
+    """(journal mode, synchronous) of the connection that commits."""
+    found: list[tuple[str, int]] = []
+
+    def ask(engine: Engine) -> None:
+        one = (engine.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous"))
+        found.append((next(one), next(one)))
+
+    await store._write(ask, 0, PATIENT_S)
+    return found[0]
+
+
+async def test_what_is_acknowledged_is_synchronised(tmp_path: Path) -> None:
+    """The log is written ahead and synchronised at each commit (FULL is 2), in a store that was made, found or restored."""
+    for _ in range(2):
+        async with SqliteStore(tmp_path / "s.db") as store:
+            assert await settings_of(store) == ("wal", 2)
+    restore(tmp_path / "s.db", tmp_path / "restored.db")
+    async with SqliteStore(tmp_path / "restored.db") as store:
+        assert await settings_of(store) == ("wal", 2)
 
 
 # Snapshot and restore
