@@ -28,7 +28,7 @@ from support.processes import is_alive
 
 MESSAGES = 600
 FIELDS = (
-    "sent acknowledged received ok lost duplicated unexpected out_of_order takeovers max_gap_ms worst_wait_ms "
+    "sent acknowledged received ok lost duplicated unexpected out_of_order returned takeovers max_gap_ms worst_wait_ms "
     "wait_p50_ms wait_p99_ms rate_per_s duplicates_suppressed fenced_writes dead_letters clean error"
 )
 TAKEOVER = "cause channel from to detect_ms claim_ms resume_ms gap_ms worst_wait_ms"
@@ -123,9 +123,10 @@ def outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Re
     yield results
 
 
-def ledger(*arrivals: int) -> Ledger:
+def ledger(*arrivals: int, interrupted_at: float = 0.0) -> Ledger:
     """Of one producer that sent 1 to 3, with all acknowledged."""
     made = Ledger(1)
+    made.interrupted(interrupted_at)
     made.sent(0, 3)
     made.acknowledged(0, 3)
     for number in arrivals:
@@ -160,8 +161,19 @@ def test_a_clean_ledger_passes_and_leaves_nothing(outcome: list[Result], tmp_pat
     outcome.append(Result(ledger(1, 2, 3).counts()))
     result = CliRunner().invoke(build(["demo"]), ["demo"])
     assert result.exit_code == 0
-    assert "EXACTLY ONCE: 3 acknowledged" in result.stdout
+    assert "EXACTLY ONCE: 3 acknowledged, none lost, none twice, all in order" in result.stdout
+    assert "out of order 0 (returned 0)" in result.stdout
     assert not (tmp_path / "qsg-demo-").exists()
+
+
+def test_what_came_back_from_a_getter_is_told_and_passes(outcome: list[Result]) -> None:
+    outcome.append(Result(ledger(2, 1, 3, interrupted_at=0.5).counts()))
+    result = CliRunner().invoke(build(["demo"]), ["demo", "--json"])
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (result.exit_code, found["clean"], found["returned"], found["out_of_order"]) == (0, True, 1, 0)
+    assert "none twice, in order but for 1 given back by a getter whose session ended" in result.stderr
+    assert "out of order 0 (returned 1)" in result.stderr
+    assert "all in order" not in result.stderr
 
 
 def test_the_table_of_takeovers_fits() -> None:

@@ -44,6 +44,19 @@ def test_a_late_message_is_out_of_order() -> None:
     assert 1 == filled([1, 3, 2, 4]).counts().out_of_order
 
 
+def test_what_a_getter_gave_back_is_counted_apart_and_is_clean() -> None:
+    ledger = Ledger(1)
+    ledger.sent(0, 2)
+    ledger.acknowledged(0, 2)
+    ledger.interrupted(2.0)
+    ledger.arrived(payload(0, 2, 1.0, 64), 3.0)
+    ledger.arrived(payload(0, 1, 1.0, 64), 4.0)
+    counts = ledger.counts()
+
+    assert (1, 0, True) == (counts.returned, counts.out_of_order, counts.clean)
+    assert 2 == counts.plus(counts).returned
+
+
 def test_foreign_damaged_and_never_sent_messages_are_unexpected() -> None:
     ledger = filled([1, 2, 3, 4])
     damaged = bytearray(payload(0, 1, 1.0, 64))

@@ -28,8 +28,6 @@ class Report:
     counts: Counts = field(default_factory=Counts)
     recovered: int = 0
     """Arrived though their put was never acknowledged: its outcome was unknown."""
-    returned: int = 0
-    """Got behind later ones because a getter's unit of work was lost: no fault of the way they came."""
     faults: dict[str, int] = field(default_factory=dict)
     """Kind -> how often."""
     missing: list[str] = field(default_factory=list)
@@ -54,7 +52,7 @@ class Report:
         c = self.counts
         told = (
             f"attempt {c.sent}, acknowledged {c.acknowledged}, ok {c.ok}, lost {c.lost}, duplicated {c.duplicated}, "
-            f"unexpected {c.unexpected}, recovered {self.recovered}, out of order {c.out_of_order} (returned {self.returned})"
+            f"unexpected {c.unexpected}, recovered {self.recovered}, out of order {c.out_of_order} (returned {c.returned})"
         )
         kinds = f"{sum(self.faults.values())} faults of {len(self.faults)} kinds, {len(self.missing)} kinds missing"
         verdict = "CLEAN" if self.clean else "BROKEN"
@@ -62,7 +60,7 @@ class Report:
 
     def json(self) -> str:
         fields: dict[str, Any] = {"seed": self.seed, "minutes": self.minutes, "clean": self.clean, **_renamed(self.counts)}
-        fields |= {"recovered": self.recovered, "returned": self.returned, "faults": self.faults, "missing": self.missing}
+        fields |= {"recovered": self.recovered, "faults": self.faults, "missing": self.missing}
         fields |= {
             "gaps": [row(kind, found) for kind, found in self._by_kind()],
             "changes": self.changes,

@@ -287,7 +287,6 @@ class Torture:
         for way in self._ways:
             counts = counts.plus(way.ledger.counts())
             self.report.recovered += way.ledger.recovered
-            self.report.returned += way.ledger.returned
         self.report.counts = counts
         await self.audit.close()
         await self.history.close()

@@ -212,22 +212,23 @@ def test_what_comes_back_from_a_lost_unit_is_not_out_of_order() -> None:
     for number, sent_at in ((2, 1.0), (1, 1.0)):
         ledger.interrupted(2.0)
         ledger.arrived(payload(0, number, sent_at, 100), 3.0)
-    assert (ledger.counts().out_of_order, ledger.returned) == (0, 1)
+    assert (ledger.counts().out_of_order, ledger.counts().returned) == (0, 1)
     for number, sent_at in ((4, 5.0), (3, 5.0)):
         ledger.arrived(payload(0, number, sent_at, 100), 6.0)
-    assert (ledger.counts().out_of_order, ledger.returned) == (1, 1), "what was put after the loss must come in order"
+    assert (ledger.counts().out_of_order, ledger.counts().returned) == (1, 1), "what was put after the loss must come in order"
     assert ledger.recovered == 4
 
 
 def test_a_report() -> None:
     takeover = Takeover("C", "X", "Y", "test", 1.0, 20.0, 300.0)
     measured = [Measured("kill member", gap, (takeover,)) for gap in (100.0, 200.0, 400.0)]
-    report = Report(7, 3.0, Counts(sent=5, acknowledged=5, received=5, ok=5), faults={"kill member": 3}, measured=measured)
+    report = Report(7, 3.0, Counts(sent=5, acknowledged=5, received=5, ok=5, returned=2), faults={"kill member": 3}, measured=measured)
     assert report.clean
     assert report.line().startswith("CLEAN seed 7: attempt 5, acknowledged 5, ok 5, lost 0")
     found = json.loads(report.json())
     assert found["gaps"][0]["gap_p50_ms"] == 200.0 and found["gaps"][0]["gap_max_ms"] == 400.0
     assert found["gaps"][0]["claim_max_ms"] == 20.0
+    assert found["returned"] == 2 and "out of order 0 (returned 2)" in report.line()
     assert "20/20" in report.table()
     report.counts.lost = 1
     assert not report.clean and report.line().startswith("BROKEN")

@@ -29,7 +29,7 @@ def flow(
 ) -> None:
     """Puts numbered messages at one queue manager and gets them at another, until Ctrl-C or SIGTERM; then says what was lost or came twice.
 
-    Exit code 0: everything acknowledged arrived, once and in order.
+    Exit code 0: everything acknowledged arrived once and in order (what a getter whose session ended gave back may come later: `returned`).
     """
     from qsg.process.flow import Plan, run
     from qsg.process.world import real_world
