@@ -98,12 +98,12 @@ class Screen:
 
 
 def takeover_table(result: Result) -> Table:
-    """One line each; times in milliseconds, none where the status did not tell."""
+    """One line each; times in milliseconds, "-" where the status did not tell."""
     numbers = ("detect", "claim", "resume", "gap", "worst wait")
     table = _table("cause", "channel", "from", "to", *numbers, numbers=numbers)
     table.title, table.title_justify = "takeovers (ms)", "left"
     for t in result.takeovers:
-        parts = [f"{n:.0f}" if t.resume_ms else "" for n in (t.detect_ms, t.claim_ms, t.resume_ms)]
+        parts = ["-" if n is None else f"{n:.0f}" for n in (t.detect_ms, t.claim_ms, t.resume_ms)]
         table.add_row(t.cause, t.channel, t.from_, t.to, *parts, f"{t.gap_ms:.0f}", f"{t.worst_wait_ms:.0f}")
     return table
 

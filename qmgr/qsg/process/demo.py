@@ -63,9 +63,12 @@ class Takeover:
     at: float
     wall_ms: float = 0.0
     until: float = 0.0
-    detect_ms: float = 0.0
-    claim_ms: float = 0.0
-    resume_ms: float = 0.0
+    detect_ms: float | None = None
+    """From the fault until a member had noticed, of an inbound channel until the partner had bound to another one; 0 of a planned stop.
+    None, as the next two: nothing was told."""
+    claim_ms: float | None = None
+    """From there until the channel had its new owner, and `resume_ms` until it ran: an inbound channel has no such parts."""
+    resume_ms: float | None = None
     gap_ms: float = 0.0
     worst_wait_ms: float = 0.0
 
@@ -213,7 +216,7 @@ class Demo:
                 if not _taken_over(before, now):
                     return False
                 takeover.to = str(now.get("owner", ""))
-                if channel == OUT_CHANNEL and not self._note_parts(takeover, now):
+                if not self._note_parts(takeover, now):
                     return False
             # What was put before it may have been on its way to the consumer already.
             return all(any(sent > at for sent in d.ledger.sent_times[seen[d.name] :]) or _idle(d.ledger) for d in self.directions)
@@ -258,16 +261,19 @@ class Demo:
     @staticmethod
     def _note_parts(takeover: Takeover, now: dict[str, Any]) -> bool:
         """What the channel's status says of this takeover; false while it does not say it yet."""
+        takeover.detect_ms = takeover.claim_ms = takeover.resume_ms = None
         told = now.get("takeover") or {}
+        inbound = takeover.channel == IN_CHANNEL
         # A partner that did not answer in time sends it from one survivor to the next: then the last step is told, by another's name.
         since = told.get("from") == takeover.from_ or told.get("at_ms", 0) >= takeover.wall_ms
-        if not since or told.get("to") != takeover.to or not told.get("resume_ms"):
+        if not since or told.get("to") != takeover.to or not (inbound or told.get("resume_ms")):
             # A retry may have gone back to the owner (the network was cut only for a moment): then there is nothing to be told.
-            return takeover.to == takeover.from_
-        takeover.claim_ms, takeover.resume_ms = float(told["claim_ms"]), float(told["resume_ms"])
-        if takeover.cause != "drain":
-            # From the fault, which only we know the time of, until a member has noticed.
-            takeover.detect_ms = max(0.0, told["at_ms"] - takeover.wall_ms)
+            # An inbound channel's entry tells at once or not at all.
+            return inbound or takeover.to == takeover.from_
+        if not inbound:
+            takeover.claim_ms, takeover.resume_ms = float(told["claim_ms"]), float(told["resume_ms"])
+        # From the fault, which only we know the time of, until a member has noticed; a planned stop need not be noticed.
+        takeover.detect_ms = 0.0 if takeover.cause == "drain" else max(0.0, told["at_ms"] - takeover.wall_ms)
         return True
 
     # --- looking
