@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
+from structlog.testing import capture_logs
 
 from qsg.manager.committer import Committer
 from qsg.pb import records_pb2 as pb
@@ -117,6 +118,41 @@ def test_a_member_that_is_gone_learns_what_became_of_what_was_out() -> None:
             await c.commit(Unit(ops=[Put(b"never sent", b"")]))
         assert server.get(Get(b"applied")).first is not None
         await c.close()
+
+    run(main())
+
+
+def test_what_is_refused_because_the_member_is_gone_is_counted() -> None:
+    """In the transaction that finds out, behind it, and later; told once, when the incarnation is closed."""
+
+    async def main() -> None:
+        server = MemoryServer()
+        c = committer(server, server.client(Scripted([Fault(delay_s=0.1)])), 1)
+        server.txn([], [Delete(keys.member("X"))], [])
+        sent = [asyncio.create_task(c.commit(Unit(ops=[Put(name, b"")]))) for name in (b"1", b"2")]
+        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(c.commit(Unit(ops=[Put(b"3", b"")])))
+        outcomes = await asyncio.gather(*sent, waiting, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Fenced] * 3
+        with pytest.raises(Fenced):
+            await c.commit(Unit(ops=[Put(b"4", b"")]))
+        with capture_logs() as logs:
+            await c.close()
+        assert [line["units"] for line in logs if line["event"] == "writes refused"] == [4]
+
+    run(main())
+
+
+def test_a_member_that_stays_has_nothing_refused_to_tell() -> None:
+    async def main() -> None:
+        server = MemoryServer()
+        c = committer(server, server.client(), 1)
+        await c.commit(Unit(ops=[Put(b"1", b"")]))
+        with pytest.raises(CompareFailed):
+            await c.commit(Unit(compares=[absent(b"1")], ops=[Put(b"2", b"")]))
+        with capture_logs() as logs:
+            await c.close()
+        assert logs == []
 
     run(main())
 

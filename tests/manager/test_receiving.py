@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from qsg.manager.getting import GetSpec
 from qsg.manager.link import SessionFailed
@@ -114,10 +115,12 @@ async def test_an_instance_fenced_off_elsewhere_commits_nothing(two: Rig) -> Non
     fence = pb.ReceiverFence.FromString(cell.value or b"")
     fence.epoch, fence.member = 2, "R2"
     await private.commit(Unit(changes=[Change(cell, lambda _: fence.SerializeToString())]))
-    await script.send(script.batch(script.segment(["a"])))
-    with pytest.raises(SessionFailed) as failed:
-        await script.confirm()
+    with capture_logs() as logs:
+        await script.send(script.batch(script.segment(["a"])))
+        with pytest.raises(SessionFailed) as failed:
+            await script.confirm()
     assert (failed.value.reason, failed.value.epoch_seen) == (Reason.EPOCH_TOO_LOW, 2)
+    assert [line["units"] for line in logs if line["event"] == "writes refused"] == [1]
     assert await two.arrived() == []
 
 

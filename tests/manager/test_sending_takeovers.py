@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from structlog.testing import capture_logs
 
 from qsg.manager.flight import Mark
 from qsg.manager.sending import Sender
@@ -120,13 +121,35 @@ async def test_a_sender_whose_lock_was_taken_ends_fenced_and_deletes_nothing(two
     assert await two.arrived() == ["1"]
 
 
+async def test_a_delete_that_the_fence_refuses_is_told(two: Rig) -> None:
+    """What was confirmed to an instance whose lock is another's by then: its unit is refused, and counted."""
+    sender = await two.sender()
+    settle = sender._commit_settled
+
+    async def after_the_taking(pieces: list[Piece], marks: list[Mark]) -> Committed:
+        await two.grant(two.y)
+        return await settle(pieces, marks)
+
+    sender._commit_settled = after_the_taking  # type: ignore[method-assign]
+    sender._watch_fence = asyncio.Event().wait  # type: ignore[method-assign,assignment]  # so that it writes before it sees
+    with capture_logs() as logs:
+        running = two.start(sender)
+        await two.put(["1"])
+        outcome = await asyncio.wait_for(running, 3)
+    assert (outcome.kind, outcome.reason) == ("fenced", Reason.CHANGED_MEANWHILE)
+    assert [line["units"] for line in logs if line["event"] == "writes refused"] == [1]
+    assert (await two.left())["depth"] == 1
+
+
 async def test_an_idle_instance_notices_that_its_fence_was_raised(two: Rig) -> None:
     sender = await two.sender()
     running = two.start(sender)
     await sender.bound.wait()
-    await two.grant(two.y)
-    outcome = await asyncio.wait_for(running, 1)
+    with capture_logs() as logs:
+        await two.grant(two.y)
+        outcome = await asyncio.wait_for(running, 1)
     assert (outcome.kind, outcome.reason) == ("fenced", Reason.CHANGED_MEANWHILE)
+    assert not [line for line in logs if line["event"] == "writes refused"], "it had nothing to write"
     assert pb.SenderFence.FromString(sender.grant.fence.value or b"").epoch == two.epoch
 
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from qsg.cli import demo as command
 from qsg.cli.main import build
 from qsg.process.children import bound_to_parent
-from qsg.process.demo import Demo, Result, Takeover
+from qsg.process.demo import Demo, Result, Takeover, from_logs
 from qsg.process.ledger import Counts, Ledger, payload
 from support.group import eventually
 from support.processes import is_alive
@@ -199,6 +199,18 @@ def test_what_was_not_told_of_a_takeover_is_no_number() -> None:
     console.print(command.takeover_table(Result(Counts(), [takeover])))
     assert console.export_text().split()[-8:] == ["store", "QSG.TO.R", "store", "-", "-", "-", "7", "0"]
     assert [takeover.public()[name] for name in ("detect_ms", "claim_ms", "resume_ms")] == [None] * 3
+
+
+def test_refused_writes_are_counted_and_not_who_noticed() -> None:
+    """A member is fenced also when only a watch told it: that is no write."""
+    lines = [
+        {"event": "fenced", "member": "X", "cause": "our member key is gone"},
+        {"event": "writes refused", "member": "X", "units": 3},
+        {"event": "writes refused", "channel": "QSG.TO.R", "units": 1},
+        {"event": "resynchronised", "covered": 5},
+        {"event": "told", "what": "writes refused"},
+    ]
+    assert from_logs([*map(json.dumps, lines), 'Traceback: "writes refused"']) == (5, 4)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ class Counters:
     unknown: int = 0
     failed: int = 0
     """Units whose compares did not hold."""
+    fenced: int = 0
+    """Units refused because this incarnation was over."""
 
 
 class Committer:
@@ -102,6 +104,7 @@ class Committer:
 
     async def commit(self, unit: Unit, *, affinity: str = "", slot: int | None = None) -> Committed:
         if self.is_fenced:
+            self.counters.fenced += 1
             raise Fenced
         if self._closed:
             raise Refusal(Reason.Q_MGR_STOPPING)
@@ -160,6 +163,11 @@ class Committer:
     async def close(self, grace_s: float = 1.0) -> None:
         """Waits for what is out, then gives up: units still unsettled learn that their outcome is unknown."""
         self._closed = True
+        await self._settled(grace_s)
+        if self.counters.fenced:
+            log.warning("writes refused", member=self.member, incarnation=self.incarnation, units=self.counters.fenced)
+
+    async def _settled(self, grace_s: float) -> None:
         tasks = [slot.closing() for slot in self._slots]
         running = [t for t in tasks if t is not None]
         if not running:

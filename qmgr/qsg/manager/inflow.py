@@ -252,7 +252,13 @@ class Inflow:
         fence = await self._structure.cell(self._fence)
         if fence.mod_revision != self._fence_revision:
             seen = read_record(records_pb2.ReceiverFence, fence.value or b"", fence.key)
+            log.warning("writes refused", channel=self._definition.name, epoch=self._counters.epoch, units=max(1, self._refused_units()))
             raise BindRefused(Reason.EPOCH_TOO_LOW, f"a newer bind came in at {seen.member}", seen.epoch, seen.instance)
+
+    def _refused_units(self) -> int:
+        """Of batches handed in together each is refused by itself."""
+        known = [p.task for p in self._pending if p.task is not None and p.task.done() and not p.task.cancelled()]
+        return sum(isinstance(task.exception(), CompareFailed) for task in known)
 
     # Confirming
 

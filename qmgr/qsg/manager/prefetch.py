@@ -32,6 +32,10 @@ LOOKS = 2
 """The first look shows the lanes, the second what is in them."""
 
 
+class SeenTaken(CompareFailed):
+    """Lock or fence are another's, as was read: no write of ours was refused."""
+
+
 class Prefetch:
     """`prepare`, `start_from`, then `run` for ever; `take` from `loaded`.
 
@@ -228,7 +232,7 @@ class Prefetch:
             if result.first is None:
                 await self._check_header(one.segment)
                 # Only who holds the lock deletes: it is no longer us.
-                raise CompareFailed((key,))
+                raise SeenTaken((key,))
             if len(result.first.value) != one.segment.header.bodies_size:
                 raise Damaged(f"{len(result.first.value)} of {one.segment.header.bodies_size} bytes are there", key)
             one.bodies = result.first.value

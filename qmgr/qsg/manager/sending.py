@@ -19,7 +19,7 @@ from qsg.failpoint import task_failpoint
 from qsg.manager.flight import Flight, Mark, progress_after, progress_bound, within
 from qsg.manager.grants import Grant, Outcome, SenderCounters, open_order
 from qsg.manager.link import InitiatorLink, Session, SessionFailed
-from qsg.manager.prefetch import Prefetch
+from qsg.manager.prefetch import Prefetch, SeenTaken
 from qsg.pb import channel_pb2, records_pb2
 from qsg.rules import batches, keys, negotiate
 from qsg.rules.batches import BatchBuilder, Piece
@@ -191,6 +191,8 @@ class Sender:
             case SessionFailed():
                 return Outcome("failed", error.reason, error.detail, epoch_seen=error.epoch_seen, instance_seen=error.instance_seen)
             case CompareFailed():
+                if not isinstance(error, SeenTaken):
+                    log.warning("writes refused", channel=self.grant.channel.name, epoch=self.grant.epoch, units=1)
                 try:
                     await self._structure.refresh(self.grant.lock, self.grant.fence)
                 except StoreError as e:
@@ -482,7 +484,7 @@ class Sender:
             await raised.wait()
         finally:
             await follower.close()
-        raise CompareFailed((grant.fence.key,))
+        raise SeenTaken((grant.fence.key,))
 
     def _is_ours(self, fence: bytes) -> bool:
         record = read_record(records_pb2.SenderFence, fence)

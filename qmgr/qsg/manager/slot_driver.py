@@ -87,7 +87,7 @@ class SlotDriver:
     def fence(self) -> None:
         waiting, self.waiting = list(self.waiting), deque()
         for item in waiting:
-            _fail(item, Fenced())
+            self._refuse(item)
 
     def abandon(self) -> None:
         """After the task has ended: nobody is left waiting."""
@@ -223,7 +223,7 @@ class SlotDriver:
                 self.owner.counters.unknown += 1
                 _fail(batch[i], OutcomeUnknown())
             else:
-                _fail(batch[i], Fenced())
+                self._refuse(batch[i])
         self.owner.fence("our member key is gone")
 
     def _applied(self, packed: Packed, batch: list[Item], tentative: dict[int, Exception], revision: int) -> None:
@@ -263,9 +263,14 @@ class SlotDriver:
         again = [batch[i] for i in rest if i not in told]
         if self.owner.is_fenced:
             for item in again:
-                _fail(item, Fenced())
+                self._refuse(item)
         else:
             self.waiting.extendleft(reversed(again))
+
+    def _refuse(self, item: Item) -> None:
+        """This incarnation is over."""
+        self.owner.counters.fenced += not item.future.done()
+        _fail(item, Fenced())
 
     def _blame(self, packed: Packed, result: TxnResult) -> dict[int, Exception]:
         blamed: dict[int, Exception] = {i: CompareFailed(names) for i, names in packed.blame(result).items()}

@@ -358,7 +358,7 @@ class Demo:
         result.rate_per_s = counts.ok / max(self.finished_at - self.started_at, 1e-9)
         if not error:
             result.dead_letters = await self._dead_letters(observer)
-        result.duplicates_suppressed, result.fenced_writes = _from_logs(self.group.log_lines())
+        result.duplicates_suppressed, result.fenced_writes = from_logs(self.group.log_lines())
         return result
 
     async def _dead_letters(self, observer: qsg.QueueManager) -> int:
@@ -380,17 +380,17 @@ def _taken_over(before: dict[str, Any], now: dict[str, Any]) -> bool:
     )
 
 
-def _from_logs(lines: list[str]) -> tuple[int, int]:
-    """(messages that a resynchronisation found already committed at the partner, writes that a fence stopped)."""
+def from_logs(lines: list[str]) -> tuple[int, int]:
+    """(messages that a resynchronisation found already committed at the partner, units of work that a fence refused)."""
     suppressed = fenced = 0
     for line in lines:
-        if '"resynchronised"' in line or '"fenced"' in line:
+        if '"resynchronised"' in line or '"writes refused"' in line:
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             if record.get("event") == "resynchronised":
                 suppressed += int(record.get("covered", 0))
-            elif record.get("event") == "fenced":
-                fenced += 1
+            elif record.get("event") == "writes refused":
+                fenced += int(record.get("units", 0))
     return suppressed, fenced
