@@ -14,8 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,6 +164,20 @@ async def _bar(title: str, total: int, measure: Measure) -> AsyncIterator[None]:
             await asyncio.gather(bar, return_exceptions=True)
 
 
+@contextmanager
+def _bars(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar for each part of long work, from when it is first told of."""
+    with Progress(console=err, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def told(what: str, done: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
+
+        yield told
+
+
 def _run(work: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:
     import uvloop
 
@@ -268,12 +282,11 @@ def get(
 
 async def _fill(qmgr: qsg.QueueManager, queue: str, messages: int, size: int) -> None:
     payload = os.urandom(size)
-    with Progress(console=err, transient=True) as progress:
-        task = progress.add_task("fill", total=messages)
+    with _bars(messages) as told:
         for start in range(0, messages, 1000):
             count = min(1000, messages - start)
             await qmgr.put_many(queue, [payload] * count)
-            progress.update(task, completed=start + count)
+            told("fill", start + count)
 
 
 @app.command()
@@ -341,12 +354,13 @@ def drain(
         directory = Path(tempfile.mkdtemp(prefix="qsg-bench-"))
         group = LocalGroup(directory, store=store, cuttable=False)
         try:
-            with err.status("starting a group, filling, draining …"):
+            with err.status("starting a group …"):
                 await group.start()
-                figures = (await drained(group, messages, size)).fields()
+            with _bars(messages) as told:
+                figures = (await drained(group, messages, size, told)).fields()
         finally:
             await group.stop()
             shutil.rmtree(directory, ignore_errors=True)
-        return {"bench": "drain", "messages": messages, "size": size, "p50_ms": None, "p99_ms": None, **figures}
+        return {"bench": "drain", "messages": messages, "size": size, **figures}
 
     _run(work, as_json)
