@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from qsg.cli import common
 from qsg.cli.common import channel_names, queue_names
 from qsg.cli.main import build
+from qsg.rules.definitions import MESSAGE_BYTES_MAX
 from support.served import Served, served
 
 Run = Callable[..., tuple[int, str, str]]
@@ -251,6 +252,18 @@ def test_bench(qsg: Run, which: str) -> None:
     assert 0 < result["p50_ms"] <= result["p99_ms"]
     assert result["cpu_us_per_message"] > 0
     assert result["rss_mib"] > 0
+
+
+@pytest.mark.parametrize(("which", "least"), [("put", 0), ("get", 0), ("latency", 8), ("drain", 22), ("flow", 22)])
+def test_sizes_of_a_benchmark_are_those_that_the_product_allows(qsg: Run, which: str, least: int) -> None:
+    """What a message must carry is its least size: it does not quietly become larger."""
+    needed = ["--put-queue", "A", "--get-queue", "B"] if which == "flow" else []
+    for size, told in (
+        (least - 1, f"greater than or equal to {least}"),
+        (MESSAGE_BYTES_MAX + 1, f"less than or equal to {MESSAGE_BYTES_MAX}"),
+    ):
+        code, _, err = qsg("bench", which, "--size", str(size), *needed)
+        assert (code, told in err) == (2, True), err
 
 
 def test_help_and_version(qsg: Run) -> None:

@@ -105,6 +105,8 @@ async def test_nothing_remains_of_a_demo_that_is_ended(number: signal.Signals, t
         (["--store", "etcd://127.0.0.1:1", "--kill", "store"], "use --store etcd"),
         (["--messages", "0"], "--messages"),
         (["--rate", "fast"], "--rate"),
+        (["--size", "21"], "greater than or equal to 22"),
+        (["--size", "104857601"], "less than or equal to 104857600"),
         (["--keep", os.path.dirname(__file__)], "not an empty folder"),
         (["--nonsense"], "No such option"),
     ],

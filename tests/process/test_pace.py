@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from qsg.process.workload import Pace
+from qsg.process.workload import Pace, burst
 
 
 def test_messages_fall_due_at_the_rate() -> None:
@@ -30,3 +30,7 @@ def test_exhausted_at_the_total() -> None:
 
     assert pace.exhausted
     assert 0 == pace.due(10.0)
+
+
+def test_large_messages_are_put_a_few_at_once() -> None:
+    assert [burst(size, 256) for size in (0, 1024, 1 << 20, 100 << 20)] == [256, 256, 16, 1]

@@ -25,8 +25,8 @@ from rich.console import Group as Lines
 from rich.progress import Progress, TaskID
 
 import qsg
-from qsg.cli.common import Connect, Format, err, facts, fail, out
-from qsg.cli.flow import flow
+from qsg.cli.common import MESSAGE_BYTES_MAX, Connect, Format, err, facts, fail, out
+from qsg.cli.flow import CountedSize, flow
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks: put, get, latency, drain; and flow, which counts.")
 app.command()(flow)
@@ -38,7 +38,11 @@ Store = Annotated[
     str, typer.Option("--store", help="Start a group for it: embedded, etcd (three members) or etcd://host:port,…", show_default=False)
 ]
 Messages = Annotated[int, typer.Option("--messages", "-n", min=1)]
-Size = Annotated[int, typer.Option("--size", min=0, max=100_000_000, help="Bytes of a message.")]
+STAMP_BYTES = 8
+Size = Annotated[int, typer.Option("--size", min=0, max=MESSAGE_BYTES_MAX, help="Bytes of a message.")]
+StampedSize = Annotated[
+    int, typer.Option("--size", min=STAMP_BYTES, max=MESSAGE_BYTES_MAX, help="Bytes of a message, with the time that it carries.")
+]
 Queue = Annotated[str, typer.Option("--queue", "-q", help="Made and emptied if it is the default one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")]
 
@@ -281,10 +285,12 @@ def get(
 
 
 async def _fill(qmgr: qsg.QueueManager, queue: str, messages: int, size: int) -> None:
-    payload = os.urandom(size)
+    from qsg.process.workload import burst
+
+    payload, most = os.urandom(size), burst(size, 1000)
     with _bars(messages) as told:
-        for start in range(0, messages, 1000):
-            count = min(1000, messages - start)
+        for start in range(0, messages, most):
+            count = min(most, messages - start)
             await qmgr.put_many(queue, [payload] * count)
             told("fill", start + count)
 
@@ -292,7 +298,7 @@ async def _fill(qmgr: qsg.QueueManager, queue: str, messages: int, size: int) ->
 @app.command()
 def latency(
     messages: Messages = 1_000,
-    size: Size = 1024,
+    size: StampedSize = 1024,
     rate: Annotated[float, typer.Option(min=0.1, help="Messages a second.")] = 200.0,
     queue: Queue = QUEUE,
     connect: Connect = "",
@@ -308,12 +314,12 @@ def latency(
             qsg.connect(site.addresses, application="qsg bench") as getter,
         ):
             await _ready(putter, queue)
-            padding = os.urandom(max(0, size - 8))
+            padding = os.urandom(size - STAMP_BYTES)
             measure = Measure(site)
             put_s: list[float] = []
 
             async def put_one(at: float) -> None:
-                await putter.put(queue, time.perf_counter_ns().to_bytes(8, "big") + padding)
+                await putter.put(queue, time.perf_counter_ns().to_bytes(STAMP_BYTES, "big") + padding)
                 put_s.append(time.perf_counter() - at)
 
             async def put_all() -> None:
@@ -326,7 +332,7 @@ def latency(
             async def get_all() -> None:
                 while measure.done < messages:
                     for message in await getter.get_many(queue, 100, wait_ms=60_000):
-                        sent_ns = int.from_bytes(message.payload[:8], "big")
+                        sent_ns = int.from_bytes(message.payload[:STAMP_BYTES], "big")
                         measure.latencies_s.append((time.perf_counter_ns() - sent_ns) / 1e9)
                         measure.done += 1
 
@@ -341,7 +347,7 @@ def latency(
 @app.command()
 def drain(
     messages: Messages = 50_000,
-    size: Size = 1024,
+    size: CountedSize = 1024,
     store: Annotated[str, typer.Option("--store", help="embedded, etcd (three members are started) or etcd://host:port,…")] = "embedded",
     as_json: AsJson = False,
 ) -> None:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 OK, FAILED, USAGE, NO_MESSAGE, UNREACHABLE, UNKNOWN = range(6)
 COMPLETION_S = 1.0
+MESSAGE_BYTES_MAX = 104_857_600
+"""As `qsg.rules.definitions`, which takes long to import."""
 
 out = Console(width=None if sys.stdout.isatty() else 200)
 """Wide when it is not a terminal: programs and files must not get cut tables."""

@@ -24,6 +24,7 @@ from rich.table import Table
 
 import qsg
 from qsg.cli.common import cell
+from qsg.cli.flow import CountedSize
 from qsg.process.demo import KILLS, Demo, Plan, Result
 from qsg.process.etcd_cluster import EtcdFailed
 from qsg.process.go_build import CannotProvide
@@ -188,7 +189,7 @@ def _check(kill: str, direction: str, store: str, keep: Path | None) -> None:
 def demo(
     ctx: typer.Context,
     messages: Annotated[int, typer.Option(min=1, help="Messages in each direction.")] = 5000,
-    size: Annotated[int, typer.Option(min=0, max=1_000_000, help="Bytes of a message.")] = 1024,
+    size: CountedSize = 1024,
     rate: Annotated[float, typer.Option(min=1, help="Messages a second in each direction.")] = 500,
     direction: Annotated[str, typer.Option(help="out (group to R), in (R to group) or both.")] = "out",
     kill: Annotated[

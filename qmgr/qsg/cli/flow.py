@@ -11,9 +11,15 @@ from typing import Annotated
 import typer
 
 import qsg
-from qsg.cli.common import Format, facts, fail, out
+from qsg.cli.common import MESSAGE_BYTES_MAX, Format, facts, fail, out
+from qsg.process.ledger import PAYLOAD_BYTES_MIN
 
 EXIT_UNCLEAN = 1
+
+CountedSize = Annotated[
+    int,
+    typer.Option("--size", min=PAYLOAD_BYTES_MIN, max=MESSAGE_BYTES_MAX, help="Bytes of a message, with number, time and checksum in it."),
+]
 
 
 def flow(
@@ -23,7 +29,7 @@ def flow(
     get_connect: Annotated[str, typer.Option(help="Of the side where they arrive; default: the same.")] = "",
     rate: Annotated[float, typer.Option(min=0.1, help="Messages a second.")] = 100.0,
     messages: Annotated[int, typer.Option("--messages", "-n", min=1, help="End after so many.")] = 1_000_000_000,
-    size: Annotated[int, typer.Option("--size", min=0, max=100_000_000, help="Bytes of a message.")] = 1024,
+    size: CountedSize = 1024,
     pause_ms: Annotated[float, typer.Option(min=1, help="Tell of silences longer than this.")] = 100.0,
     as_json: Annotated[bool, typer.Option("--json", help="A line a second; the last one has the counts.")] = False,
 ) -> None:

@@ -14,6 +14,7 @@ import qsg
 from qsg.process import usage
 from qsg.process.ledger import payload
 from qsg.process.local import OUT_CHANNEL, LocalGroup, there, wait_until
+from qsg.process.workload import burst
 
 log = structlog.get_logger()
 
@@ -51,13 +52,13 @@ class Drained:
 
 async def fill(addresses: str, queue: str, messages: int, size: int, told: Told = unheard) -> None:
     """Puts `messages` messages of `size` bytes."""
-    left, done = messages, 0
+    left, done, most = messages, 0, burst(size, FILL_BURST)
 
     async def one(index: int) -> None:
         nonlocal left, done
         async with qsg.connect(addresses, application=f"filler {index}", connect_s=60) as queue_manager:
             while left > 0:
-                count = min(FILL_BURST, left)
+                count = min(most, left)
                 left -= count
                 await queue_manager.put_many(queue, [payload(index, n, 0.0, size) for n in range(count)])
                 done += count

@@ -18,6 +18,8 @@ from qsg.process.ledger import PAYLOAD_BYTES_MIN, Ledger, payload
 log = structlog.get_logger()
 
 BURST_MAX = 256
+BURST_BYTES = 16 << 20
+"""Of large messages fewer are put at once: none of them is made before it is its turn."""
 CONNECT_S = 60.0
 LOOK_S = 0.002
 """The shortest pause of a producer that has nothing to put."""
@@ -56,6 +58,11 @@ class Pace:
         return self._issued >= self.total
 
 
+def burst(size: int, most: int) -> int:
+    """How many messages of `size` bytes are put at once, at least one."""
+    return max(1, min(most, BURST_BYTES // max(1, size)))
+
+
 @dataclass(slots=True)
 class Direction:
     """One way of traffic: where it is put, where it is got, and what came of it."""
@@ -73,11 +80,12 @@ class Direction:
 async def produce(direction: Direction, index: int, producer: str) -> None:
     """Puts until the direction's total is reached."""
     size = max(direction.size, PAYLOAD_BYTES_MIN)
+    most = burst(size, BURST_MAX)
     async with qsg.connect(
         direction.put_addresses, application=f"producer {index}", producer=producer, connect_s=CONNECT_S
     ) as queue_manager:
         while not direction.pace.exhausted:
-            count = min(direction.pace.due(time.monotonic()), BURST_MAX)
+            count = min(direction.pace.due(time.monotonic()), most)
             if not count:
                 await asyncio.sleep(min(0.1, direction.pace.wait_s(time.monotonic())))
                 continue
