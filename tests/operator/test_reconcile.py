@@ -179,6 +179,63 @@ async def test_what_members_refuse_is_said_in_the_status() -> None:
     assert ("orders-to-bank", "Refused", "Warning") in w.api.events()
 
 
+@pytest.mark.parametrize("error", [qsg.ConnectionBroken("cut off"), qsg.OutcomeUnknown("cut off")])
+async def test_what_was_not_taken_is_not_called_valid(error: qsg.QsgError) -> None:
+    w = await World().up()
+    w.api.user_applies(QUEUE, "in", {"group": "orders"})
+    await w()
+    assert w.api.condition(QUEUE, "in", "Valid") == ("True", "Defined")
+    receiver = {"group": "orders", "type": "Receiver"}
+    new = ((QUEUE, "new", {"group": "orders"}, "NEW"), (CHANNEL, "bank-to-orders", receiver, "BANK.TO.ORDERS"))
+    for kind, name, spec, defined in new:
+        w.api.user_applies(kind, name, spec)
+        w.members.refuse["define", defined] = error
+    with pytest.raises(type(error)):
+        await w()
+    for kind, name, *_ in new:
+        assert w.api.condition(kind, name) == ("False", "NotYet")
+        assert w.api.condition(kind, name, "Valid") == ("Unknown", "NotYet")
+        assert "cut off" in w.api.status(kind, name)["conditions"][0]["message"]
+    assert w.api.condition(QUEUE, "in") == ("True", "Defined"), "nothing of it has changed"
+    w.members.refuse.clear()
+    await w()
+    for kind, name, *_ in new:
+        assert w.api.condition(kind, name)[0] == w.api.condition(kind, name, "Valid")[0] == "True"
+
+
+async def test_an_edit_is_not_called_valid_before_it_was_taken() -> None:
+    w = await World().up()
+    w.api.user_applies(QUEUE, "in", {"group": "orders"})
+    w.api.user_applies(CHANNEL, "bank-to-orders", {"group": "orders", "type": "Receiver", "structure": "nowhere"})
+    w.members.refuse["define", "BANK.TO.ORDERS"] = qsg.QsgError("no structure nowhere", Reason.DEFINITION_ERROR)
+    await w()
+    assert w.api.condition(CHANNEL, "bank-to-orders", "Valid") == ("False", "Refused")
+    w.members.seen.connected = False
+    w.api.user_applies(QUEUE, "in", {"group": "orders", "maxDepth": 5})
+    w.api.user_applies(CHANNEL, "bank-to-orders", {"group": "orders", "type": "Receiver"})
+    await w()
+    for kind, name in ((QUEUE, "in"), (CHANNEL, "bank-to-orders")):
+        assert w.api.status(kind, name)["observedGeneration"] == 2
+        assert w.api.condition(kind, name, "Valid") == ("Unknown", "NotYet")
+    w.members.refuse.clear()
+    w.members.seen.connected = True
+    await w()
+    assert w.members.queues["IN"].max_depth == 5
+    for kind, name in ((QUEUE, "in"), (CHANNEL, "bank-to-orders")):
+        assert w.api.condition(kind, name, "Valid") == ("True", "Defined")
+
+
+async def test_an_edit_of_something_else_than_the_definition_leaves_it_valid() -> None:
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    await w()
+    w.members.commands.clear()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER | {"desiredState": "Stopped"})
+    await w()
+    assert not [what for what, _ in w.members.commands if what == "define"]
+    assert w.api.condition(CHANNEL, "orders-to-bank", "Valid") == ("True", "Defined")
+
+
 async def test_the_younger_of_one_name_is_told() -> None:
     w = await World().up()
     w.api.user_applies(QUEUE, "one", {"group": "orders", "queueName": "Q"}, creationTimestamp="2026-01-01T00:00:00Z")

@@ -122,7 +122,7 @@ class Reconciler:
         self._reach(owner, cluster, state)
         try:
             if state.members.seen.connected:
-                await reconcile_definitions(self._context, owner, state, resources)
+                await self._definitions(owner, state, resources)
                 await reconcile_desired_states(state, resources, self._statuses.present)
         except (NotConnected, qsg.QsgError) as error:
             failure = failure or error
@@ -134,6 +134,14 @@ class Reconciler:
         if all_anew:
             state.full_at = now
             self._statuses.prune()
+
+    async def _definitions(self, owner: Owner, state: TargetState, resources: list[Object]) -> None:
+        try:
+            await reconcile_definitions(self._context, owner, state, resources)
+        except (NotConnected, qsg.QsgError, ApiError) as error:
+            state.hindered = str(error) or type(error).__name__
+            raise
+        state.hindered = ""
 
     async def _tell(self, owner: Owner, found: Object, state: TargetState, resources: list[Object], cluster: Cluster, problem: str) -> None:
         """The statuses of a target and of all that is its."""
@@ -174,15 +182,16 @@ class Reconciler:
 
     async def _one(self, resource: Object, target: Target, state: TargetState) -> None:
         mark = mark_of(resource)
-        if mark in state.refused:
+        if state.judged.get(mark) != resource["metadata"].get("generation", 0):
+            why = f": {state.hindered}" if state.hindered else ""
+            defined = Definedness(None, "NotYet", f"{target.what} has not taken it as it is now{why}")
+        elif mark in state.refused:
             defined = Definedness(False, "Refused", state.refused[mark])
         elif mark in state.taken:
             holder = state.taken[mark]
             defined = Definedness(False, "NameTaken", f"{holder.kind} {holder.name} is older and has the name")
         elif mark in state.start_refused:
             defined = Definedness(None, "StartRefused", state.start_refused[mark])
-        elif not state.defined_for:
-            defined = Definedness(None, "NotYet", f"{target.what} was not reached yet")
         else:
             defined = DEFINED
         operation = await self._operation(resource, state) if resource["kind"] == names.SHARED_CHANNEL else None

@@ -24,6 +24,10 @@ class TargetState:
     """Of the store's authorities, when there are several: etcd's pods are started again when it changes."""
     defined_for: str = ""
     defined_at: float = float("-inf")
+    judged: dict[Mark, int] = field(default_factory=dict)
+    """Resource -> its generation in the last round over all definitions that came to its end: only of this one can anything be told."""
+    hindered: str = ""
+    """Why there was none since; "" = nothing has hindered it."""
     refused: dict[Mark, str] = field(default_factory=dict)
     """Definitions that members do not take, and why."""
     taken: dict[Mark, Mark] = field(default_factory=dict)
