@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,3 +43,14 @@ class Seen:
     def able(self) -> list[Line]:
         """Members that can take over channels now."""
         return [m for m in self.members if m["linked"] and m["initiator"] and not m["draining"]]
+
+    def lost(self, wanted: Iterable[str]) -> dict[str, list[str]]:
+        """Structures, those `wanted` and those told of, that somebody does not reach -> members that do not. What a member has not joined
+        it does not reach. Of a member that ends, that nobody is linked to or that has not yet said a word nothing is known."""
+        names = {*wanted, *self.structures}
+        found: dict[str, list[str]] = {name: [] for name in names if not self.structures.get(name, False)}
+        for line in self.members:
+            if line["linked"] and not line["draining"] and (line["initiator"] or line.get("structures")):
+                for name in names - set(line.get("structures", names)):
+                    found.setdefault(name, []).append(str(line["member"]))
+        return dict(sorted(found.items()))

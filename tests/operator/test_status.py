@@ -220,6 +220,46 @@ def test_a_lost_store_is_said() -> None:
     assert conditions["StoreReachable"].message == "not reached: fast" and conditions["Ready"].ok is False
 
 
+def reaching(*structures: list[str], **fields: Any) -> list[dict[str, Any]]:
+    """Members as they tell of each other, with the structures that each has joined and reaches."""
+    told = {"linked": True, "initiator": True, "draining": False, "channels": 0, "incarnation": 1}
+    there: list[dict[str, Any]] = [{"member": f"ORDERS.{n}", "structures": names} | told for n, names in enumerate(structures)]
+    there[-1] |= fields
+    return there
+
+
+TWO_STRUCTURES = {"managed": {"members": 3}, "structures": [{"name": "fast", "managed": {"members": 1}}]}
+
+
+def test_a_structure_that_no_member_has_joined_is_not_reached() -> None:
+    owner = group(store=TWO_STRUCTURES)
+    admin = ["admin"]
+    _, conditions = owned(owner, cluster(owner), seen(members=reaching(admin, admin, admin)))
+    assert (conditions["StoreReachable"].ok, conditions["StoreReachable"].reason) == (False, "StructureLost")
+    assert conditions["StoreReachable"].message == "not reached: fast (by ORDERS.0, ORDERS.1, ORDERS.2)"
+    assert conditions["Ready"].ok is False
+
+
+def test_a_structure_that_one_member_does_not_reach_is_said_whoever_was_asked() -> None:
+    owner = group(store=TWO_STRUCTURES)
+    both = ["admin", "fast"]
+    s = seen(members=reaching(both, both, ["admin"]), structures={"admin": True, "fast": True})
+    _, conditions = owned(owner, cluster(owner), s)
+    assert conditions["StoreReachable"].message == "not reached: fast (by ORDERS.2)"
+    assert spare(owner, cluster(owner), s).member, "two others can take over what is there"
+    s = seen(members=reaching(both, ["admin"], ["admin"]), structures={"admin": True, "fast": True})
+    assert not spare(owner, cluster(owner), s).member
+
+
+@pytest.mark.parametrize("fields", [{"linked": False}, {"draining": True}, {"initiator": False, "structures": []}])
+def test_of_a_member_that_ends_or_has_just_come_nothing_is_claimed(fields: dict[str, Any]) -> None:
+    owner = group(store=TWO_STRUCTURES)
+    both = ["admin", "fast"]
+    s = seen(members=reaching(both, both, ["admin"], **fields), structures={"admin": True, "fast": True})
+    _, conditions = owned(owner, cluster(owner), s)
+    assert conditions["StoreReachable"].ok
+
+
 def test_without_an_answer_the_group_is_not_called_ready() -> None:
     owner = group()
     _, conditions = owned(owner, cluster(owner), seen(connected=False, error="refused"))

@@ -35,20 +35,35 @@ class Cluster:
 
 
 def spare(owner: Owner, cluster: Cluster, seen: Seen) -> Spare:
-    """A member can be lost while another can take over; an etcd member while a majority of the others is ready."""
+    """A member can be lost while another, which reaches every structure, can take over; an etcd member while a majority of the others is
+    ready."""
     stores = {}
     for one in structures(owner):
         if one.managed is not None:
             stores[one.name] = cluster.etcd_ready.get(one.name, 0) - 1 > one.managed.members // 2
-    return Spare(member=seen.connected and len(seen.able()) >= 2 and all(seen.structures.values()), stores=stores)
+    return Spare(member=seen.connected and len(_whole(owner, seen)) >= 2, stores=stores)
 
 
-def store_condition(seen: Seen) -> Condition:
+def _whole(owner: Owner, seen: Seen) -> list[str]:
+    """Members that could take over any channel."""
+    lost = _lost(owner, seen)
+    if any(not seen.structures.get(name, False) for name in lost):
+        return []
+    lacking = {member for members in lost.values() for member in members}
+    return [str(line["member"]) for line in seen.able() if line["member"] not in lacking]
+
+
+def _lost(owner: Owner, seen: Seen) -> dict[str, list[str]]:
+    return seen.lost(one.name for one in structures(owner))
+
+
+def store_condition(owner: Owner, seen: Seen) -> Condition:
     if not seen.connected:
         return Condition("StoreReachable", None, "MembersUnreachable", seen.error)
-    lost = sorted(name for name, reachable in seen.structures.items() if not reachable)
+    lost = _lost(owner, seen)
     if lost:
-        return Condition("StoreReachable", False, "StructureLost", f"not reached: {', '.join(lost)}")
+        told = ", ".join(f"{name} (by {', '.join(members)})" if members else name for name, members in lost.items())
+        return Condition("StoreReachable", False, "StructureLost", f"not reached: {told}")
     return Condition("StoreReachable", True, "Reached", "")
 
 
@@ -76,7 +91,7 @@ def redundant(owner: Owner, cluster: Cluster, seen: Seen) -> Condition:
     if not seen.connected:
         return Condition("Redundant", None, "MembersUnreachable", seen.error)
     if not can.member:
-        return Condition("Redundant", False, "NoSpareMember", f"{len(seen.able())} members could take over channels")
+        return Condition("Redundant", False, "NoSpareMember", f"{len(_whole(owner, seen))} members could take over any channel")
     short = sorted(name for name, spare_ in can.stores.items() if not spare_)
     if short:
         return Condition("Redundant", False, "NoSpareStoreMember", f"an etcd member must not be lost now: {', '.join(short)}")
@@ -110,7 +125,7 @@ def owner_status(
     if expires:
         found["certificates"] = {"expires": expires}
     partner = {"service": partner_service(owner)["metadata"]["name"], "address": partner_address(owner)}
-    conditions = [available(owner, cluster, seen), store_condition(seen)]
+    conditions = [available(owner, cluster, seen), store_condition(owner, seen)]
     if owner.group is not None:
         conditions.append(redundant(owner, cluster, seen))
         found |= {
