@@ -23,6 +23,7 @@ QUIET = (
     "Initializing",
     "RollingOut",
     "NoMemberReady",
+    "ExternalStore",
 )
 GOOD_WHEN_FALSE = ("Stalled",)
 

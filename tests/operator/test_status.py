@@ -206,6 +206,23 @@ def test_what_must_not_be_lost_now(etcd: int, structures: dict[str, bool], reaso
     assert spare(owner, cluster(owner, etcd=etcd), s).stores == {"admin": stores}
 
 
+def test_what_an_external_store_can_lose_is_unknown() -> None:
+    """One endpoint may be one etcd, or a balancer before three."""
+    owner = group(store={"external": {"endpoints": ["etcd:2379"]}})
+    _, conditions = owned(owner, cluster(owner), seen())
+    assert (conditions["Redundant"].ok, conditions["Redundant"].reason) == (None, "ExternalStore")
+    assert conditions["Redundant"].message.endswith("is unknown: admin") and conditions["Ready"].ok
+    assert spare(owner, cluster(owner), seen()).member, "members may be drained all the same"
+    _, conditions = owned(owner, cluster(owner), seen(structures={"admin": False}))
+    assert conditions["Redundant"].reason == "NoSpareMember"
+    mixed = group(store={"managed": {"members": 3}, "structures": [{"name": "fast", "external": {"endpoints": ["etcd:2379"]}}]})
+    s = seen(structures={"admin": True, "fast": True})
+    _, conditions = owned(mixed, cluster(mixed, etcd=2), s)
+    assert conditions["Redundant"].reason == "NoSpareStoreMember", "of its own store it is known"
+    _, conditions = owned(mixed, cluster(mixed), s)
+    assert conditions["Redundant"].message.endswith("is unknown: fast")
+
+
 def test_one_serving_member_is_not_redundant_and_still_available() -> None:
     owner = group()
     s = seen()

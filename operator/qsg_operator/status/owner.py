@@ -95,6 +95,10 @@ def redundant(owner: Owner, cluster: Cluster, seen: Seen) -> Condition:
     short = sorted(name for name, spare_ in can.stores.items() if not spare_)
     if short:
         return Condition("Redundant", False, "NoSpareStoreMember", f"an etcd member must not be lost now: {', '.join(short)}")
+    theirs = sorted(one.name for one in structures(owner) if one.managed is None)
+    if theirs:
+        text = f"a member can be lost now; what an external etcd can lose is unknown: {', '.join(theirs)}"
+        return Condition("Redundant", None, "ExternalStore", text)
     return Condition("Redundant", True, "MemberAndStoreSpare", "a member and a store member can be lost now")
 
 
