@@ -26,6 +26,8 @@ QUIET = (
     "ExternalStore",
 )
 GOOD_WHEN_FALSE = ("Stalled",)
+ON_ITS_WAY = ("Initializing", "Starting", "Binding", "Recovering")
+"""Reasons that follow each other within a moment: only the change to one of them from another status is told."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def of_transitions(transitions: Iterable[Transition]) -> list[Happened]:
         condition = one.condition
         good = condition.ok is True if condition.type not in GOOD_WHEN_FALSE else condition.ok is False
         if good and (one.before in ("", condition.status) or condition.type in ("Valid", *GOOD_WHEN_FALSE)):
+            continue
+        if one.before == condition.status and condition.reason in ON_ITS_WAY:
             continue
         if condition.type == "Valid" and condition.ok is None:
             continue

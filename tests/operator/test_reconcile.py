@@ -13,6 +13,7 @@ from qsg_operator import names
 from qsg_operator.api import ApiError
 from qsg_operator.cache import Cache
 from qsg_operator.certificates import BadSecret
+from qsg_operator.reconcile import statuses
 from qsg_operator.reconcile.children import Conflict
 from qsg_operator.reconcile.context import Context
 from qsg_operator.reconcile.reconciler import Reconciler
@@ -363,6 +364,52 @@ async def test_numbers_alone_are_not_written_at_once() -> None:
     w.members.state("ORDERS.TO.BANK", "RETRYING", last_sequence=99)
     await w()
     assert w.api.status(CHANNEL, "orders-to-bank")["sequence"]["confirmed"] == 99
+
+
+async def test_retries_that_fail_alike_are_written_and_told_once() -> None:
+    """Each is an attempt of some member, with an epoch and times of its own."""
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    await w()
+    error = {"reason": int(Reason.HOST_UNREACHABLE), "detail": "bank:1414: refused"}
+
+    async def attempt(number: int) -> None:
+        at_ms = 1_000 * number
+        tried = error | {"owner": f"ORDERS.{number % 3}", "epoch": number, "started_at_ms": at_ms}
+        for state in ("STARTING", "BINDING", "RETRYING"):
+            w.members.state("ORDERS.TO.BANK", state, updated_at_ms=at_ms + 10, **tried)
+            await w()
+
+    w.members.state("ORDERS.TO.BANK", "RETRYING", updated_at_ms=1_000, **error)
+    await w()
+    w.api.calls.clear()
+    for number in range(2, 10):
+        await attempt(number)
+    assert not [call for call in w.api.calls if call[0] in ("status", "create")]
+    status = w.api.status(CHANNEL, "orders-to-bank")
+    assert (status["state"], status["lastError"]["time"]) == ("Retrying", "1970-01-01T00:00:01Z")
+    assert w.api.condition(CHANNEL, "orders-to-bank") == w.api.condition(CHANNEL, "orders-to-bank", "Connected") == ("False", "Retrying")
+    w.members.state("ORDERS.TO.BANK", "RETRYING", **error | {"reason": int(Reason.PARTNER_SILENT)})
+    await w()
+    assert w.api.status(CHANNEL, "orders-to-bank")["lastError"]["reason"] == "PartnerSilent"
+    w.members.state("ORDERS.TO.BANK", "RUNNING", owner="ORDERS.2")
+    await w()
+    assert w.api.status(CHANNEL, "orders-to-bank")["owner"]["pod"] == "orders-2"
+    told = [reason for name, reason, _ in w.api.events() if name == "orders-to-bank" and reason != "ChannelTakenOver"]
+    assert told.count("Retrying") == 1 and told[-1] == "Running"
+
+
+async def test_the_time_of_an_error_that_stays_is_written_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    await w()
+    for at_ms in (1_000, 9_000):
+        w.members.state("ORDERS.TO.BANK", "RETRYING", reason=int(Reason.HOST_UNREACHABLE), updated_at_ms=at_ms)
+        await w()
+    assert w.api.status(CHANNEL, "orders-to-bank")["lastError"]["time"] == "1970-01-01T00:00:01Z"
+    monkeypatch.setattr(statuses, "NUMBERS_S", 0.0)
+    await w()
+    assert w.api.status(CHANNEL, "orders-to-bank")["lastError"]["time"] == "1970-01-01T00:00:09Z"
 
 
 async def test_an_operation_is_done_once() -> None:

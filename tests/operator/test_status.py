@@ -99,6 +99,16 @@ def test_nobody_listens_there() -> None:
     assert status["lastError"] == {"time": timestamp(NOW), "reason": "HostUnreachable", "message": "bank:1414: refused"}
 
 
+@pytest.mark.parametrize(("state", "reason"), [("STARTING", "Retrying"), ("BINDING", "Retrying"), ("INITIALIZING", "Initializing")])
+def test_a_further_attempt_is_called_retrying_until_one_succeeds(state: str, reason: str) -> None:
+    retrying = {"conditions": merged([], [Condition("Ready", False, "Retrying")], 1, NOW)[0]}
+    _, conditions = told(seen(entry(state, detail="bank:1414: refused")), retrying)
+    assert conditions["Ready"].reason == conditions["Connected"].reason == reason
+    assert conditions["Ready"].message == "bank:1414: refused"
+    _, conditions = told(seen(entry(state)))
+    assert conditions["Ready"].reason == state.capitalize(), "a first attempt"
+
+
 def test_the_last_error_stays_when_the_channel_runs_again() -> None:
     before = {"lastError": {"time": timestamp(NOW), "reason": "HostUnreachable", "message": "m"}}
     status, _ = told(seen(entry("RUNNING")), before)

@@ -12,12 +12,14 @@ from typing import Any
 
 from qsg_operator import events
 from qsg_operator.cache import Key, Object, key_of
-from qsg_operator.conditions import Condition, merged
+from qsg_operator.conditions import Condition, find, merged
 from qsg_operator.reconcile.context import Context
 
 NUMBERS_S = 30.0
 """What changes all the time is written so often at most, unless something else changes with it."""
 NUMBERS = {"backlog", "sequence", "lastMessageTime", "inDoubt", "sessions", "depth"}
+RETRIED = {"state", "owner"}
+"""Also so: each retry is an attempt of somebody, with an epoch and a start of its own."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ class Statuses:
 
 
 def _slow(status: dict[str, Any]) -> dict[str, Any]:
-    """Without numbers, and without the messages of conditions, which hold numbers too."""
+    """Without numbers, and without the messages of conditions and errors, which hold numbers too. Without what every retry changes."""
     shown = [{k: v for k, v in one.items() if k != "message"} for one in status.get("conditions") or ()]
-    return {name: value for name, value in status.items() if name not in NUMBERS} | {"conditions": shown}
+    found = {name: value for name, value in status.items() if name not in NUMBERS} | {"conditions": shown}
+    if "lastError" in found:
+        found["lastError"] = found["lastError"].get("reason")
+    if find(shown, "Ready").get("reason") == "Retrying":
+        found = {name: value for name, value in found.items() if name not in RETRIED}
+        found["takeovers"] = (found.get("takeovers") or {}).get("count")
+    return found

@@ -14,12 +14,11 @@ from qsg_operator.specs.channel import SharedChannel
 
 STALLED_S = 60
 """A backlog that does not move for so long is a stall."""
-NUMBERS_S = 30
-"""Numbers are written so often at most, unless something else changes."""
 SESSIONS_MAX = 64
 ACTIVE = ("RUNNING", "PAUSED")
 ON_ITS_WAY = ("INITIALIZING", "STARTING", "BINDING", "RECOVERING")
-NUMBERS = ("backlog", "sequence", "lastMessageTime", "inDoubt", "sessions")
+ATTEMPTS = ("STARTING", "BINDING")
+"""What a channel goes through at every retry: it is called Retrying until one has succeeded."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def channel_status(
         if kept not in found and kept in present:
             found[kept] = present[kept]
     stalled = _stalled(spec, line, found, present, now)
-    connected = _connected(line, target)
+    connected = _connected(line, target, present)
     ready = _ready(spec, line, target, defined, stalled, present)
     return found, [ready, defined.condition(), connected, stalled]
 
@@ -130,14 +129,19 @@ def reason_name(number: int) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
-def _connected(line: Line | None, target: Target) -> Condition:
+def _retries(line: Line, present: Mapping[str, Any]) -> bool:
+    before = find(present.get("conditions", ()), "Ready")
+    return line["status"] == "RETRYING" or (line["status"] in ATTEMPTS and before.get("reason") == "Retrying")
+
+
+def _connected(line: Line | None, target: Target, present: Mapping[str, Any]) -> Condition:
     if not target.seen.connected:
         return Condition("Connected", None, "MembersUnreachable", target.seen.error)
     if line is not None and line["status"] in ACTIVE:
         return Condition("Connected", True, "SessionBound", f"with {line['partner'] or line['address']}")
     if line is None:
         return Condition("Connected", False, "Inactive", "the channel is not active")
-    return Condition("Connected", False, title(line["status"]), str(line["detail"]))
+    return Condition("Connected", False, "Retrying" if _retries(line, present) else title(line["status"]), str(line["detail"]))
 
 
 def _stalled(spec: SharedChannel, line: Line | None, found: Mapping[str, Any], present: Mapping[str, Any], now: datetime) -> Condition:
@@ -178,7 +182,7 @@ def _ready(
     state, detail = str(line["status"]), str(line["detail"])
     if state in ACTIVE:
         return Condition("Ready", True, "Running", f"{line['owner']} sends to {line['partner'] or line['address']}")
-    if state == "RETRYING":
+    if _retries(line, present):
         return no("Retrying", detail or "the partner was not reached")
     if state in ON_ITS_WAY:
         return no(title(state), detail or "it is being started")
