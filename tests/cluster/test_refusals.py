@@ -16,6 +16,7 @@ SENDER = {"group": "g", "type": "Sender", "transmissionQueue": "X", "connectionN
 RECEIVER = {"group": "g", "type": "Receiver"}
 MANAGED = {"members": 3}
 EXTERNAL = {"endpoints": ["etcd:2379"]}
+FURTHER: Object = {"name": "fast", "external": EXTERNAL}
 
 
 def made(kind: str, name: str = "one", **spec: Any) -> Object:
@@ -95,6 +96,28 @@ CHANGES = [
 def test_a_change_that_cannot_be_is_refused(shop: Shop, kind: str, name: str, change: Object, told: str) -> None:
     with pytest.raises(CommandFailed, match=told):
         shop.namespace.patch(kind, name, {"spec": change})
+
+
+@pytest.fixture
+def further(shop: Shop) -> Iterator[str]:
+    """A group with a further structure, whose stores nobody answers for."""
+    spec = {"members": 1, "storage": {"whenDeleted": "Delete"}, "store": {"external": EXTERNAL, "structures": [FURTHER]}}
+    shop.namespace.apply(made("QueueSharingGroup", "further", **spec))
+    yield "further"
+    shop.namespace.delete("queuesharinggroups", "further")
+
+
+@pytest.mark.parametrize(
+    ("structures", "told"),
+    [
+        ([{"name": "fast", "managed": MANAGED}], "cannot be exchanged for each other"),
+        ([{**FURTHER, "managed": MANAGED}], "exactly one of managed and external is needed"),
+        ([{**FURTHER, "name": "other"}], "a structure cannot be removed"),
+    ],
+)
+def test_a_further_structure_stays_what_it_is(shop: Shop, further: str, structures: list[Object], told: str) -> None:
+    with pytest.raises(CommandFailed, match=told):
+        shop.namespace.patch("queuesharinggroups", further, {"spec": {"store": {"structures": structures}}})
 
 
 @pytest.fixture

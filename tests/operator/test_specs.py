@@ -152,3 +152,23 @@ def unexplained(of: Schema, path: str = "") -> list[str]:
 @pytest.mark.parametrize("kind", MODELS)
 def test_kubectl_explain_says_something_of_every_field(kind: str) -> None:
     assert unexplained(schema(kind, "spec")) == []
+
+
+def stores(of: Schema, path: str) -> dict[str, Schema]:
+    """Every place where a store is managed or external."""
+    found = {path: of} if {"managed", "external"} <= set(of.get("properties", {})) else {}
+    for name, part in of.get("properties", {}).items():
+        found |= stores(part, f"{path}.{name}") | stores(part.get("items", {}), f"{path}.{name}[]")
+    return found
+
+
+def test_no_store_can_be_exchanged_for_one_of_the_other_kind() -> None:
+    found = stores(schema(names.QUEUE_SHARING_GROUP, "spec"), "spec")
+    assert set(found) == {"spec.store", "spec.store.structures[]"}
+    for path, of in found.items():
+        rules = {one["rule"]: one["message"] for one in of["x-kubernetes-validations"]}
+        assert "exactly one of managed and external" in rules["has(self.managed) != has(self.external)"], path
+        assert "cannot be exchanged for each other" in rules["has(self.managed) == has(oldSelf.managed)"], path
+    # Items of a list have an `oldSelf` only when the list is a map by their names.
+    items = schema(names.QUEUE_SHARING_GROUP, "spec")["properties"]["store"]["properties"]["structures"]
+    assert (items["x-kubernetes-list-type"], items["x-kubernetes-list-map-keys"]) == ("map", ["name"])
