@@ -315,6 +315,8 @@ def test_a_queue() -> None:
     status, conditions = queue_status("IN", Target(True, "group orders", seen(depths={"IN": 4})), DEFINED)
     check(names.SHARED_QUEUE, status, conditions)
     assert status["depth"] == 4 and conditions[0].ok
+    fields = schema(names.SHARED_QUEUE, "status")["properties"]
+    assert set(fields) == {*status, "observedGeneration", "conditions"}, "nothing is promised that nobody writes"
     _, conditions = queue_status("IN", Target(True, "group orders", seen(connected=False)), DEFINED)
     assert conditions[0].ok is None
 
