@@ -28,7 +28,7 @@ WATCH_S = 5.0
 ANSWER_S = 20.0
 NUMBERS_S = 15.0
 AGES_MAX = 50
-"""Transmission queues whose oldest message is looked at in one round."""
+"""Transmission queues whose oldest message is looked at in one round; of more, others in each round."""
 RETRY_S = (0.5, 5.0)
 GRACE_S = 5.0
 """So long another member may take to answer until anybody is told that none does: a member that ends is nothing to tell of."""
@@ -65,6 +65,8 @@ class Members:
         self._name, self._changed = name, changed
         self._way = Way((), "")
         self._qmgr: qsg.QueueManager | None = None
+        self._aged = ""
+        """The last queue whose oldest message was looked at."""
         self._lost_at: float | None = None
         """Since when nobody has answered."""
         self._moved = asyncio.Event()
@@ -193,13 +195,22 @@ class Members:
         rows = (await qmgr.inquire("queues"))["queues"]
         depths = {row["name"]: row["depth"] for row in rows if "depth" in row}
         waiting = sorted(row["name"] for row in rows if row.get("usage") == "transmission" and row.get("depth"))
-        ages = {name: await _oldest_age(qmgr, name) for name in waiting[:AGES_MAX]}
+        # Of what is not looked at now the last look counts, unless something has gone since.
+        known = self.seen.backlogs
+        ages = {name: known[name].oldest_age_s for name in waiting if name in known and depths[name] >= known[name].messages}
+        for name in _after(self._aged, waiting)[:AGES_MAX]:
+            ages[name], self._aged = await _oldest_age(qmgr, name), name
         transmission = [row["name"] for row in rows if row.get("usage") == "transmission"]
         before = self.seen.depths, self.seen.backlogs
         self.seen.depths = depths
         self.seen.backlogs = {name: Backlog(depths.get(name, 0), ages.get(name)) for name in transmission}
         if before != (self.seen.depths, self.seen.backlogs):
             self._changed()
+
+
+def _after(last: str, queues: list[str]) -> list[str]:
+    """Those behind `last` in the order of names, then the others."""
+    return [name for name in queues if name > last] + [name for name in queues if name <= last]
 
 
 async def _oldest_age(qmgr: qsg.QueueManager, queue: str) -> int | None:

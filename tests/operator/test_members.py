@@ -133,6 +133,41 @@ async def test_the_table_is_followed(table: Table) -> None:
     await members.close()
 
 
+async def test_of_more_queues_than_one_round_looks_at_each_has_its_turn(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGES_MAX", 2)
+    looked: list[list[str]] = []
+    depths = dict.fromkeys("ABCDE", 1)
+
+    class Many(FakeQmgr):
+        async def inquire(self, kind: str, name: str = "") -> Any:
+            looked.append([])
+            return {"queues": [{"name": name, "usage": "transmission", "depth": depth} for name, depth in depths.items()]}
+
+        async def browse(self, queue: str, *, headers_only: bool) -> AsyncGenerator[Any, None]:
+            looked[-1].append(queue)
+            yield SimpleNamespace(put_at=datetime.now(UTC) - timedelta(seconds=90))
+
+    members = Members("shop/orders", lambda: None)
+    qmgr: Any = Many(table)
+    for _ in range(3):
+        await members._count(qmgr)
+    assert looked == [["A", "B"], ["C", "D"], ["E", "A"]]
+    assert all(members.seen.backlogs[name].oldest_age_s == 90 for name in depths), "what was seen in an earlier round stays"
+    depths["A"] = 0
+    await members._count(qmgr)
+    assert looked[-1] == ["B", "C"] and members.seen.backlogs["A"] == Backlog(0)
+    depths["C"] = 3
+    await members._count(qmgr)
+    assert looked[-1] == ["D", "E"] and members.seen.backlogs["C"] == Backlog(3, 90)
+    depths["C"] = 2
+    await members._count(qmgr)
+    assert looked[-1] == ["B", "C"] and members.seen.backlogs["C"] == Backlog(2, 90)
+    depths["C"] = 1
+    await members._count(qmgr)
+    assert looked[-1] == ["D", "E"] and members.seen.backlogs["C"] == Backlog(1), "something has gone: perhaps the oldest"
+    await members.close()
+
+
 async def test_a_loss_is_said_and_what_follows_it_is_whole(table: Table) -> None:
     table.write(line("A"), line("B"))
     members = Members("shop/orders", lambda: None)
