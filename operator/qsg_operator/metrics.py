@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SHOWN = ("Ready", "Stalled", "Redundant", "StoreReachable")
+VALUES = {"True": 1, "False": 0, "Unknown": -1}
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
 
@@ -22,7 +23,7 @@ class Metrics:
         self.resources = Gauge("qsg_operator_resources", "Resources that are there.", ["kind"], registry=registry)
         self.conditions = Gauge(
             "qsg_operator_condition",
-            "1 where a condition of a resource is true, 0 where it is false, nothing where it is unknown.",
+            "1 where a condition of a resource is true, 0 where it is false, -1 where it is unknown.",
             ["kind", "namespace", "name", "type"],
             registry=registry,
         )
@@ -44,8 +45,9 @@ class Metrics:
         """What a resource's status says."""
         kind, meta, status = found["kind"], found["metadata"], found.get("status") or {}
         for condition in status.get("conditions") or ():
-            if condition["type"] in SHOWN and condition["status"] in ("True", "False"):
-                self.conditions.labels(kind, meta["namespace"], meta["name"], condition["type"]).set(condition["status"] == "True")
+            if condition["type"] in SHOWN and condition["status"] in VALUES:
+                shown = self.conditions.labels(kind, meta["namespace"], meta["name"], condition["type"])
+                shown.set(VALUES[condition["status"]])
         expires = (status.get("certificates") or {}).get("expires")
         if expires:
             self.expiry.labels(kind, meta["namespace"], meta["name"]).set(datetime.fromisoformat(expires).timestamp())

@@ -14,13 +14,15 @@ import pytest
 import yaml
 
 from qsg_operator import leader, names
+from qsg_operator.children.all import Spare, children
 from qsg_operator.handlers import _where
-from qsg_operator.metrics import Metrics
+from qsg_operator.metrics import VALUES, Metrics
 from qsg_operator.runtime import CHILDREN, RESOURCES
 from qsg_operator.selftest import resources as selftest_resources
 from qsg_operator.settings import Settings
 from support.crds import CHART, defaulted, schema, unknown
 from support.helm import ensure
+from support.owners import group
 
 with_helm = pytest.mark.timeout(1800)
 """The first may have to build it."""
@@ -109,11 +111,11 @@ def test_the_operator_may_do_what_it_does_and_no_more(values: tuple[str, ...]) -
     for one in roles:
         rules = one["rules"]
         for kind in (*RESOURCES, *CHILDREN, "Lease"):
-            group, _, plural = _where(kind)
-            assert {"list", "watch"} <= allowed(rules, group, plural), kind
+            api_group, _, plural = _where(kind)
+            assert {"list", "watch"} <= allowed(rules, api_group, plural), kind
         for kind in set(CHILDREN) - {"Pod"}:
-            group, _, plural = _where(kind)
-            assert {"get", "create", "patch"} <= allowed(rules, group, plural), kind
+            api_group, _, plural = _where(kind)
+            assert {"get", "create", "patch"} <= allowed(rules, api_group, plural), kind
         for plural in names.PLURALS.values():
             assert allowed(rules, names.GROUP, f"{plural}/status") == {"patch"}
             assert not {"create", "patch", "delete"} & allowed(rules, names.GROUP, plural)
@@ -233,6 +235,38 @@ def test_alerts_and_dashboard_ask_for_metrics_that_are_there(path: str) -> None:
     asked = set(re.findall(r"\bqsg_[a-z_]+", text))
     assert len(asked) > 5
     assert asked - metric_names() == set()
+
+
+def test_alerts_ask_for_what_conditions_are_told_as() -> None:
+    """Once, however many replicas tell it, and also when nothing is known."""
+    groups = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
+    asked = [rule["expr"] for group in groups for rule in group["rules"] if "qsg_operator_condition" in rule["expr"]]
+    told = [re.fullmatch(r"max by \(kind, namespace, name\) \(qsg_operator_condition\{.*\}\) == (-?\d)", expr) for expr in asked]
+    assert {int(one[1]) for one in told if one is not None} == set(VALUES.values()) and None not in told
+
+
+@with_helm
+def test_every_port_with_metrics_is_scraped() -> None:
+    values = ("metrics.serviceMonitor.enabled=true", "watchNamespaces={a,b}")
+    monitors = of_kind("PodMonitor", *values)
+    (deployment,) = of_kind("Deployment", *values)
+    owner = group()
+    pods = [deployment["spec"]["template"]]
+    pods += [one["spec"]["template"] for one in children(owner, Spare()) if one["kind"] == "StatefulSet"]
+    scraped = set()
+    for pod in pods:
+        ports = {port["name"]: port["containerPort"] for c in pod["spec"]["containers"] for port in c.get("ports", ())}
+        (monitor,) = [one["spec"] for one in monitors if selects(one["spec"]["selector"], pod["metadata"]["labels"])]
+        scraped |= {ports[endpoint["port"]] for endpoint in monitor["podMetricsEndpoints"]}
+        assert monitor.get("namespaceSelector", {}).get("matchNames", ["a", "b"]) == ["a", "b"]
+    assert scraped == {8081, names.HEALTH_PORT, names.INITIATOR_HEALTH_PORT, names.ETCD_HEALTH_PORT}
+    (operators,) = [one["spec"] for one in monitors if one["metadata"]["name"] == "r-operator"]
+    assert all(endpoint["honorLabels"] for endpoint in operators["podMetricsEndpoints"]), "namespaces are those of the resources"
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    out = [one for one in selector.get("matchExpressions", ()) if labels.get(one["key"]) in one["values"]]
+    return selector["matchLabels"].items() <= labels.items() and not out
 
 
 def test_the_dashboard_is_json_and_panels_do_not_overlap() -> None:

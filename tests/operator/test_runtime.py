@@ -143,7 +143,7 @@ async def test_metrics_say_what_conditions_say() -> None:
     one._count()
     labels = {"kind": names.QUEUE_SHARING_GROUP, "namespace": NAMESPACE, "name": "orders"}
     assert registry.get_sample_value("qsg_operator_condition", labels | {"type": "Ready"}) == 1
-    assert registry.get_sample_value("qsg_operator_condition", labels | {"type": "Redundant"}) is None
+    assert registry.get_sample_value("qsg_operator_condition", labels | {"type": "Redundant"}) == -1
     assert registry.get_sample_value("qsg_operator_certificate_expiry_timestamp_seconds", labels) == 1_795_608_000
     assert registry.get_sample_value("qsg_operator_resources", {"kind": names.QUEUE_SHARING_GROUP}) == 1
     api.user_deletes(names.QUEUE_SHARING_GROUP, "orders")
