@@ -33,11 +33,20 @@ class Settings:
         def get(name: str, default: str) -> str:
             return environment.get(f"QSG_OPERATOR_{name}", "") or default
 
+        def names(name: str) -> tuple[str, ...]:
+            return tuple(one.strip() for one in get(name, "").split(",") if one.strip())
+
+        images = Images(
+            qsg=get("IMAGE", "qsg:latest"),
+            etcd=get("ETCD_IMAGE", "quay.io/coreos/etcd:v3.5.21"),
+            pull_policy=get("IMAGE_PULL_POLICY", "IfNotPresent"),
+            pull_secrets=names("IMAGE_PULL_SECRETS"),
+        )
         return cls(
-            images=Images(qsg=get("IMAGE", "qsg:latest"), etcd=get("ETCD_IMAGE", "quay.io/coreos/etcd:v3.5.21")),
+            images=images,
             namespace=get("NAMESPACE", "default"),
             identity=get("POD", socket.gethostname()),
-            watch=tuple(name.strip() for name in get("WATCH_NAMESPACES", "").split(",") if name.strip()),
+            watch=names("WATCH_NAMESPACES"),
             liveness=get("LIVENESS", cls.liveness),
             metrics_port=int(get("METRICS_PORT", str(cls.metrics_port))),
             workers=int(get("WORKERS", str(cls.workers))),

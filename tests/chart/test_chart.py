@@ -87,9 +87,19 @@ def test_the_operator_understands_what_the_chart_tells_it() -> None:
     given = environment("watchNamespaces={a,b}", "image.repository=reg/qsg", "image.tag=2", "etcd.image=reg/etcd:3")
     settings = Settings.from_environment(given)
     assert settings.watch == ("a", "b") and settings.images.qsg == "reg/qsg:2" and settings.images.etcd == "reg/etcd:3"
-    known = {f"QSG_OPERATOR_{name}" for name in ("IMAGE", "ETCD_IMAGE", "NAMESPACE", "POD", "WATCH_NAMESPACES", "WORKERS")}
-    assert set(given) == known
+    assert settings.images.pull_policy == "IfNotPresent" and settings.images.pull_secrets == ()
+    told = ("IMAGE", "IMAGE_PULL_POLICY", "IMAGE_PULL_SECRETS", "ETCD_IMAGE", "NAMESPACE", "POD", "WATCH_NAMESPACES", "WORKERS")
+    assert set(given) == {f"QSG_OPERATOR_{name}" for name in told}
     assert settings.liveness.endswith(":8080/healthz") and settings.metrics_port == 8081
+
+
+@with_helm
+def test_how_the_image_is_pulled_is_told_for_pods_of_groups_too() -> None:
+    values = ("image.pullPolicy=Always", "imagePullSecrets[0].name=one", "imagePullSecrets[1].name=two")
+    images = Settings.from_environment(environment(*values)).images
+    assert (images.pull_policy, images.pull_secrets) == ("Always", ("one", "two"))
+    (deployment,) = of_kind("Deployment", *values)
+    assert deployment["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
 
 
 @with_helm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from qsg_operator import names
 from qsg_operator.children import etcd
 from qsg_operator.children.all import Spare, children
 from qsg_operator.children.config import member_config
-from qsg_operator.children.objects import Object, Owner, container_security, pod_security
+from qsg_operator.children.objects import Images, Object, Owner, container_security, pod_security
 from qsg_operator.children.structures import structures
 from qsg_operator.settings import Settings
 from support.owners import group, manager
@@ -225,3 +226,17 @@ def test_members_know_the_quota_of_their_stores() -> None:
     found = MemberConfig.model_validate(member_config(owner, 0)).structures
     assert {name: one.quota_bytes for name, one in found.items()} == {"admin": 2 << 30, "far": 5 << 30}
     assert MemberConfig.model_validate(member_config(group(store=EXTERNAL), 0)).structures["admin"].quota_bytes == 0
+
+
+def test_images_are_pulled_as_the_operator_was_told_unless_the_spec_says_otherwise() -> None:
+    told = Images("qsg:1", "etcd:1", pull_policy="Always", pull_secrets=("theirs", "too"))
+    for owner, policy, secrets in (
+        (group(), "Always", ["theirs", "too"]),
+        (manager(), "Always", ["theirs", "too"]),
+        (group(imagePullPolicy="Never", imagePullSecrets=[{"name": "mine"}]), "Never", ["mine"]),
+    ):
+        for pod in pods(replace(owner, images=told)):
+            assert [one["name"] for one in pod["imagePullSecrets"]] == secrets
+            assert {one["imagePullPolicy"] for one in pod["containers"]} == {policy}
+    for pod in pods(group()):
+        assert "imagePullSecrets" not in pod and {one["imagePullPolicy"] for one in pod["containers"]} == {"IfNotPresent"}

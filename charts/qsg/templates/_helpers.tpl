@@ -8,6 +8,10 @@
 {{- end }}
 {{- end }}
 
+{{- define "qsg.pullSecrets" -}}
+{{- range $n, $one := .Values.imagePullSecrets }}{{ if $n }},{{ end }}{{ $one.name }}{{ end }}
+{{- end }}
+
 {{- define "qsg.selector" -}}
 app.kubernetes.io/name: qsg-operator
 app.kubernetes.io/instance: {{ .Release.Name }}

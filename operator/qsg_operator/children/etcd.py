@@ -68,7 +68,7 @@ def stateful_set(owner: Owner, structure: StructureOf, trust: str = "") -> Objec
 def _pod(owner: Owner, structure: StructureOf) -> Object:
     store = structure.managed
     assert store is not None
-    pod: Object = {
+    return {
         "containers": [_container(owner, structure)],
         "volumes": _volumes(owner) if store.tls else [],
         "securityContext": pod_security(),
@@ -76,10 +76,8 @@ def _pod(owner: Owner, structure: StructureOf) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         **scheduling(store.scheduling, owner.labels(component(structure.name))),
+        **owner.pull_secrets(),
     }
-    if owner.pods.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": one.name} for one in owner.pods.image_pull_secrets]
-    return pod
 
 
 def _container(owner: Owner, structure: StructureOf) -> Object:
@@ -95,7 +93,7 @@ def _container(owner: Owner, structure: StructureOf) -> Object:
     return {
         "name": "etcd",
         "image": store.image or owner.images.etcd,
-        "imagePullPolicy": owner.pods.image_pull_policy,
+        "imagePullPolicy": owner.pull_policy,
         "command": ["etcd", *arguments(owner, structure)],
         "env": [pod_field("POD_NAME", "metadata.name"), *_etcdctl(store)],
         "ports": [

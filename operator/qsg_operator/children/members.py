@@ -47,7 +47,7 @@ def stateful_set(owner: Owner) -> Object:
 
 
 def _pod(owner: Owner) -> Object:
-    pod: Object = {
+    return {
         "containers": [_queue_manager(owner), _initiator(owner)],
         "volumes": _volumes(owner),
         "securityContext": pod_security(),
@@ -55,10 +55,8 @@ def _pod(owner: Owner) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         **scheduling(owner.pods.scheduling, owner.labels(COMPONENT)),
+        **owner.pull_secrets(),
     }
-    if owner.pods.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": one.name} for one in owner.pods.image_pull_secrets]
-    return pod
 
 
 def _container(owner: Owner, name: str, command: str, health_port: int) -> Object:
@@ -68,7 +66,7 @@ def _container(owner: Owner, name: str, command: str, health_port: int) -> Objec
     return {
         "name": name,
         "image": owner.image,
-        "imagePullPolicy": owner.pods.image_pull_policy,
+        "imagePullPolicy": owner.pull_policy,
         "command": ["qsg", command, "--config", f"{config.FOLDER}/$(POD_NAME).yaml"],
         "env": [pod_field("POD_NAME", "metadata.name"), pod_field("POD_IP", "status.podIP")],
         "securityContext": container_security(),

@@ -23,6 +23,9 @@ class Images:
 
     qsg: str
     etcd: str
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets in the namespace of the pods."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,15 @@ class Owner:
     @property
     def image(self) -> str:
         return self.spec.image or self.images.qsg
+
+    @property
+    def pull_policy(self) -> str:
+        return self.spec.image_pull_policy or self.images.pull_policy
+
+    def pull_secrets(self) -> Object:
+        """What a pod has of them."""
+        found = [one.name for one in self.spec.image_pull_secrets] or list(self.images.pull_secrets)
+        return {"imagePullSecrets": [{"name": name} for name in found]} if found else {}
 
     @property
     def mq_name(self) -> str:

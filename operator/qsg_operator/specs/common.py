@@ -74,8 +74,10 @@ class Pods(Spec):
 
     image: str = ""
     """"" = the operator's default."""
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
+    """"" = the operator's default."""
     image_pull_secrets: tuple[Reference, ...] = ()
+    """() = the operator's default."""
     storage: Storage = Storage()
     tls: Tls = Tls()
     resources: Resources = Resources()
