@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import qsg
@@ -21,11 +22,23 @@ from qsg_operator.members import Way
 NAME = "qsg-selftest"
 PARTNER = f"{NAME}-partner"
 QUEUE, TRANSMISSION, CHANNEL = "SELFTEST.IN", "SELFTEST.OUT", "SELFTEST"
-READY_S, ARRIVE_S, PACE_S = 180.0, 60.0, 10.0
+READY_S, ARRIVE_S, PACE_S, TOLD_S = 180.0, 60.0, 10.0, 30.0
+"""`TOLD_S`: until a takeover is in the channel's status."""
+
+POLL_S = 0.5
 
 
 class Failed(Exception):
     """What was not as it should be."""
+
+
+@dataclass(frozen=True)
+class Owned:
+    """Who has the channel, as its status says. `pod` "" = nobody."""
+
+    pod: str
+    epoch: int
+    takeovers: int
 
 
 def resources(namespace: str) -> list[dict[str, Any]]:
@@ -105,13 +118,29 @@ async def _flow(api: Api, namespace: str, messages: int) -> None:
     )
     if got.result() != wanted:
         raise Failed("messages were lost, doubled or out of order")
-    _say(f"the channel was with {killed.result()} and is with {await _owner(api, namespace)} now")
+    before = killed.result()
+    after = await taken_over(api, namespace, before)
+    _say(f"the channel was with {before.pod} and is with {after.pod} now, {after.takeovers - before.takeovers} takeovers later")
 
 
-async def _owner(api: Api, namespace: str) -> str:
-    """The pod."""
-    found = await api.get(names.SHARED_CHANNEL, namespace, NAME) or {}
-    return str(found.get("status", {}).get("owner", {}).get("pod", ""))
+async def _owner(api: Api, namespace: str) -> Owned:
+    status = (await api.get(names.SHARED_CHANNEL, namespace, NAME) or {}).get("status") or {}
+    owner = status.get("owner") or {}
+    return Owned(str(owner.get("pod", "")), int(owner.get("epoch", 0)), int((status.get("takeovers") or {}).get("count", 0)))
+
+
+async def taken_over(api: Api, namespace: str, before: Owned) -> Owned:
+    """Who has the channel once it was taken over: another pod, in a later epoch, or the same one after a takeover that was counted. Raises
+    `Failed` when nobody took it over."""
+    after = before
+    try:
+        async with asyncio.timeout(TOLD_S):
+            while not after.pod or after.epoch <= before.epoch or (after.pod == before.pod and after.takeovers <= before.takeovers):
+                await asyncio.sleep(POLL_S)
+                after = await _owner(api, namespace)
+    except TimeoutError:
+        raise Failed(f"nobody took the channel over: it was with {before.pod} and is with {after.pod or 'nobody'} now") from None
+    return after
 
 
 async def _put(sending: qsg.QueueManager, messages: int) -> None:
@@ -120,14 +149,14 @@ async def _put(sending: qsg.QueueManager, messages: int) -> None:
         await asyncio.sleep(PACE_S / messages)
 
 
-async def _kill_owner(api: Api, namespace: str) -> str:
+async def _kill_owner(api: Api, namespace: str) -> Owned:
     await asyncio.sleep(PACE_S / 3)
-    pod = await _owner(api, namespace)
-    if not pod:
+    owner = await _owner(api, namespace)
+    if not owner.pod:
         raise Failed("the channel has no owner")
-    _say(f"killing {pod}, which owns the channel")
-    await api.delete("Pod", namespace, pod, grace_s=0)
-    return pod
+    _say(f"killing {owner.pod}, which owns the channel")
+    await api.delete("Pod", namespace, owner.pod, grace_s=0)
+    return owner
 
 
 async def _get(receiving: qsg.QueueManager, messages: int) -> list[int]:
