@@ -18,6 +18,7 @@ from qsg_operator.children.certificates import wanted
 from qsg_operator.children.config import tls_secret
 from qsg_operator.children.objects import container_security, pod_security
 from qsg_operator.children.structures import structures
+from qsg_operator.selftest import resources as selftest_resources
 from support.crds import CHART, ROOT
 from support.owners import group, manager
 
@@ -88,6 +89,33 @@ def test_pods_and_queues_that_are_named_are_made() -> None:
         one["spec"].get("queueName") or names.mq_name(one["metadata"]["name"]) for one in examples() if one["kind"] == names.SHARED_QUEUE
     }
     assert {line.split()[8] for line in COMMANDS if line.startswith("kubectl exec")} <= queues
+
+
+def requested(pods: list[dict[str, Any]]) -> float:
+    """CPUs; all are told in thousandths."""
+    return sum(int(c["resources"]["requests"]["cpu"].removesuffix("m")) for pod in pods for c in pod["containers"]) / 1000
+
+
+def pods_of(resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    makers = {names.QUEUE_SHARING_GROUP: group, names.QUEUE_MANAGER: manager}
+    owners = [makers[one["kind"]](one["metadata"]["name"], **one["spec"]) for one in resources if one["kind"] in makers]
+    sets = [child for owner in owners for child in children(owner, Spare()) if child["kind"] == "StatefulSet"]
+    return [one["spec"]["template"]["spec"] for one in sets for _ in range(one["spec"]["replicas"])]
+
+
+KIND_REQUESTS = 0.95
+"""Of what a cluster of kind runs by itself: API server 0.25, controllers 0.2, DNS 0.2, scheduler, etcd and network 0.1 each."""
+
+
+@with_helm
+def test_the_readme_says_how_many_cpus_are_requested() -> None:
+    (deployment,) = of_kind("Deployment")
+    (test_pod,) = of_kind("Pod")
+    stays = KIND_REQUESTS + requested([deployment["spec"]["template"]["spec"], *pods_of(examples())])
+    tested = stays + requested([test_pod["spec"], *pods_of(selftest_resources("ops"))])
+    assert f"request {stays:.1f} of them, and {tested:.1f} during `helm test`" in QUICK_START
+    (cpus,) = re.findall(r"with (\d) CPUs", QUICK_START)
+    assert tested < int(cpus)
 
 
 @with_helm
