@@ -11,48 +11,14 @@ import qsg
 from qsg.rules.reasons import Reason
 from qsg_operator import names
 from qsg_operator.api import ApiError
-from qsg_operator.cache import Cache
 from qsg_operator.certificates import BadSecret
-from qsg_operator.reconcile import statuses
 from qsg_operator.reconcile.children import Conflict
 from qsg_operator.reconcile.context import Context
 from qsg_operator.reconcile.reconciler import Reconciler
-from support.fake_cluster import NAMESPACE, FakeApi, FakeMembers
+from support.fake_cluster import NAMESPACE, FakeMembers
 from support.owners import IMAGES
+from support.reconciled import CHANNEL, QUEUE, World
 from support.shared import SENDER
-
-GROUP = names.QUEUE_SHARING_GROUP, NAMESPACE, "orders"
-CHANNEL, QUEUE = names.SHARED_CHANNEL, names.SHARED_QUEUE
-
-
-class World:
-    """A cluster with a group `orders`, whose members answer."""
-
-    def __init__(self) -> None:
-        self.cache = Cache()
-        self.api = FakeApi(self.cache)
-        self.made: list[FakeMembers] = []
-        self.reconciler = Reconciler(Context(self.api, self.cache, IMAGES, "operator-0"), lambda key: None, self._make)
-
-    def _make(self, name: str, changed: Any) -> FakeMembers:
-        self.made.append(FakeMembers(name, changed))
-        return self.made[-1]
-
-    @property
-    def members(self) -> FakeMembers:
-        return self.made[-1]
-
-    async def __call__(self, key: tuple[str, str, str] = GROUP) -> None:
-        await self.reconciler(key)
-
-    async def up(self) -> World:
-        self.api.user_applies(names.QUEUE_SHARING_GROUP, "orders", {})
-        await self()
-        self.api.pods_run("orders-store", 3, etcd=True)
-        self.api.pods_run("orders", 3)
-        self.members.serve(["ORDERS.0", "ORDERS.1", "ORDERS.2"])
-        await self()
-        return self
 
 
 async def test_a_group_comes_up() -> None:
@@ -180,63 +146,6 @@ async def test_what_members_refuse_is_said_in_the_status() -> None:
     assert ("orders-to-bank", "Refused", "Warning") in w.api.events()
 
 
-@pytest.mark.parametrize("error", [qsg.ConnectionBroken("cut off"), qsg.OutcomeUnknown("cut off")])
-async def test_what_was_not_taken_is_not_called_valid(error: qsg.QsgError) -> None:
-    w = await World().up()
-    w.api.user_applies(QUEUE, "in", {"group": "orders"})
-    await w()
-    assert w.api.condition(QUEUE, "in", "Valid") == ("True", "Defined")
-    receiver = {"group": "orders", "type": "Receiver"}
-    new = ((QUEUE, "new", {"group": "orders"}, "NEW"), (CHANNEL, "bank-to-orders", receiver, "BANK.TO.ORDERS"))
-    for kind, name, spec, defined in new:
-        w.api.user_applies(kind, name, spec)
-        w.members.refuse["define", defined] = error
-    with pytest.raises(type(error)):
-        await w()
-    for kind, name, *_ in new:
-        assert w.api.condition(kind, name) == ("False", "NotYet")
-        assert w.api.condition(kind, name, "Valid") == ("Unknown", "NotYet")
-        assert "cut off" in w.api.status(kind, name)["conditions"][0]["message"]
-    assert w.api.condition(QUEUE, "in") == ("True", "Defined"), "nothing of it has changed"
-    w.members.refuse.clear()
-    await w()
-    for kind, name, *_ in new:
-        assert w.api.condition(kind, name)[0] == w.api.condition(kind, name, "Valid")[0] == "True"
-
-
-async def test_an_edit_is_not_called_valid_before_it_was_taken() -> None:
-    w = await World().up()
-    w.api.user_applies(QUEUE, "in", {"group": "orders"})
-    w.api.user_applies(CHANNEL, "bank-to-orders", {"group": "orders", "type": "Receiver", "structure": "nowhere"})
-    w.members.refuse["define", "BANK.TO.ORDERS"] = qsg.QsgError("no structure nowhere", Reason.DEFINITION_ERROR)
-    await w()
-    assert w.api.condition(CHANNEL, "bank-to-orders", "Valid") == ("False", "Refused")
-    w.members.seen.connected = False
-    w.api.user_applies(QUEUE, "in", {"group": "orders", "maxDepth": 5})
-    w.api.user_applies(CHANNEL, "bank-to-orders", {"group": "orders", "type": "Receiver"})
-    await w()
-    for kind, name in ((QUEUE, "in"), (CHANNEL, "bank-to-orders")):
-        assert w.api.status(kind, name)["observedGeneration"] == 2
-        assert w.api.condition(kind, name, "Valid") == ("Unknown", "NotYet")
-    w.members.refuse.clear()
-    w.members.seen.connected = True
-    await w()
-    assert w.members.queues["IN"].max_depth == 5
-    for kind, name in ((QUEUE, "in"), (CHANNEL, "bank-to-orders")):
-        assert w.api.condition(kind, name, "Valid") == ("True", "Defined")
-
-
-async def test_an_edit_of_something_else_than_the_definition_leaves_it_valid() -> None:
-    w = await World().up()
-    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
-    await w()
-    w.members.commands.clear()
-    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER | {"desiredState": "Stopped"})
-    await w()
-    assert not [what for what, _ in w.members.commands if what == "define"]
-    assert w.api.condition(CHANNEL, "orders-to-bank", "Valid") == ("True", "Defined")
-
-
 async def test_the_younger_of_one_name_is_told() -> None:
     w = await World().up()
     w.api.user_applies(QUEUE, "one", {"group": "orders", "queueName": "Q"}, creationTimestamp="2026-01-01T00:00:00Z")
@@ -350,66 +259,6 @@ async def test_a_takeover_is_one_event() -> None:
     await w()
     assert [e for e in w.api.events() if e[1] == "ChannelTakenOver"] == [("orders-to-bank", "ChannelTakenOver", "Normal")]
     assert w.api.status(CHANNEL, "orders-to-bank")["takeovers"]["lastDurationMs"] == 125
-
-
-async def test_numbers_alone_are_not_written_at_once() -> None:
-    w = await World().up()
-    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
-    await w()
-    await w()
-    w.api.calls.clear()
-    w.members.state("ORDERS.TO.BANK", "RUNNING", last_sequence=99, current_sequence=99)
-    await w()
-    assert ("status", CHANNEL, "orders-to-bank") not in w.api.calls
-    w.members.state("ORDERS.TO.BANK", "RETRYING", last_sequence=99)
-    await w()
-    assert w.api.status(CHANNEL, "orders-to-bank")["sequence"]["confirmed"] == 99
-
-
-async def test_retries_that_fail_alike_are_written_and_told_once() -> None:
-    """Each is an attempt of some member, with an epoch and times of its own."""
-    w = await World().up()
-    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
-    await w()
-    error = {"reason": int(Reason.HOST_UNREACHABLE), "detail": "bank:1414: refused"}
-
-    async def attempt(number: int) -> None:
-        at_ms = 1_000 * number
-        tried = error | {"owner": f"ORDERS.{number % 3}", "epoch": number, "started_at_ms": at_ms}
-        for state in ("STARTING", "BINDING", "RETRYING"):
-            w.members.state("ORDERS.TO.BANK", state, updated_at_ms=at_ms + 10, **tried)
-            await w()
-
-    w.members.state("ORDERS.TO.BANK", "RETRYING", updated_at_ms=1_000, **error)
-    await w()
-    w.api.calls.clear()
-    for number in range(2, 10):
-        await attempt(number)
-    assert not [call for call in w.api.calls if call[0] in ("status", "create")]
-    status = w.api.status(CHANNEL, "orders-to-bank")
-    assert (status["state"], status["lastError"]["time"]) == ("Retrying", "1970-01-01T00:00:01Z")
-    assert w.api.condition(CHANNEL, "orders-to-bank") == w.api.condition(CHANNEL, "orders-to-bank", "Connected") == ("False", "Retrying")
-    w.members.state("ORDERS.TO.BANK", "RETRYING", **error | {"reason": int(Reason.PARTNER_SILENT)})
-    await w()
-    assert w.api.status(CHANNEL, "orders-to-bank")["lastError"]["reason"] == "PartnerSilent"
-    w.members.state("ORDERS.TO.BANK", "RUNNING", owner="ORDERS.2")
-    await w()
-    assert w.api.status(CHANNEL, "orders-to-bank")["owner"]["pod"] == "orders-2"
-    told = [reason for name, reason, _ in w.api.events() if name == "orders-to-bank" and reason != "ChannelTakenOver"]
-    assert told.count("Retrying") == 1 and told[-1] == "Running"
-
-
-async def test_the_time_of_an_error_that_stays_is_written_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    w = await World().up()
-    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
-    await w()
-    for at_ms in (1_000, 9_000):
-        w.members.state("ORDERS.TO.BANK", "RETRYING", reason=int(Reason.HOST_UNREACHABLE), updated_at_ms=at_ms)
-        await w()
-    assert w.api.status(CHANNEL, "orders-to-bank")["lastError"]["time"] == "1970-01-01T00:00:01Z"
-    monkeypatch.setattr(statuses, "NUMBERS_S", 0.0)
-    await w()
-    assert w.api.status(CHANNEL, "orders-to-bank")["lastError"]["time"] == "1970-01-01T00:00:09Z"
 
 
 async def test_an_operation_is_done_once() -> None:
