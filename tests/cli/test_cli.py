@@ -181,6 +181,8 @@ def test_channel_commands(qsg: Run, server: Served) -> None:
     assert "5 messages" in qsg("channel", "resolve", "G.TO.R", "commit", "--record", "ab.cd", "--yes")[1]
     assert "sequence number 9" in qsg("channel", "reset", "G.TO.R", "--sequence", "9")[1]
     assert "r:1414 answered in 1.5 ms" in qsg("channel", "ping", "G.TO.R")[1]
+    assert server.commands[-1] == ("ping", {"channel": "G.TO.R", "bytes": 16})
+    assert "r:1414 answered 2000 bytes in 1.5 ms" in qsg("channel", "ping", "G.TO.R", "--bytes", "2000")[1]
     code, told, _ = qsg("channel", "move", "G.TO.R", "--to", "X")
     assert (code, told.startswith("G.TO.R is RUNNING on X")) == (0, True)
     code, _, err = qsg("channel", "move", "G.TO.R", "--to", "Z")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -34,6 +34,8 @@ class Two:
     accepted: asyncio.Queue[InboundSession] = field(default_factory=asyncio.Queue)
     refuse: pb.Refused | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    pings: list[pb.Ping] = field(default_factory=list)
+    pong: Callable[[bytes], bytes] = bytes
 
     async def accept(self, session: InboundSession) -> None:
         kind, payload = await session.receive()
@@ -41,14 +43,15 @@ class Two:
             await session.refuse(self.refuse)
             return
         if kind == pb.FRAME_PING:
-            await session.send(pb.FRAME_PONG, payload)
+            self.pings.append(pb.Ping.FromString(payload))
+            await session.send(pb.FRAME_PONG, self.pong(payload))
             return
         bind = pb.Bind.FromString(payload)
         await session.send(pb.FRAME_BOUND, pb.Bound(receiver="R", member=session.portal, parameters=pb.Parameters(heartbeat_ms=bind.epoch)))
         await self.accepted.put(session)
         await self.done.wait()
 
-    async def open(self, *addresses: str, ping: bool = False, query: bool = False) -> Session:
+    async def open(self, *addresses: str, ping: bool = False, ping_bytes: int = 0, query: bool = False) -> Session:
         bind = pb.Bind(channel="CH", sender="X", stream=b"s", epoch=100, instance=1)
         order = initiator_pb2.Open(
             channel="CH",
@@ -58,6 +61,7 @@ class Two:
             connect_timeout_ms=200,
             heartbeat_ms=100,
             ping=ping,
+            ping_bytes=ping_bytes,
             query=query,
         )
         return await self.x.link.open(order)
@@ -162,6 +166,29 @@ async def test_ping_and_query(two: Two) -> None:
     assert answered.bound.receiver == "R"
     with pytest.raises(SessionFailed):
         await answered.receive()
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(0, 16), (16, 16), (1000, 1000), (32_768, 32_768), (4_000_000_000, 32_768)])
+async def test_a_ping_has_the_bytes_asked_for_and_all_come_back(two: Two, asked: int, sent: int) -> None:
+    assert (await two.open(ping=True, ping_bytes=asked)).ping_bytes == sent
+    (ping,) = two.pings
+    assert (len(ping.data), ping.channel, ping.sender) == (sent, "CH", "X")
+
+
+@pytest.mark.parametrize(
+    ("pong", "problem"),
+    [
+        (lambda _: pb.Ping(channel="CH").SerializeToString(), "1000 bytes were sent, 0 came back"),
+        (lambda payload: pb.Ping(data=pb.Ping.FromString(payload).data[:-1]).SerializeToString(), "1000 bytes were sent, 999 came back"),
+        (lambda _: pb.Ping(data=bytes(1000)).SerializeToString(), "1000 came back, others"),
+    ],
+    ids=["none", "cut", "changed"],
+)
+async def test_a_ping_is_not_answered_by_other_bytes(two: Two, pong: Callable[[bytes], bytes], problem: str) -> None:
+    two.pong = pong
+    with pytest.raises(SessionFailed, match=problem) as failed:
+        await two.open(ping=True, ping_bytes=1000)
+    assert failed.value.reason is Reason.PROTOCOL_ERROR
 
 
 async def test_heartbeats_keep_an_idle_session_and_silence_ends_it(two: Two) -> None:

@@ -125,7 +125,9 @@ async def test_commands_tell_what_is_wrong() -> None:
             ("resolve", {"channel": CHANNEL, "action": "backout", "record": "nonsense"}, Reason.OPTIONS_ERROR),
             ("reset", {"channel": CHANNEL, "sequence": 0}, Reason.OPTIONS_ERROR),
             ("reset", {"channel": CHANNEL, "sequence": "x"}, Reason.OPTIONS_ERROR),
-            ("ping", {"channel": CHANNEL, "bytes": 1}, Reason.OPTIONS_ERROR),
+            ("ping", {"channel": CHANNEL, "bytes": 15}, Reason.OPTIONS_ERROR),
+            ("ping", {"channel": CHANNEL, "bytes": 32_769}, Reason.OPTIONS_ERROR),
+            ("ping", {"channel": CHANNEL, "bytes": True}, Reason.OPTIONS_ERROR),
             ("status", {"channel": "NONE"}, Reason.CHANNEL_NOT_FOUND),
             ("dance", {}, Reason.COMMAND_FAILED),
         ]
@@ -140,7 +142,9 @@ async def test_status_shows_the_whole_group_and_inactive_channels() -> None:
     async with town("X", "Y") as t:
         (line,) = (await t.stations["Y"].command("status"))["channels"]
         assert (line["channel"], line["status"], line["depth"]) == (CHANNEL, "INACTIVE", 0)
-        assert (await t.stations["X"].command("ping", channel=CHANNEL))["address"] == "R:1414"
+        for arguments, size in (({}, 16), ({"bytes": 32_768}, 32_768)):
+            answer = await t.stations["X"].command("ping", channel=CHANNEL, **arguments)
+            assert (answer["address"], answer["bytes"]) == ("R:1414", size)
         first, _ = await sending(t, 3)
         await asyncio.sleep(1.5)
         (line,) = (await t.stations["Y"].command("status", channel="QSG*"))["channels"]

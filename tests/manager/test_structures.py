@@ -8,7 +8,7 @@ import pytest
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
-from qsg.rules.internal import internal_queue
+from qsg.rules.internal import ADDRESS, internal_queue
 from qsg.rules.reasons import Reason, Refusal
 from support.simulated import simulated
 from support.structures import MOVED, group, moving, nothing_on_the_way
@@ -202,6 +202,8 @@ async def test_internal_channels_are_ordinary_to_commands() -> None:
         commands = u["Y"].manager.clients.backend
         await commands.command("stop", {"channel": MOVED, "wait_s": 5})
         await u.state(MOVED, pb.STOPPED)
+        answer = await commands.command("ping", {"channel": MOVED, "bytes": 1000})
+        assert isinstance(answer, dict) and (answer["address"], answer["bytes"]) == (ADDRESS, 1000)
         await u["R"].put("FAR", "two", queue_manager="G")
         await asyncio.sleep(3)
         assert await u["X"].texts("FAR") == ["one"]

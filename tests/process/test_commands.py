@@ -91,7 +91,8 @@ async def test_channel_commands_from_every_member(group: ConfiguredGroup, flow: 
             assert (await reason_of(at.command("ping", channel=OUT_CHANNEL)))[0] == Reason.CHANNEL_IN_USE
             stopped = await at.command("stop", channel=OUT_CHANNEL)
             assert stopped["status"] == "STOPPED", stopped
-            assert (await at.command("ping", channel=OUT_CHANNEL))["ms"] >= 0
+            answer = await at.command("ping", channel=OUT_CHANNEL, bytes=32_768)
+            assert answer["bytes"] == 32_768 and answer["ms"] >= 0
             started = await at.command("start", channel=OUT_CHANNEL)
             assert started["status"] in ("RUNNING", "BINDING", "STARTING"), started
             await becomes(at, "RUNNING")

@@ -71,6 +71,8 @@ class Served:
                 raise Refusal(Reason.CHANNEL_NOT_FOUND, "no channel NONE")
             if name == "move":
                 return STATUS | {"moved": arguments["to"] != "Z", "from": "Y", "ready": arguments["to"]}
+            if name == "ping" and arguments["bytes"] != 16:
+                return {"channel": arguments["channel"], "address": "r:1414", "bytes": arguments["bytes"], "ms": 1.5}
             return STATUS | {"deleted": 5, "risk": "", "sequence": arguments.get("sequence", 1), "address": "r:1414", "ms": 1.5}
 
         return command

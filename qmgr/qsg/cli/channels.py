@@ -13,6 +13,7 @@ import qsg
 from qsg.cli.common import FAILED, Connect, Format, Output, Watch, call, channel_names, confirm, emit, err, facts, out, show, table_of
 from qsg.cli.definitions import from_options, refuse_invalid
 from qsg.rules.definitions import Channel
+from qsg.rules.ping import BYTES_MAX, BYTES_MIN
 
 app = typer.Typer(no_args_is_help=True, help="Channels: list, show, status, start, stop, move, resolve, reset, ping, define, delete.")
 group_app = typer.Typer(no_args_is_help=True, help="The queue-sharing group.")
@@ -174,14 +175,15 @@ def reset(
 @app.command()
 def ping(
     name: Name,
-    size: Annotated[int, typer.Option("--bytes", min=16, max=32_768)] = 16,
+    size: Annotated[int, typer.Option("--bytes", min=BYTES_MIN, max=BYTES_MAX, help="So many go there and must come back.")] = BYTES_MIN,
     connect: Connect = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Asks the partner of a channel that does not run whether it is there."""
+    """Asks the partner of a channel that does not run whether it is there, and whether so many bytes come back as they were sent."""
     result = _command(connect, output, "ping", channel=name, bytes=size)
     if output is Format.TABLE:
-        out.print(f"{name}: {result.get('address', '')} answered in {result.get('ms', '?')} ms", highlight=False)
+        what = f" {result['bytes']} bytes" if result.get("bytes") else ""
+        out.print(f"{name}: {result.get('address', '')} answered{what} in {result.get('ms', '?')} ms", highlight=False)
 
 
 @app.command()

@@ -15,9 +15,10 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from qsg.endings import to_the_end
-from qsg.initiator.relay import FROM_RECEIVER, SMALL_FRAME_MAX, BadFrame, Relay, check, refuse
+from qsg.initiator.relay import FROM_RECEIVER, BadFrame, Relay, check, refuse
 from qsg.pb import channel_pb2 as pb
 from qsg.pb import initiator_pb2
+from qsg.rules import ping
 from qsg.rules.reasons import Reason, reason_of
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Refused, Stream, Transport, TransportError
@@ -63,7 +64,7 @@ def _failed(reason: Reason, detail: str) -> Failed:
 
 def first_frame(order: initiator_pb2.Open) -> bytes:
     if order.ping:
-        return encode(pb.FRAME_PING, pb.Ping(data=bytes(16), channel=order.bind.channel, sender=order.bind.sender))
+        return encode(pb.FRAME_PING, ping.ping_of(order))
     return encode(pb.FRAME_QUERY if order.query else pb.FRAME_BIND, order.bind)
 
 
@@ -107,7 +108,8 @@ class Agents:
             if session.over is None:
                 raise
             return
-        mux.put(initiator_pb2.LOCAL_OPENED, session.id, initiator_pb2.Opened(address=address, bound=bound))
+        came_back = ping.size_of(order) if order.ping else 0
+        mux.put(initiator_pb2.LOCAL_OPENED, session.id, initiator_pb2.Opened(address=address, bound=bound, ping_bytes=came_back))
         if order.ping or order.query:
             session.end(initiator_pb2.End(orderly=True))
             await _say_goodbye(stream)
@@ -229,7 +231,7 @@ class Agents:
                             frame = await stream.receive()
                     except TimeoutError:
                         raise _failed(Reason.PARTNER_SILENT, f"{stream.peer} does not answer the bind") from None
-                    bound = _answer(frame, stream.peer)
+                    bound = _answer(frame, order, stream.peer)
                     if bound is not None:
                         return bound
         except TimeoutError:
@@ -242,12 +244,14 @@ class Agents:
             raise _failed(Reason.PROTOCOL_ERROR, f"{stream.peer}: {e}") from e
 
 
-def _answer(frame: bytes, peer: str) -> pb.Bound | None:
-    """The partner's answer; None for signs of life. Raises `Failed`, `BadFrame`, `DecodeError`."""
+def _answer(frame: bytes, order: initiator_pb2.Open, peer: str) -> pb.Bound | None:
+    """The partner's answer (to a ping an empty one); None for signs of life. Raises `Failed`, `BadFrame`, `DecodeError`."""
     kind = check(frame, _ANSWERS)
-    if kind == pb.FRAME_BOUND:
+    if kind == pb.FRAME_BOUND and not order.ping:
         return pb.Bound.FromString(frame[1:])
-    if kind == pb.FRAME_PONG:
+    if kind == pb.FRAME_PONG and order.ping:
+        if problem := ping.fault(order, pb.Ping.FromString(frame[1:])):
+            raise BadFrame(f"a ping's answer: {problem}")
         return pb.Bound()
     if kind == pb.FRAME_REFUSED:
         no = pb.Refused.FromString(frame[1:])
@@ -257,7 +261,7 @@ def _answer(frame: bytes, peer: str) -> pb.Bound | None:
         raise _failed(Reason.PARTNER_CLOSED, f"{peer} closed: {close.detail}")
     if kind in (pb.FRAME_HEARTBEAT, pb.FRAME_BEAT_BACK, pb.FRAME_PROGRESS):
         return None
-    raise BadFrame(f"frame of type {kind} in answer to a bind of at most {SMALL_FRAME_MAX} bytes")
+    raise BadFrame(f"frame of type {kind} in answer to a {'ping' if order.ping else 'bind'}")
 
 
 async def _say_goodbye(stream: Stream) -> None:

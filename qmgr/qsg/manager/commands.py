@@ -21,7 +21,7 @@ from qsg.manager.link import SessionFailed
 from qsg.manager.planned import begin_move
 from qsg.pb import channel_pb2, initiator_pb2
 from qsg.pb import records_pb2 as pb
-from qsg.rules import keys, status
+from qsg.rules import keys, ping, status
 from qsg.rules.definitions import PRIVATE, Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import read_record
@@ -40,7 +40,6 @@ WATCH_GATHER_S = 0.1
 LOOK_S = 0.02
 DECIDE_S = 2.0
 """How long a command that others overtake reads again and decides anew; a takeover under way is over by then."""
-PING_BYTES = 16, 32_768
 
 
 class ChannelCommands:
@@ -204,9 +203,9 @@ class ChannelCommands:
 
     async def ping(self, arguments: dict[str, Any]) -> dict[str, Any]:
         place = self._place(arguments)
-        size = arguments.get("bytes", PING_BYTES[0])
-        if not isinstance(size, int) or not PING_BYTES[0] <= size <= PING_BYTES[1]:
-            raise Refusal(Reason.OPTIONS_ERROR, f"bytes: {PING_BYTES[0]} to {PING_BYTES[1]}")
+        size = arguments.get("bytes", ping.BYTES_MIN)
+        if not isinstance(size, int) or isinstance(size, bool) or not ping.BYTES_MIN <= size <= ping.BYTES_MAX:
+            raise Refusal(Reason.OPTIONS_ERROR, f"bytes: {ping.BYTES_MIN} to {ping.BYTES_MAX}")
         supervisor = self._supervisor
         channel = place.channel
         entry = await supervisor.tables[place.admin].read(channel.name)
@@ -221,14 +220,15 @@ class ChannelCommands:
             silence_ms=channel.silence_ms,
             heartbeat_ms=channel.heartbeat_ms,
             ping=True,
+            ping_bytes=size,
         )
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            _, address = await supervisor.link.ask(order)
+            address, came_back = await supervisor.link.ping(order)
         except SessionFailed as failed:
             raise Refusal(failed.reason, failed.detail) from failed
-        return {"channel": channel.name, "address": address, "ms": round(1000 * (loop.time() - began), 1)}
+        return {"channel": channel.name, "address": address, "bytes": came_back, "ms": round(1000 * (loop.time() - began), 1)}
 
     # Status
 

@@ -63,7 +63,7 @@ class SenderCounters:
     partner_member: str = ""
 
 
-def open_order(grant: Grant, *, fence_only: bool = False, query: bool = False, ping: bool = False) -> initiator_pb2.Open:
+def open_order(grant: Grant, *, fence_only: bool = False, query: bool = False) -> initiator_pb2.Open:
     """What the initiator needs to open a session for this grant."""
     channel = grant.channel
     fence = read_record(records_pb2.SenderFence, grant.fence.value or b"", grant.fence.key)
@@ -89,5 +89,4 @@ def open_order(grant: Grant, *, fence_only: bool = False, query: bool = False, p
         silence_ms=channel.silence_ms,
         heartbeat_ms=channel.heartbeat_ms,
         query=query,
-        ping=ping,
     )

@@ -63,6 +63,8 @@ class Session:
         """Incarnation of the initiator that runs it."""
         self.address = address
         self.bound = bound or channel_pb2.Bound()
+        self.ping_bytes = 0
+        """Of a ping: so many came back, as they were sent."""
         self._mux = mux
 
     async def send(self, kind: int, payload: Message | bytes = b"") -> None:
@@ -193,13 +195,21 @@ class InitiatorLink:
             raise
         finally:
             current.opening.pop(session.id, None)
-        return Session(session, current.initiator, answer.address, answer.bound)
+        made = Session(session, current.initiator, answer.address, answer.bound)
+        made.ping_bytes = answer.ping_bytes
+        return made
 
     async def ask(self, order: initiator_pb2.Open) -> tuple[channel_pb2.Bound, str]:
-        """Ping, query or fence-only bind: the partner's answer (empty for a ping) and address. Raises `SessionFailed`."""
+        """Query or fence-only bind: the partner's answer and address. Raises `SessionFailed`."""
         session = await self.open(order)
         await session.close()
         return session.bound, session.address
+
+    async def ping(self, order: initiator_pb2.Open) -> tuple[str, int]:
+        """The address that answered, and how many bytes came back. Raises `SessionFailed`."""
+        session = await self.open(order)
+        await session.close()
+        return session.address, session.ping_bytes
 
     async def prepare(self, order: initiator_pb2.Open) -> None:
         """Has the initiator connect ahead of a session that follows soon. Raises `SessionFailed`."""

@@ -18,7 +18,7 @@ from qsg.manager.catalog import Catalog
 from qsg.manager.link import InboundSession, Session, SessionFailed
 from qsg.manager.receiving import Receivers, ReceiverServices
 from qsg.pb import channel_pb2, initiator_pb2
-from qsg.rules import internal
+from qsg.rules import internal, ping
 from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason
 from qsg.transport.codec import parse
@@ -107,7 +107,7 @@ class InternalChannels:
     @staticmethod
     async def _ask(session: Session, order: initiator_pb2.Open) -> channel_pb2.Bound:
         if order.ping:
-            await session.send(channel_pb2.FRAME_PING, channel_pb2.Ping(channel=order.bind.channel, sender=order.bind.sender))
+            await session.send(channel_pb2.FRAME_PING, ping.ping_of(order))
         else:
             await session.send(channel_pb2.FRAME_QUERY if order.query else channel_pb2.FRAME_BIND, order.bind)
         while True:
@@ -115,6 +115,9 @@ class InternalChannels:
             if kind == channel_pb2.FRAME_BOUND:
                 return parse(channel_pb2.Bound, payload)
             if kind == channel_pb2.FRAME_PONG:
+                if problem := ping.fault(order, parse(channel_pb2.Ping, payload)):
+                    raise SessionFailed(Reason.PROTOCOL_ERROR, f"a ping's answer: {problem}")
+                session.ping_bytes = ping.size_of(order)
                 return channel_pb2.Bound()
 
     def _serve(self, inbound: InboundSession, near: LoopEnd) -> None:

@@ -52,7 +52,7 @@ class _FrameTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     FRAME_PING: _FrameType.ValueType  # 11
     """sender -> receiver, in place of BIND: Ping"""
     FRAME_PONG: _FrameType.ValueType  # 12
-    """Ping"""
+    """Ping, as it came"""
     FRAME_QUERY: _FrameType.ValueType  # 13
     """sender -> receiver, in place of BIND: Bind with stream set; answered with BOUND, changes nothing"""
 
@@ -82,7 +82,7 @@ FRAME_CLOSE: FrameType.ValueType  # 10
 FRAME_PING: FrameType.ValueType  # 11
 """sender -> receiver, in place of BIND: Ping"""
 FRAME_PONG: FrameType.ValueType  # 12
-"""Ping"""
+"""Ping, as it came"""
 FRAME_QUERY: FrameType.ValueType  # 13
 """sender -> receiver, in place of BIND: Bind with stream set; answered with BOUND, changes nothing"""
 global___FrameType = FrameType

@@ -126,6 +126,7 @@ class Open(google.protobuf.message.Message):
     PING_FIELD_NUMBER: builtins.int
     QUERY_FIELD_NUMBER: builtins.int
     PREPARE_FIELD_NUMBER: builtins.int
+    PING_BYTES_FIELD_NUMBER: builtins.int
     channel: builtins.str
     connect_timeout_ms: builtins.int
     silence_ms: builtins.int
@@ -137,6 +138,8 @@ class Open(google.protobuf.message.Message):
     """ask for the partner's record only"""
     prepare: builtins.bool
     """connect only, and keep the stream for a session that follows soon"""
+    ping_bytes: builtins.int
+    """with ping: so many bytes go there and back; 0 = 16"""
     @property
     def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """connection names, tried in order = one attempt"""
@@ -155,9 +158,10 @@ class Open(google.protobuf.message.Message):
         ping: builtins.bool = ...,
         query: builtins.bool = ...,
         prepare: builtins.bool = ...,
+        ping_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["bind", b"bind"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["addresses", b"addresses", "bind", b"bind", "channel", b"channel", "connect_timeout_ms", b"connect_timeout_ms", "heartbeat_ms", b"heartbeat_ms", "ping", b"ping", "prepare", b"prepare", "query", b"query", "silence_ms", b"silence_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addresses", b"addresses", "bind", b"bind", "channel", b"channel", "connect_timeout_ms", b"connect_timeout_ms", "heartbeat_ms", b"heartbeat_ms", "ping", b"ping", "ping_bytes", b"ping_bytes", "prepare", b"prepare", "query", b"query", "silence_ms", b"silence_ms"]) -> None: ...
 
 global___Open = Open
 
@@ -167,7 +171,9 @@ class Opened(google.protobuf.message.Message):
 
     ADDRESS_FIELD_NUMBER: builtins.int
     BOUND_FIELD_NUMBER: builtins.int
+    PING_BYTES_FIELD_NUMBER: builtins.int
     address: builtins.str
+    ping_bytes: builtins.int
     @property
     def bound(self) -> qsg.pb.channel_pb2.Bound: ...
     def __init__(
@@ -175,9 +181,10 @@ class Opened(google.protobuf.message.Message):
         *,
         address: builtins.str = ...,
         bound: qsg.pb.channel_pb2.Bound | None = ...,
+        ping_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["bound", b"bound"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "bound", b"bound"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "bound", b"bound", "ping_bytes", b"ping_bytes"]) -> None: ...
 
 global___Opened = Opened
 

@@ -75,6 +75,9 @@ _MESSAGES: tuple[type[Message], ...] = (
 )
 
 
+_ORDERS = (initiator_pb2.Open(), initiator_pb2.Open(ping=True, ping_bytes=100))
+
+
 def _check_frames(data: bytes) -> None:
     for frame in wire.split(data):
         grace_s(frame)
@@ -83,11 +86,12 @@ def _check_frames(data: bytes) -> None:
                 check(frame, allowed, 1000)
             except BadFrame:
                 continue
-        try:
-            _answer(frame, "peer")
-        except (Failed, BadFrame, DecodeError) as error:
-            if isinstance(error, Failed):
-                reason_of(error.end.reason)
+        for order in _ORDERS:
+            try:
+                _answer(frame, order, "peer")
+            except (Failed, BadFrame, DecodeError) as error:
+                if isinstance(error, Failed):
+                    reason_of(error.end.reason)
         try:
             _, payload = decode(frame)
         except ProtocolError:
