@@ -61,7 +61,7 @@ async def test_stop_with_the_partner_away_says_so_and_ends_when_it_is_back(apart
         await t.stations["R"].pair.stop_initiator()
         await t.until(pb.RETRYING)
         answer = await t.stations[first].command("stop", channel=CHANNEL)
-        assert (answer["status"], answer["note"]) == ("STOPPING", "partner not fenced")
+        assert (answer["status"], answer["note"], answer["stop_mode"]) == ("STOPPING", "partner not fenced", "quiesce")
         with pytest.raises(Refusal) as caught:
             await t.stations["Y"].command("resolve", channel=CHANNEL, action="backout")
         assert caught.value.reason is Reason.IN_DOUBT
@@ -139,7 +139,7 @@ async def test_commands_tell_what_is_wrong() -> None:
 
 @simulated
 async def test_status_shows_the_whole_group_and_inactive_channels() -> None:
-    async with town("X", "Y") as t:
+    async with town("X", "Y", batch_messages=50, heartbeat_ms=250) as t:
         (line,) = (await t.stations["Y"].command("status"))["channels"]
         assert (line["channel"], line["status"], line["depth"]) == (CHANNEL, "INACTIVE", 0)
         for arguments, size in (({}, 16), ({"bytes": 32_768}, 32_768)):
@@ -149,14 +149,18 @@ async def test_status_shows_the_whole_group_and_inactive_channels() -> None:
         await asyncio.sleep(1.5)
         (line,) = (await t.stations["Y"].command("status", channel="QSG*"))["channels"]
         assert (line["owner"], line["status"], line["messages"], line["last_sequence"]) == (first, "RUNNING", 3, 3)
-        assert line["saved"]["open"] and not line["in_doubt"]
+        assert line["saved"]["open"] and not line["in_doubt"] and line["current_messages"] == 0
+        agreed = {"batch_messages": 50, "heartbeat_ms": 250, "max_message_bytes": 104_857_600}
+        assert line["negotiated"] == agreed
+        assert line["owner_incarnation"] and line["owner_initiator"] == t.stations[first].pair.link.initiator
         group = await t.stations["Y"].command("group")
         assert [m["member"] for m in group["members"]] == ["Y", "X"] and all(m["initiator"] for m in group["members"])
         with pytest.raises(Refusal):
             await t.stations["Y"].command("ping", channel=CHANNEL)
         (inbound,) = (await t.stations["R"].command("status", channel=CHANNEL))["channels"]
         assert (inbound["type"], inbound["partner"], inbound["status"], inbound["owner"]) == ("receiver", "QSG", "RUNNING", "R")
-        assert inbound["record"].startswith(line["stream"])
+        assert inbound["record"].startswith(line["stream"]) and inbound["negotiated"] == agreed
+        assert "negotiated" not in await t.stations["Y"].command("stop", channel=CHANNEL)
 
 
 @simulated

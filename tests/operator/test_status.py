@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from qsg.manager.commands import describe
+from qsg.manager.status_line import describe
 from qsg.pb import records_pb2 as pb
 from qsg.rules.reasons import Reason
 from qsg_operator import names

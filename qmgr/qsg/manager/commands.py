@@ -19,10 +19,11 @@ from qsg.manager.catalog import ADMIN
 from qsg.manager.channels import ChannelSupervisor
 from qsg.manager.link import SessionFailed
 from qsg.manager.planned import begin_move
+from qsg.manager.status_line import describe, saved
 from qsg.pb import channel_pb2, initiator_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, ping, status
-from qsg.rules.definitions import PRIVATE, Channel
+from qsg.rules.definitions import PRIVATE, SEQUENCE_WRAP, Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import read_record
 from qsg.rules.steps import Place, Steps
@@ -233,7 +234,8 @@ class ChannelCommands:
     # Status
 
     async def status(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """DISPLAY CHSTATUS for the whole group: every defined channel, INACTIVE ones too, and every inbound session."""
+        """For the whole group what DISPLAY CHSTATUS tells of one queue manager: every defined channel, INACTIVE ones too, and every inbound
+        session. Which of its fields there are: `qsg.manager.status_line`."""
         wanted = arguments.get("channel") or "*"
         if not isinstance(wanted, str):
             raise Refusal(Reason.OPTIONS_ERROR, "channel: a name, or the beginning of names and a *")
@@ -244,7 +246,7 @@ class ChannelCommands:
             for entry in table.entries():
                 if _matches(entry.channel, wanted):
                     seen.add(entry.channel)
-                    lines.append(await self._with_saved(describe(entry)))
+                    lines.append(await self._with_saved(self._line(entry)))
         for name, channel in sorted(supervisor.catalog.channels().items()):
             if name not in seen and _matches(name, wanted):
                 lines.append(await self._with_saved(self._answer(channel, None)))
@@ -262,7 +264,7 @@ class ChannelCommands:
                 _, (fence, progress, totals) = await structure.read(
                     Get(keys.sender_fence(place.queue)), Get(keys.sender_progress(place.queue)), get_prefix(keys.totals(place.queue))
                 )
-                line["saved"] = _saved(fence.first.value if fence.first else b"", progress.first.value if progress.first else b"")
+                line["saved"] = saved(fence.first.value if fence.first else b"", progress.first.value if progress.first else b"")
                 counted = [read_record(pb.Totals, kv.value, kv.key) for kv in totals.kvs]
                 line["depth"] = sum(t.put - t.got for t in counted)
         elif line["stream"]:
@@ -311,7 +313,7 @@ class ChannelCommands:
         revision = table.revision
         return {
             "revision": revision,
-            "channels": [describe(entry) for entry in table.later(after)],
+            "channels": [self._line(entry) for entry in table.later(after)],
             "there": [[entry.channel, entry.partner if entry.type == pb.RECEIVER else ""] for entry in table.entries()],
             "structures": {name: structure.reachable for name, structure in sorted(supervisor.structures.items())},
             **await self.group({}),
@@ -321,70 +323,11 @@ class ChannelCommands:
         if entry is None:
             entry = pb.ChannelStatus(channel=channel.name, transmission_queue=channel.transmission_queue, partner=channel.partner)
             entry.type = pb.SENDER if channel.type == "sender" else pb.RECEIVER
-        return describe(entry)
+        return describe(entry, channel.sequence_wrap)
 
-
-def describe(entry: pb.ChannelStatus) -> dict[str, Any]:
-    """The fields of DISPLAY CHSTATUS."""
-    line: dict[str, Any] = {
-        "channel": entry.channel,
-        "type": "sender" if entry.type == pb.SENDER else "receiver",
-        "status": status.name(entry.state),
-        "owner": entry.owner,
-        "partner": entry.partner,
-        "transmission_queue": entry.transmission_queue,
-        "address": entry.address,
-        "updated_at_ms": entry.updated_at_ms,
-        "started_at_ms": entry.started_at_ms,
-        "last_message_at_ms": entry.last_message_at_ms,
-        "epoch": entry.epoch,
-        "instance": entry.instance,
-        "stream": entry.stream.hex(),
-        "messages": entry.messages,
-        "bytes": entry.bytes,
-        "batches": entry.batches,
-        "current_sequence": entry.current_sequence,
-        "last_sequence": entry.last_sequence,
-        "current_luwid": entry.current_luwid,
-        "last_luwid": entry.last_luwid,
-        "in_doubt": entry.in_doubt,
-        "short_retries_left": entry.short_retries_left,
-        "long_retries_left": entry.long_retries_left,
-        "reason": int(entry.reason),
-        "detail": entry.detail,
-        "takeovers": entry.takeovers,
-    }
-    if entry.state == pb.STOPPING:
-        line["stopping_to"] = status.name(entry.stop_to)
-        line["note"] = "partner not fenced" if entry.partner_not_fenced else ""
-    if entry.HasField("takeover"):
-        t = entry.takeover
-        line["takeover"] = {
-            "from": getattr(t, "from"),
-            "to": t.to,
-            "cause": t.cause,
-            "at_ms": t.at_ms,
-            "detect_ms": round(t.detect_ms, 1),
-            "claim_ms": round(t.claim_ms, 1),
-            "resume_ms": round(t.resume_ms, 1),
-        }
-    return line
-
-
-def _saved(fence: bytes, progress: bytes) -> dict[str, Any]:
-    f, p = read_record(pb.SenderFence, fence), read_record(pb.Progress, progress)
-    return {
-        "epoch": f.epoch,
-        "open": f.open,
-        "partner": f.partner,
-        "channel": f.channel,
-        "stream": f.stream.hex(),
-        "last_luwid": p.luwid,
-        "last_sequence": p.sequence,
-        "messages": p.messages,
-        "batches": p.batches,
-        "reset_to": p.reset_to,
-    }
+    def _line(self, entry: pb.ChannelStatus) -> dict[str, Any]:
+        channel = self._supervisor.catalog.channel(entry.channel)
+        return describe(entry, channel.sequence_wrap if channel is not None else SEQUENCE_WRAP)
 
 
 def token(stream: bytes, progress: pb.Progress) -> str:

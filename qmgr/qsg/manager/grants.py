@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from qsg.manager.structure import Structure
@@ -61,6 +61,8 @@ class SenderCounters:
     address: str = ""
     partner: str = ""
     partner_member: str = ""
+    parameters: channel_pb2.Parameters = field(default_factory=channel_pb2.Parameters)
+    """As negotiated; empty before it is bound."""
 
 
 def open_order(grant: Grant, *, fence_only: bool = False, query: bool = False) -> initiator_pb2.Open:

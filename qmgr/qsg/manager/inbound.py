@@ -16,6 +16,7 @@ import structlog
 from qsg.manager.catalog import ADMIN
 from qsg.manager.receiving import ReceiverCounters
 from qsg.manager.steps import Driver
+from qsg.pb import channel_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.definitions import PRIVATE
@@ -54,6 +55,7 @@ class Inbound:
     last_message_at_ms: int = 0
     takeovers: int = 0
     takeover: pb.Takeover | None = None
+    parameters: channel_pb2.Parameters = field(default_factory=channel_pb2.Parameters)
     ended: bool = False
     over: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -103,7 +105,7 @@ class InboundTable:
     def inbound_progress(self, channel: str, partner: str, stream: bytes, counters: ReceiverCounters) -> None:
         for session in self._sessions.get((channel, partner, stream), ())[-1:]:
             session.state = pb.PAUSED if counters.paused else pb.RUNNING
-            session.epoch, session.instance = counters.epoch, counters.instance
+            session.epoch, session.instance, session.parameters = counters.epoch, counters.instance, counters.parameters
             session.messages, session.bytes, session.batches = counters.messages, counters.bytes, counters.batches
             session.sequence, session.luwid, session.last_message_at_ms = counters.sequence, counters.luwid, counters.last_message_at_ms
             session.takeovers, session.takeover = counters.takeovers, counters.takeover
@@ -196,6 +198,9 @@ class InboundTable:
             last_luwid=session.luwid,
             last_message_at_ms=session.last_message_at_ms,
             takeovers=session.takeovers,
+            batch_messages=session.parameters.batch_messages,
+            heartbeat_ms=session.parameters.heartbeat_ms,
+            message_bytes_max=session.parameters.message_bytes_max,
             **takeover,
         )
 

@@ -57,6 +57,8 @@ class ReceiverCounters:
     takeovers: int = 0
     takeover: records_pb2.Takeover | None = None
     """The last adoption by another member."""
+    parameters: channel_pb2.Parameters = field(default_factory=channel_pb2.Parameters)
+    """As negotiated."""
 
 
 @dataclass(frozen=True)

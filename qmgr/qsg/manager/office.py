@@ -12,6 +12,7 @@ import structlog
 from qsg.manager.peers import PeerLinks
 from qsg.manager.steps import Driver
 from qsg.manager.table import StatusTable
+from qsg.pb import channel_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.balance import Load
@@ -38,6 +39,7 @@ class SenderCounters(Protocol):
     in_doubt: bool
     address: str
     partner: str
+    parameters: channel_pb2.Parameters
 
 
 class Outcome(Protocol):

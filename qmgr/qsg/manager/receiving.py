@@ -234,7 +234,7 @@ class Receiver:
         except TimeoutError:
             raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, f"structure {structure.name} does not answer") from None
         record = read_record(records_pb2.Progress, progress.value or b"", progress.key)
-        self.counters.epoch, self.counters.instance = request.epoch, request.instance
+        self.counters.epoch, self.counters.instance, self.counters.parameters = request.epoch, request.instance, parameters
         self.counters.sequence, self.counters.luwid = record.sequence, record.luwid
         bound = self._bound(record, parameters)
         bound.epoch = request.epoch

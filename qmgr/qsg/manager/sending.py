@@ -221,6 +221,7 @@ class Sender:
         """
         bound = session.bound
         self._parameters = negotiate.negotiate(negotiate.offer(self.grant.channel), bound.parameters)
+        self.counters.parameters = self._parameters
         self.counters.address, self.counters.partner, self.counters.partner_member = session.address, bound.receiver, bound.member
         before = read_record(records_pb2.Progress, self.grant.progress.value or b"", self.grant.progress.key)
         self._check_record(before, bound.record)

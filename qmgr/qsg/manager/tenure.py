@@ -309,6 +309,12 @@ class Tenure:
         after.current_luwid, after.last_luwid = counters.current_luwid, counters.luwid
         after.in_doubt, after.last_message_at_ms = counters.in_doubt, counters.last_message_at_ms
         after.partner = counters.partner or after.partner
+        agreed = counters.parameters
+        after.batch_messages, after.heartbeat_ms, after.message_bytes_max = (
+            agreed.batch_messages,
+            agreed.heartbeat_ms,
+            agreed.message_bytes_max,
+        )
         if counters.messages:
             full = retry.Attempts.full(self.care.place.channel.retry)
             after.short_retries_left, after.long_retries_left = full.short, full.long

@@ -746,6 +746,9 @@ class ChannelStatus(google.protobuf.message.Message):
     STREAM_FIELD_NUMBER: builtins.int
     PARTNER_NOT_FENCED_FIELD_NUMBER: builtins.int
     INSTANCE_FIELD_NUMBER: builtins.int
+    BATCH_MESSAGES_FIELD_NUMBER: builtins.int
+    HEARTBEAT_MS_FIELD_NUMBER: builtins.int
+    MESSAGE_BYTES_MAX_FIELD_NUMBER: builtins.int
     updated_at_ms: builtins.int
     channel: builtins.str
     transmission_queue: builtins.str
@@ -784,6 +787,10 @@ class ChannelStatus(google.protobuf.message.Message):
     stream: builtins.bytes
     partner_not_fenced: builtins.bool
     instance: builtins.int
+    batch_messages: builtins.int
+    """these three: as agreed on by the last session that was bound, 0 = not told"""
+    heartbeat_ms: builtins.int
+    message_bytes_max: builtins.int
     @property
     def takeover(self) -> global___Takeover:
         """the last one"""
@@ -824,9 +831,12 @@ class ChannelStatus(google.protobuf.message.Message):
         stream: builtins.bytes = ...,
         partner_not_fenced: builtins.bool = ...,
         instance: builtins.int = ...,
+        batch_messages: builtins.int = ...,
+        heartbeat_ms: builtins.int = ...,
+        message_bytes_max: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["takeover", b"takeover"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "batches", b"batches", "bytes", b"bytes", "channel", b"channel", "current_luwid", b"current_luwid", "current_sequence", b"current_sequence", "detail", b"detail", "epoch", b"epoch", "in_doubt", b"in_doubt", "instance", b"instance", "last_luwid", b"last_luwid", "last_message_at_ms", b"last_message_at_ms", "last_sequence", b"last_sequence", "long_retries_left", b"long_retries_left", "messages", b"messages", "owner", b"owner", "owner_incarnation", b"owner_incarnation", "owner_initiator", b"owner_initiator", "partner", b"partner", "partner_not_fenced", b"partner_not_fenced", "reason", b"reason", "request", b"request", "short_retries_left", b"short_retries_left", "started_at_ms", b"started_at_ms", "state", b"state", "stop_force", b"stop_force", "stop_to", b"stop_to", "stream", b"stream", "takeover", b"takeover", "takeovers", b"takeovers", "transmission_queue", b"transmission_queue", "type", b"type", "updated_at_ms", b"updated_at_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "batch_messages", b"batch_messages", "batches", b"batches", "bytes", b"bytes", "channel", b"channel", "current_luwid", b"current_luwid", "current_sequence", b"current_sequence", "detail", b"detail", "epoch", b"epoch", "heartbeat_ms", b"heartbeat_ms", "in_doubt", b"in_doubt", "instance", b"instance", "last_luwid", b"last_luwid", "last_message_at_ms", b"last_message_at_ms", "last_sequence", b"last_sequence", "long_retries_left", b"long_retries_left", "message_bytes_max", b"message_bytes_max", "messages", b"messages", "owner", b"owner", "owner_incarnation", b"owner_incarnation", "owner_initiator", b"owner_initiator", "partner", b"partner", "partner_not_fenced", b"partner_not_fenced", "reason", b"reason", "request", b"request", "short_retries_left", b"short_retries_left", "started_at_ms", b"started_at_ms", "state", b"state", "stop_force", b"stop_force", "stop_to", b"stop_to", "stream", b"stream", "takeover", b"takeover", "takeovers", b"takeovers", "transmission_queue", b"transmission_queue", "type", b"type", "updated_at_ms", b"updated_at_ms"]) -> None: ...
 
 global___ChannelStatus = ChannelStatus
 

@@ -12,6 +12,8 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 OptionalName = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9._/%]{1,48})?$")]
 
 MESSAGE_BYTES_MAX = 104_857_600
+SEQUENCE_WRAP = 999_999_999
+"""MQ's SEQWRAP: the highest number there is, and the default."""
 PRIVATE = "private"
 
 
@@ -111,7 +113,7 @@ class Channel(Managed):
     disconnect_interval_s: float = Field(default=6_000, ge=0)
     """An idle sender ends after this; 0 = never."""
     max_message_bytes: int = Field(default=MESSAGE_BYTES_MAX, ge=0, le=MESSAGE_BYTES_MAX)
-    sequence_wrap: int = Field(default=999_999_999, ge=100, le=999_999_999)
+    sequence_wrap: int = Field(default=SEQUENCE_WRAP, ge=100, le=SEQUENCE_WRAP)
     retry: Retry = Retry()
     # receiver
     message_retry_count: int = Field(default=10, ge=0)
