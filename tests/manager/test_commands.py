@@ -9,6 +9,7 @@ import pytest
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
+from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import swap_entry
 from qsg.rules.unit import Unit
@@ -110,6 +111,29 @@ async def test_a_command_that_others_overtake_decides_anew(apart: bool, order: s
         answer = await other.command(command, channel=CHANNEL, **dict(zip(("mode", "status"), how, strict=False)))
         assert overtaken == 3
         assert answer["status"] in ((how[1].upper(),) if how else ("STARTING", "RUNNING"))
+
+
+@simulated
+async def test_a_receiver_is_not_stopped_here_and_the_refusal_says_what_keeps_its_partner_away() -> None:
+    async with town("X", "Y") as t:
+        x, r = t.stations["X"], t.stations["R"]
+        await sending(t, 2)
+        for command in ("start", "stop", "move", "ping", "resolve"):
+            with pytest.raises(Refusal, match="name others in `allowed_identities`") as caught:
+                await r.command(command, channel=CHANNEL)
+            assert caught.value.reason is Reason.CHANNEL_TYPE_ERROR
+        receiver = Channel(name=CHANNEL, type="receiver", partner="QSG")
+        await r.catalog.define_channel(receiver.model_copy(update={"allowed_identities": ("NOBODY",)}))
+        await t.put(texts(2, 4), x)
+        await t.until_arrived(texts(0, 4))  # what is bound goes on
+        await x.command("stop", channel=CHANNEL)
+        await x.command("start", channel=CHANNEL)
+        await t.put(texts(4, 6), x)
+        assert (await t.until(pb.RETRYING)).reason == Reason.NOT_AUTHORIZED
+        await asyncio.sleep(1)
+        assert await t.arrived() == texts(0, 4)
+        await r.catalog.define_channel(receiver)
+        await t.until_arrived(texts(0, 6))
 
 
 @simulated

@@ -99,7 +99,7 @@ def start(
     connect: Connect = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Starts a channel, on the member that suits best."""
+    """Starts a sender channel, on the member that suits best. A receiver runs whenever its partner binds."""
     result = _command(connect, output, "start", channel=name, wait_s=wait_s)
     if output is Format.TABLE:
         out.print(_now(result), highlight=False)
@@ -114,7 +114,10 @@ def stop(
     connect: Connect = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Stops a channel, wherever it runs."""
+    """Stops a sender channel, wherever it runs.
+
+    A receiver cannot be stopped here: stop the sender at its own end, or name somebody else in the receiver's allowed_identities.
+    """
     _one_of(mode, ("quiesce", "force"), "--mode")
     _one_of(to, ("stopped", "inactive"), "--status")
     result = _command(connect, output, "stop", channel=name, mode=mode, status=to, wait_s=wait_s)

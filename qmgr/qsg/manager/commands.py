@@ -39,6 +39,7 @@ WATCH_WAIT_S = 20.0
 WATCH_GATHER_S = 0.1
 """How long `watch` waits for further changes after the first, so that a recovery of many channels is not told one by one."""
 LOOK_S = 0.02
+_INSTEAD = ". A receiver runs while its partner is bound: stop the sender at its own end, or name others in `allowed_identities`"
 DECIDE_S = 2.0
 """How long a command that others overtake reads again and decides anew; a takeover under way is over by then."""
 
@@ -53,6 +54,8 @@ class ChannelCommands:
         start {channel, wait_s}; stop {channel, mode: quiesce|force, status: stopped|inactive, wait_s}; move {channel, to, wait_s};
         resolve {channel, action: commit|backout, force, record}; reset {channel, sequence}; ping {channel, bytes};
         status {channel} ("" = all, a trailing * matches); group {}; watch {after, wait_s}.
+
+        A receiver takes `reset` and `status` only: it cannot be stopped at its own end.
         """
         handler = {
             "start": self.start,
@@ -86,7 +89,7 @@ class ChannelCommands:
     def _place(self, arguments: dict[str, Any]) -> Place:
         channel = self._definition(arguments)
         if channel.type != "sender":
-            raise Refusal(Reason.CHANNEL_TYPE_ERROR, f"{channel.name} is a {channel.type}: this command is for senders")
+            raise Refusal(Reason.CHANNEL_TYPE_ERROR, f"{channel.name} is a {channel.type}: this command is for senders{_INSTEAD}")
         place = self._supervisor.find(channel.name)
         if place is None:
             raise Refusal(Reason.UNKNOWN_XMIT_Q, f"{channel.name}: no transmission queue {channel.transmission_queue} that is reached here")
