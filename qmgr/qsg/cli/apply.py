@@ -10,8 +10,8 @@ import typer
 from rich.progress import track
 
 import qsg
-from qsg.cli.common import FAILED, USAGE, Connect, Format, Output, call, emit, err, out, table_of
-from qsg.cli.definitions import read
+from qsg.cli.common import FAILED, Connect, Format, Output, call, emit, err, out, table_of
+from qsg.cli.definitions import Fault, read, refuse_faults
 from qsg.rules.definitions import Channel, Definition, Definitions, Queue, Settings
 
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ def apply(
     output: Output = Format.TABLE,
 ) -> None:
     """Defines or alters queues, channels and settings as files say. What the files do not name is left alone."""
-    definitions = [found for file in files for found in _read(file)]
+    definitions = [found for file in files for found in _read(file, output)]
 
     async def work(qmgr: qsg.QueueManager) -> list[Row]:
         shown = track(definitions, "apply", console=err, transient=True, disable=len(definitions) < 20)
@@ -39,22 +39,17 @@ def apply(
         raise typer.Exit(FAILED)
 
 
-def _read(file: str) -> list[Definition]:
+def _read(file: str, form: Format) -> list[Definition]:
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OSError, UnicodeDecodeError) as problem:
-        err.print(f"[bold red]error[/bold red] {file}: {problem}", highlight=False)
-        raise typer.Exit(USAGE) from problem
+        raise refuse_faults([Fault(0, "", str(problem))], form, file) from problem
     found = read(text)
     if isinstance(found, Definitions):
         # Queues before the channels that use them.
         settings = [found.settings] if "settings" in found.model_fields_set else []
         return [*settings, *found.queues, *found.channels]
-    for fault in found:
-        place = f"{file}:{fault.line}" if fault.line else file
-        err.print(f"[bold red]error[/bold red] {place}: ", end="", highlight=False)
-        err.print(f"{fault.where}: {fault.problem}" if fault.where else fault.problem, markup=False, highlight=False)
-    raise typer.Exit(USAGE)
+    raise refuse_faults(found, form, file)
 
 
 async def _apply(qmgr: qsg.QueueManager, one: Definition, dry_run: bool) -> Row:

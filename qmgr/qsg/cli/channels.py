@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -108,8 +108,10 @@ def start(
 @app.command()
 def stop(
     name: Name,
-    mode: Annotated[str, typer.Option(help="quiesce: finish the batches in flight; force: at once.")] = "quiesce",
-    to: Annotated[str, typer.Option("--status", help="stopped: until started by command; inactive: until messages come.")] = "stopped",
+    mode: Annotated[Literal["quiesce", "force"], typer.Option(help="quiesce: finish the batches in flight; force: at once.")] = "quiesce",
+    to: Annotated[
+        Literal["stopped", "inactive"], typer.Option("--status", help="stopped: until started by command; inactive: until messages come.")
+    ] = "stopped",
     wait_s: Annotated[float, typer.Option(min=0, max=60, help="How long to wait until it has stopped.")] = 10.0,
     connect: Connect = "",
     output: Output = Format.TABLE,
@@ -118,8 +120,6 @@ def stop(
 
     A receiver cannot be stopped here: stop the sender at its own end, or name somebody else in the receiver's allowed_identities.
     """
-    _one_of(mode, ("quiesce", "force"), "--mode")
-    _one_of(to, ("stopped", "inactive"), "--status")
     result = _command(connect, output, "stop", channel=name, mode=mode, status=to, wait_s=wait_s)
     if output is Format.TABLE:
         out.print(_now(result), highlight=False)
@@ -145,7 +145,9 @@ def move(
 @app.command()
 def resolve(
     name: Name,
-    action: Annotated[str, typer.Argument(help="commit: the partner has the messages; backout: it has not.", show_default=False)],
+    action: Annotated[
+        Literal["commit", "backout"], typer.Argument(help="commit: the partner has the messages; backout: it has not.", show_default=False)
+    ],
     record: Annotated[str, typer.Option(help="With commit: the record that the partner's `qsg channel status -o json` shows.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Although the partner may still accept messages: can send some twice.")] = False,
     yes: Yes = False,
@@ -153,7 +155,6 @@ def resolve(
     output: Output = Format.TABLE,
 ) -> None:
     """Settles messages in doubt by hand, when the partner is gone for good. The wrong answer loses messages or sends them twice."""
-    _one_of(action, ("commit", "backout"), "ACTION")
     confirm(f"Resolve {name} by {action}?", yes)
     result = _command(connect, output, "resolve", channel=name, action=action, record=record, force=force)
     if output is Format.TABLE:
@@ -192,14 +193,14 @@ def ping(
 @app.command()
 def define(
     name: Name,
-    kind: Annotated[str, typer.Option("--type", "-t", help="sender or receiver.", show_default=False)],
+    kind: Annotated[Literal["sender", "receiver"], typer.Option("--type", "-t", show_default=False)],
     transmission_queue: Annotated[str | None, typer.Option("--transmission-queue", "-x", show_default=False)] = None,
     connection_names: Annotated[
         list[str] | None,
         typer.Option("--connection-name", "-n", metavar="HOST:PORT", help="One or more.", show_default=False),
     ] = None,
     partner: Annotated[str | None, typer.Option(help="Queue manager or group at the other end.", show_default=False)] = None,
-    disposition: Annotated[str | None, typer.Option(help="shared, fixed-shared or private.", show_default=False)] = None,
+    disposition: Annotated[Literal["shared", "fixed-shared", "private"] | None, typer.Option(show_default=False)] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any other, e.g. retry.short_ms=500.", show_default=False),
@@ -220,7 +221,7 @@ def define(
     try:
         channel = Channel.model_validate(from_options(given, settings))
     except ValidationError as error:
-        raise refuse_invalid(error) from error
+        raise refuse_invalid(error, output) from error
     definition = channel.model_dump(mode="json", exclude_defaults=True)
     _command(connect, output, "define", kind="channel", definition=definition, replace=replace)
     if output is Format.TABLE:
@@ -246,8 +247,3 @@ def group_status(watch: Watch = False, connect: Connect = "", output: Output = F
         return table_of(rows, [column for column in columns if any(column in row for row in rows)], title)
 
     show(connect, output, lambda qmgr: qmgr.inquire("group"), draw, watch=watch)
-
-
-def _one_of(value: str, choices: tuple[str, ...], option: str) -> None:
-    if value not in choices:
-        raise typer.BadParameter(f"one of {', '.join(choices)}", param_hint=option)

@@ -85,6 +85,11 @@ def channel_names(incomplete: str) -> list[str]:
     return _names("channels", incomplete)
 
 
+def stores(incomplete: str) -> list[str]:
+    """For shell completion: what `--store` takes; the last one goes on with addresses."""
+    return [name for name in ("embedded", "etcd", "etcd://") if name.startswith(incomplete)]
+
+
 def exit_code(error: qsg.QsgError) -> int:
     match error:
         case qsg.NoMessageAvailable():
@@ -96,10 +101,16 @@ def exit_code(error: qsg.QsgError) -> int:
     return FAILED
 
 
+def emit_error(reason: qsg.Reason, detail: str, form: Format, **more: Any) -> None:
+    """An error for programs, on standard error: one line of JSON, or a YAML document."""
+    told = {"error": reason.name, "reason": int(reason), "detail": detail, **more}
+    sys.stderr.write(_yaml(told) if form is Format.YAML else json.dumps(told) + "\n")
+
+
 def fail(error: qsg.QsgError, form: Format = Format.TABLE) -> typer.Exit:
     """Says what went wrong; raise what it returns."""
-    if form is Format.JSON:
-        sys.stderr.write(json.dumps({"error": error.reason.name, "reason": int(error.reason), "detail": error.detail}) + "\n")
+    if form is not Format.TABLE:
+        emit_error(error.reason, error.detail, form)
     else:
         err.print(f"[bold red]error[/bold red] {error.reason.name} ({int(error.reason)})" + (": " if error.detail else ""), end="")
         err.print(error.detail, markup=False, highlight=False)
@@ -123,10 +134,14 @@ def call(connect: str, work: Callable[[qsg.QueueManager], Awaitable[T]], form: F
         raise typer.Exit(130) from None
 
 
+def _yaml(data: object) -> str:
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
 def emit(data: object, form: Format) -> None:
     """`data` as JSON or YAML on standard output."""
     if form is Format.YAML:
-        sys.stdout.write(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+        sys.stdout.write(_yaml(data))
     else:
         sys.stdout.write(json.dumps(data, indent=None if not sys.stdout.isatty() else 2) + "\n")
 
@@ -184,8 +199,10 @@ def show(
         data = await ask(qmgr)
         if form is Format.TABLE:
             out.print(draw(data))
-        else:
-            emit(data, form)
+            return
+        if watch and form is Format.YAML:
+            sys.stdout.write("---\n")  # each time a document of its own
+        emit(data, form)
 
     async def again(qmgr: qsg.QueueManager) -> None:
         if form is not Format.TABLE:

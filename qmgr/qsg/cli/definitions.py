@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from qsg.cli.common import USAGE, err
+from qsg.cli.common import USAGE, Format, emit_error, err
 from qsg.rules.definitions import Definitions
+from qsg.rules.reasons import Reason
 from qsg.rules.texts import NotYaml, read_yaml
 
 
@@ -35,12 +36,23 @@ def from_options(given: dict[str, Any], settings: Iterable[str] | None) -> dict[
     return definition
 
 
-def refuse_invalid(error: ValidationError) -> typer.Exit:
+def refuse_invalid(error: ValidationError, form: Format = Format.TABLE) -> typer.Exit:
     """Says what is wrong with a definition; raise what it returns."""
-    for problem in error.errors():
-        where = ".".join(map(str, problem["loc"]))
-        err.print(f"[bold red]error[/bold red] {where + ': ' if where else ''}", end="")
-        err.print(problem["msg"].removeprefix("Value error, "), markup=False, highlight=False)
+    return refuse_faults(
+        [Fault(0, ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")) for problem in error.errors()], form
+    )
+
+
+def refuse_faults(faults: Sequence[Fault], form: Format, file: str = "") -> typer.Exit:
+    """Says what is wrong, each fault with its place; raise what it returns."""
+    if form is not Format.TABLE:
+        told = [{"file": file, "line": fault.line, "where": fault.where, "problem": fault.problem} for fault in faults]
+        emit_error(Reason.DEFINITION_ERROR, "; ".join(fault.text for fault in faults), form, faults=told)
+        return typer.Exit(USAGE)
+    for fault in faults:
+        place = f"{file}:{fault.line}: " if file and fault.line else f"{file}: " if file else ""
+        err.print(f"[bold red]error[/bold red] {place}", end="", highlight=False)
+        err.print(fault.text, markup=False, highlight=False)
     return typer.Exit(USAGE)
 
 
@@ -51,6 +63,10 @@ class Fault:
     line: int
     where: str
     problem: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.where}: {self.problem}" if self.where else self.problem
 
 
 def read(text: str) -> Definitions | list[Fault]:

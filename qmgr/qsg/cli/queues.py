@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -63,9 +63,9 @@ def _relevant(data: dict[str, Any]) -> dict[str, Any]:
 @app.command()
 def define(
     name: Name,
-    kind: Annotated[str, typer.Option("--type", "-t", help="local, remote or alias.")] = "local",
+    kind: Annotated[Literal["local", "remote", "alias"], typer.Option("--type", "-t")] = "local",
     structure: Annotated[str | None, typer.Option(help="private, or a structure of the group.", show_default=False)] = None,
-    usage: Annotated[str | None, typer.Option(help="normal or transmission.", show_default=False)] = None,
+    usage: Annotated[Literal["normal", "transmission"] | None, typer.Option(show_default=False)] = None,
     max_depth: Annotated[int | None, typer.Option(show_default=False)] = None,
     backout_threshold: Annotated[int | None, typer.Option(show_default=False)] = None,
     backout_queue: Annotated[str | None, typer.Option(show_default=False)] = None,
@@ -92,7 +92,7 @@ def define(
         "transmission_queue": transmission_queue,
         "target": target,
     }
-    queue = _checked(from_options(given, settings))
+    queue = _checked(from_options(given, settings), output)
     defined = call(connect, lambda qmgr: qmgr.command("define", kind="queue", definition=_sparse(queue), replace=replace), output)
     _told(defined, f"queue {name} is defined", output)
 
@@ -107,7 +107,7 @@ def alter(
     async def work(qmgr: qsg.QueueManager) -> Any:
         present = await qmgr.inquire_queue(name)
         known = {key: value for key, value in present.items() if key in Queue.model_fields}
-        return await qmgr.command("define", kind="queue", definition=_sparse(_checked(known | changes)), replace=True)
+        return await qmgr.command("define", kind="queue", definition=_sparse(_checked(known | changes, output)), replace=True)
 
     _told(call(connect, work, output), f"queue {name} is altered", output)
 
@@ -135,11 +135,11 @@ def purge_(name: Name, yes: Yes = False, connect: Connect = "", output: Output =
     _told(call(connect, lambda qmgr: qmgr.command("purge", name=name), output), f"queue {name} is empty", output)
 
 
-def _checked(given: dict[str, Any]) -> Queue:
+def _checked(given: dict[str, Any], form: Format) -> Queue:
     try:
         return Queue.model_validate(given)
     except ValidationError as error:
-        raise refuse_invalid(error) from error
+        raise refuse_invalid(error, form) from error
 
 
 def _sparse(queue: Queue) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from qsg.cli.common import stores
 from qsg.process.local import REMOTE, LocalGroup
 
 
@@ -34,7 +35,9 @@ async def _run(group: LocalGroup, console: Console) -> None:
 
 def up(
     directory: Annotated[Path, typer.Option(help="Folder for data and logs; kept.")] = Path("qsg-data"),
-    store: Annotated[str, typer.Option(help="embedded, etcd (three members are started) or etcd://host:port,…")] = "embedded",
+    store: Annotated[
+        str, typer.Option(help="embedded, etcd (three members are started) or etcd://host:port,…", autocompletion=stores)
+    ] = "embedded",
 ) -> None:
     """Starts X, Y, Z and R as processes, with queues and a channel each way, until Ctrl-C."""
     if store == "etcd" and directory.exists() and any(directory.iterdir()):
