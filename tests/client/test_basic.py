@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 import qsg
+from qsg.client import waiting
 from support.client_group import ClientGroup
 
 
@@ -117,6 +118,36 @@ async def test_many(group: ClientGroup) -> None:
     assert browsed == payloads
     assert [message.payload for message in got] == payloads
     assert [message.message_id for message in got] == ids
+
+
+async def test_a_wait_for_ever_goes_on_behind_its_slices(group: ClientGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SLICE_MS", 20)
+    async with group.connect() as qmgr:
+        for wait_ms in (-1, 10_000):
+            alone = asyncio.create_task(qmgr.get("Q", wait_ms=wait_ms))
+            await asyncio.sleep(0.1)
+            await qmgr.put("Q", "alone")
+            assert (await alone).payload == b"alone"
+            async with qmgr.unit() as unit:
+                within = asyncio.create_task(unit.get("Q", wait_ms=wait_ms))
+                await asyncio.sleep(0.1)
+                await qmgr.put("Q", "within")
+                assert (await within).payload == b"within"
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(qsg.NoMessageAvailable):
+            await qmgr.get("Q", wait_ms=90)
+        assert asyncio.get_running_loop().time() - began >= 0.085
+
+
+async def test_what_is_no_wait_is_refused_before_anything_is_asked(group: ClientGroup) -> None:
+    async with group.connect() as qmgr:
+        with pytest.raises(qsg.QsgError, match="wait_ms -2") as raised:
+            await qmgr.get("Q", wait_ms=-2)
+        assert raised.value.reason is qsg.Reason.WAIT_INTERVAL_ERROR
+        async with qmgr.unit() as unit:
+            with pytest.raises(qsg.QsgError) as raised:
+                await unit.get_many("Q", wait_ms=-2)
+            assert raised.value.reason is qsg.Reason.WAIT_INTERVAL_ERROR
 
 
 async def test_waiting_puts_share_commits(group: ClientGroup) -> None:

@@ -133,8 +133,7 @@ def get(
             wanted = GET_BURST if everything else min(GET_BURST, count - got)
             try:
                 async with qmgr.unit() as unit:
-                    wait = wait_ms if not got else 0
-                    messages = await unit.get_many(queue, wanted, wait_ms=86_400_000 if wait < 0 else wait, **which)
+                    messages = await unit.get_many(queue, wanted, wait_ms=wait_ms if not got else 0, **which)
                     for message in messages:
                         _print(message, output)
                     sys.stdout.flush()

@@ -20,13 +20,14 @@ from types import TracebackType
 from typing import Any
 
 from qsg.client import network
-from qsg.client.errors import ConnectionBroken, OptionsError, OutcomeUnknown, ProtocolError, QsgError, error_for
+from qsg.client.errors import ConnectionBroken, NoMessageAvailable, OptionsError, OutcomeUnknown, ProtocolError, QsgError, error_for
 from qsg.client.link import Link, LinkOptions
 from qsg.client.message import Message, Options, from_record, pad_id, to_record
 from qsg.client.producer import ProducerPuts
 from qsg.client.puts import MESSAGE_OVERHEAD, Item, PlainPuts, Route, frames
 from qsg.client.session import RETRY_ELSEWHERE, SessionLost
 from qsg.client.unit import Commits, UnitOfWork
+from qsg.client.waiting import Wait
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.world import World
@@ -34,7 +35,6 @@ from qsg.transport.contract import Transport
 
 DEFAULT_ADDRESS = "localhost:1416"
 WAITING_BYTES_MAX = 64 * 1024 * 1024
-WAIT_SLICE_MS = 3_600_000
 BROWSE_MESSAGES = 200
 
 
@@ -244,20 +244,18 @@ class QueueManager:
         self, queue: str, max_messages: int = 100, *, wait_ms: int = 0, message_id: bytes = b"", correlation_id: bytes = b""
     ) -> list[Message]:
         """Gets 1 to `max_messages` messages: what is there, or the first that comes. Raises NoMessageAvailable (2033)."""
-        loop = asyncio.get_running_loop()
-        ends = None if wait_ms < 0 else loop.time() + wait_ms / 1000
+        wait = Wait(wait_ms)
         get = pb.Get(queue=queue, messages_max=max_messages, message_id=pad_id(message_id), correlation_id=pad_id(correlation_id))
         while True:
-            left_ms = WAIT_SLICE_MS if ends is None else max(0, round((ends - loop.time()) * 1000))
-            get.wait_ms = min(left_ms, WAIT_SLICE_MS)
+            get.wait_ms = wait.slice_ms()
             try:
                 response = await self._ask(pb.ClientRequest(get=get), again=False)
             except SessionLost:
                 continue
-            except QsgError as error:
-                if error.reason == 2033 and (ends is None or left_ms > WAIT_SLICE_MS):
-                    continue
-                raise
+            except NoMessageAvailable:
+                if wait.last:
+                    raise
+                continue
             return [from_record(got) for got in response.messages]
 
     async def browse(
@@ -310,7 +308,7 @@ class QueueManager:
         return found
 
     async def command(self, name: str, /, **arguments: Any) -> Any:
-        """Runs an administrative command (start, stop, reset, resolve, ping, define, delete) and returns its result.
+        """Runs an administrative command (start, stop, move, reset, resolve, ping, define, delete, …) and returns its result.
 
         Raises OutcomeUnknown when the connection was lost before the answer came.
         """

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from qsg.client.errors import BackedOut, OptionsError, OutcomeUnknown, QsgError, error_for
+from qsg.client.errors import BackedOut, NoMessageAvailable, OptionsError, OutcomeUnknown, QsgError, error_for
 from qsg.client.link import Link
 from qsg.client.message import Message, Options, from_record, pad_id, to_record
 from qsg.client.numbering import Outcome, Settlement, Window
 from qsg.client.puts import frames
 from qsg.client.session import RETRY_ELSEWHERE, Session, SessionLost
+from qsg.client.waiting import Wait
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.reasons import Reason
@@ -224,16 +225,23 @@ class UnitOfWork:
         self, queue: str, max_messages: int = 100, *, wait_ms: int = 0, message_id: bytes = b"", correlation_id: bytes = b""
     ) -> list[Message]:
         """Gets 1 to `max_messages` messages in this unit. Raises NoMessageAvailable."""
+        wait = Wait(wait_ms)
         get = pb.Get(
             queue=queue,
             messages_max=max_messages,
-            wait_ms=wait_ms,
             message_id=pad_id(message_id),
             correlation_id=pad_id(correlation_id),
             unit=self._number,
         )
-        response = await self._call(pb.ClientRequest(get=get), (queue, ""))
-        return [from_record(got) for got in response.messages]
+        while True:
+            get.wait_ms = wait.slice_ms()
+            try:
+                response = await self._call(pb.ClientRequest(get=get), (queue, ""))
+            except NoMessageAvailable:
+                if wait.last:
+                    raise
+                continue
+            return [from_record(got) for got in response.messages]
 
     async def _call(self, request: pb.ClientRequest, queue: tuple[str, str]) -> pb.ClientResponse:
         self._check()
