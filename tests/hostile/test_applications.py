@@ -114,7 +114,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], set[Reason]]] = {
     ),
     "producer without a name": (
         {"open_producer": _C.OpenProducer(queue=TARGET)},
-        {Reason.OPTIONS_ERROR, Reason.MD_ERROR, Reason.OBJECT_NAME_ERROR},
+        {Reason.OPTIONS_ERROR, Reason.MD_ERROR},
     ),
 }
 

@@ -9,25 +9,21 @@ class Reason(enum.IntEnum):
     NONE = 0
     ALIAS_BASE_Q_TYPE_ERROR = 2001
     BACKED_OUT = 2003
-    BUFFER_LENGTH_ERROR = 2005
     CONNECTION_BROKEN = 2009
     GET_INHIBITED = 2016
     MD_ERROR = 2026
     MSG_TOO_BIG_FOR_Q = 2030
     MSG_TOO_BIG_FOR_Q_MGR = 2031
     NO_MSG_AVAILABLE = 2033
-    NO_MSG_UNDER_CURSOR = 2034
     NOT_AUTHORIZED = 2035
     OBJECT_CHANGED = 2041
     OBJECT_IN_USE = 2042
     OPTIONS_ERROR = 2046
-    PERSISTENCE_ERROR = 2047
     PRIORITY_ERROR = 2050
     PUT_INHIBITED = 2051
     Q_DELETED = 2052
     Q_FULL = 2053
     Q_NOT_EMPTY = 2055
-    Q_SPACE_NOT_AVAILABLE = 2056
     Q_MGR_NAME_ERROR = 2058
     Q_MGR_NOT_AVAILABLE = 2059
     SYNCPOINT_LIMIT_REACHED = 2024
@@ -45,8 +41,6 @@ class Reason(enum.IntEnum):
     Q_MGR_QUIESCING = 2161
     Q_MGR_STOPPING = 2162
     WAIT_INTERVAL_ERROR = 2090
-    OBJECT_NAME_ERROR = 2152
-    CF_STRUC_IN_USE = 2346
     CF_NOT_AVAILABLE = 2345
     CALL_INTERRUPTED = 2549  # the outcome is unknown
     RECONNECT_FAILED = 2548
@@ -59,12 +53,10 @@ class Reason(enum.IntEnum):
     HOST_UNREACHABLE = 4010  # MQRCCF_HOST_NOT_AVAILABLE
     CHANNEL_ALREADY_RUNNING = 4038  # already running on X
     CHANNEL_NOT_ACTIVE = 4064
-    BIND_FAILED = 4024
     CHANNEL_DISABLED = 4038 + 1000
     COMMAND_FAILED = 3008
     CHANNEL_TYPE_ERROR = 4034
     OBJECT_ALREADY_EXISTS = 4001
-    OBJECT_OPEN = 4004
     # ours
     SEQUENCE_ERROR = 9001  # the partner knows less than was confirmed (CSQX526E)
     EPOCH_TOO_LOW = 9002  # an older instance of the channel; `epoch_seen` says which is current
@@ -81,7 +73,6 @@ class Reason(enum.IntEnum):
     STRUCTURE_RESTORED = 9013  # restored from a snapshot: needs an operator's confirmation
     PRODUCER_FENCED = 9014  # another connection opened the same producer
     PRODUCER_GAP = 9015  # a number before this one was refused or is missing
-    OUTCOME_UNKNOWN = 9016
     HOP_LIMIT = 9017
     DEFINITION_ERROR = 9018
     STOPPED_BY_COMMAND = 9019
