@@ -1,4 +1,5 @@
-"""`python -m simulation`: many seeds, or one with a readable trace. Exit status 0: every invariant held in every seed.
+"""`python -m simulation`: many seeds, or one with a readable trace. Exit status 0: all seeds were played, and in
+each every invariant held.
 
 A failure prints its seed and the shortest list of its events that still fails, numbered as in the seed's whole list, so that `--events`
 plays these alone.
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="only this one, with a readable trace")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--failures", type=int, default=1, help="go on until so many seeds have failed (default 1)")
-    parser.add_argument("--minutes", type=float, default=inf, help="end after so long, with as many seeds as were played by then")
+    parser.add_argument("--minutes", type=float, default=inf, help="end after so long; that is a failure unless all seeds were played")
     parser.add_argument("--planted", metavar="NAME", help="with this bug planted")
     parser.add_argument(
         "--only", action="append", default=[], metavar="KIND", choices=sorted(KINDS), help="this kind of fault; may be repeated"
@@ -83,8 +84,11 @@ def many(options: argparse.Namespace) -> int:
     prepare(options.planted)
     for result in failed:
         _explain(result, options)
+    late = not failed and total.seeds < options.seeds
+    if late:
+        say(f"{total.seeds} of {options.seeds} seeds: not all were played within {options.minutes:g} minutes")
     say(f"{total} in {time.monotonic() - began:.0f} s; failed {len(failed)}")
-    return 1 if failed else 0
+    return 1 if failed or late else 0
 
 
 class Total:

@@ -59,6 +59,16 @@ def test_a_bug_makes_the_command_fail_with_a_seed_to_be_seen_again(
     assert command.main(["--seed", fewer[1], *shlex.split(fewer[2])]) == 0, "without the bug it holds"
 
 
+def test_seeds_that_were_not_played_are_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in (command, seeds):
+        monkeypatch.setattr(module, "prepare", lambda planted, logs=False: None)
+    assert command.main(["--seeds", "3", "--jobs", "1", "--minutes", "0"]) == 1
+    *_, late, last = capsys.readouterr().out.splitlines()
+    assert late == "1 of 3 seeds: not all were played within 0 minutes" and last.endswith("failed 0")
+    assert command.main(["--seeds", "1", "--jobs", "1", "--minutes", "0"]) == 0, "the time was over, and all were played"
+    assert "not all" not in capsys.readouterr().out
+
+
 def test_only_some_kinds_of_fault() -> None:
     for number in range(5):
         events = draw(number, ("disk full", "power loss")).events
