@@ -144,14 +144,6 @@ class Observer:
                 lock = pb.Lock.FromString(kv.value)
                 if live.get(lock.member) != lock.incarnation:
                     self.land.violation(f"{name}: {queue.decode()} is still locked by {lock.member} {lock.incarnation}, which is gone")
-        inbound = [entry for key, entry in self.histories[name].table.entries.items() if key.startswith(keys.STATUS_IN)]
-        for entry in inbound:
-            if entry.owner not in self.land.pods:
-                self.land.violation(f"{name}: inbound entry of {entry.channel} without an owner: {entry.owner}")
-        streams = {bytes(r.stream) for r in self.histories[name].receivers.values()}
-        if len(streams) > STREAMS_MAX:
-            self.land.violation(f"{name}: {len(streams)} streams received")
-
-
-STREAMS_MAX = 8
-"""Two partners and the internal channels between structures and members."""
+        for key, entry in self.histories[name].table.entries.items():
+            if live.get(entry.owner) != entry.owner_incarnation:
+                self.land.violation(f"{name}: {key.decode()} is still owned by {entry.owner} {entry.owner_incarnation}, which is gone")

@@ -8,9 +8,13 @@ import shlex
 import pytest
 
 from planted.bugs import planted
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
 from simulation import __main__ as command
 from simulation import seeds
 from simulation.knots import IDLE_S, KNOTS_MAX, draw
+from simulation.landscape import MEMBERS, Channels, Landscape
+from simulation.loop import SimLoop
 from simulation.plan import KINDS, LOAD_S, PUT, base
 from simulation.run import run
 
@@ -37,6 +41,30 @@ def test_what_is_wrong_is_told(bug: str, told: str) -> None:
         if any(told in violation for violation in seen):
             return
     raise AssertionError(seen[:3])
+
+
+def test_an_entry_that_outlives_its_owner_is_told() -> None:
+    """At the end, also of an owner whose next incarnation lives."""
+    loop = SimLoop("entries")
+    land = Landscape(loop, "0", ("admin",), lambda where, what: None, Channels())
+    try:
+        history = land.observer.histories["admin"]
+        live = history.live = dict.fromkeys(MEMBERS, 7) | {"Y": 8}
+
+        def checked(owner: str, incarnation: int) -> list[str]:
+            started = pb.ChannelStatus(channel="C", partner="R", owner=owner, owner_incarnation=incarnation, state=pb.RUNNING)
+            history.table.saw(keys.status_in("C", "R"), started.SerializeToString())
+            del land.violations[:]
+            land.observer._check_keys("admin", land.structures["admin"])
+            return land.violations
+
+        assert checked("X", live["X"]) == checked("Y", live["Y"]) == []
+        for owner, incarnation in (("X", 6), ("Y", 7), ("V", 7)):
+            (told,) = checked(owner, incarnation)
+            assert told.endswith(f"ti/C/R is still owned by {owner} {incarnation}, which is gone")
+    finally:
+        land.close()
+        loop.close()
 
 
 def test_a_bug_makes_the_command_fail_with_a_seed_to_be_seen_again(
