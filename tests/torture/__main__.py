@@ -71,6 +71,7 @@ def _quiet(directory: Path) -> None:
 def _tell(report: Report, *, as_json: bool) -> None:
     out = sys.stderr if as_json else sys.stdout
     lines = ["", "gaps in arrivals by kind of fault (ms; detect, claim, resume: median/longest)", report.table(), ""]
+    lines += [f"{kind}: {effect}" for kind, effect in sorted(report.effects.items())]
     lines += report.problems
     lines += [f"data and logs: {report.logs}", f"the same faults again: {report.again}"] if report.logs else []
     out.write("\n".join([*lines, report.line()]) + "\n")

@@ -1,5 +1,6 @@
 """The kinds of fault: each does its harm, holds it for a while, and mends it again before it returns, also when it is cancelled.
 
+Invariant: one that returns has been seen to do harm; one that could not raises `NotReached`, and is tried again.
 `KINDS` holds those that stand alone; `points` those at the marked places of the code. What a fault needs of the run is its `Scene`.
 """
 
@@ -46,6 +47,8 @@ class Scene(Protocol):
     history: History
     missed: Counter[str]
     """Place -> how often nobody came to it."""
+    effects: dict[str, str]
+    """Kind -> what it did, where that depends on what the machine allows."""
 
     def say(self, text: str) -> None: ...
 
@@ -54,7 +57,7 @@ Act = Callable[[Scene], Awaitable[None]]
 
 
 class NotReached(Exception):
-    """A place of the code that was armed, and that nobody came to."""
+    """A place of the code that was armed and that nobody came to, or a fault that did no harm."""
 
 
 def owner(scene: Scene) -> str:
@@ -80,9 +83,17 @@ async def hold(scene: Scene, bounds: tuple[float, float]) -> None:
 # Processes
 
 
+def alive(scene: Scene, who: str, what: str) -> None:
+    """Raises `NotReached` when none of these processes runs: it would be hit for nothing."""
+    names = {"initiator": [f"{who}.initiator"], "queue-manager": [who]}.get(what, [who, f"{who}.initiator"])
+    if not scene.group.named_pids().keys() & set(names):
+        raise NotReached(f"{who}: no {what} runs")
+
+
 def killing(whom: Whom, what: str) -> Act:
     async def act(scene: Scene) -> None:
         who = whom(scene)
+        alive(scene, who, what)
         scene.say(f"{who}: {what} killed")
         scene.group.kill(who, what)
 
@@ -92,6 +103,7 @@ def killing(whom: Whom, what: str) -> Act:
 def freezing(whom: Whom, what: str) -> Act:
     async def act(scene: Scene) -> None:
         who = whom(scene)
+        alive(scene, who, what)
         scene.say(f"{who}: {what} frozen")
         scene.group.signal(who, what, signal.SIGSTOP)
         try:
@@ -104,11 +116,21 @@ def freezing(whom: Whom, what: str) -> Act:
 
 async def drain(scene: Scene) -> None:
     who = a_member(scene)
+    alive(scene, who, "queue-manager")
     scene.say(f"{who}: told to end")
     scene.group.kill(who, "drain")
 
 
 async def move(scene: Scene) -> None:
+    """A channel that does not run just then cannot be moved: asked again, for as long as it may take."""
+    end = time.monotonic() + MOVE_S
+    while not await moved(scene):
+        if time.monotonic() > end:
+            raise NotReached("not moved")
+        await hold(scene, SHORT_S)
+
+
+async def moved(scene: Scene) -> bool:
     who = scene.random.choice(scene.group.members)
     scene.say(f"{who}: asked to move the channel")
     try:
@@ -116,10 +138,12 @@ async def move(scene: Scene) -> None:
             asyncio.timeout(MOVE_S),
             qsg.connect(scene.group.addresses[who], application="move", connect_s=2.0, reconnect_s=1.0) as at,
         ):
-            moved = await at.command("move", channel=OUT_CHANNEL)
-            scene.say(f"moved to {moved['owner']}" if moved["moved"] else "begun, not seen elsewhere")
+            answer = await at.command("move", channel=OUT_CHANNEL)
     except (qsg.QsgError, TimeoutError) as error:
-        scene.say(f"not moved: {error}")
+        scene.say(f"not moved: {error!r}")
+        return False
+    scene.say(f"moved to {answer['owner']}" if answer["moved"] else "begun, not seen elsewhere")
+    return bool(answer["moved"])
 
 
 def stepping(whom: Whom, sign: int) -> Act:
@@ -155,6 +179,7 @@ def cutting(name: str, others: Callable[[Scene, str], list[str]], direction: Dir
         roads = scene.group.roads.between(who, others(scene, who))
         if direction != "both":
             roads = [road for road in roads if road[0] == who]
+        assert roads, "nothing would be cut"
         scene.say(f"{who}: {name}")
         async with cut(scene, roads, direction):
             await hold(scene, REPLACED_S)
@@ -205,16 +230,20 @@ async def freeze_leader(scene: Scene) -> None:
 async def compact(scene: Scene) -> None:
     assert scene.group.etcd is not None
     scene.say("etcd: compacted again and again, all of its history")
+    done = 0
     for _ in range(5):
-        await scene.group.etcd.compact()
+        done += await scene.group.etcd.compact()
         await asyncio.sleep(scene.random.uniform(0.05, 0.3))
+    if not done:
+        raise NotReached("not compacted")
 
 
 async def defragment(scene: Scene) -> None:
     assert scene.group.etcd is not None
     scene.say("etcd: every member defragmented")
-    for index in range(len(scene.group.etcd.members)):
-        await scene.group.etcd.defragment(index)
+    missed = [index for index in range(len(scene.group.etcd.members)) if not await scene.group.etcd.defragment(index)]
+    if missed:
+        raise NotReached(f"not defragmented: {missed}")
 
 
 async def fill_etcd(scene: Scene) -> None:
@@ -232,6 +261,7 @@ async def fill_etcd(scene: Scene) -> None:
 
 
 async def _fill(store: EtcdStore, quota_bytes: int) -> None:
+    """Until a write is refused for want of room."""
     for number in range(2 * quota_bytes // (1 << 20)):
         try:
             await store.txn([], [Put(JUNK + b"%06d" % number, bytes(1 << 20))], timeout_s=5.0)
@@ -239,6 +269,7 @@ async def _fill(store: EtcdStore, quota_bytes: int) -> None:
             return
         except StoreError:
             await asyncio.sleep(0.1)
+    raise NotReached("never full")
 
 
 async def _make_room(scene: Scene, store: EtcdStore) -> None:
@@ -268,8 +299,11 @@ async def _make_room(scene: Scene, store: EtcdStore) -> None:
 
 async def fill_disk(scene: Scene) -> None:
     scene.say("R: its disk filled")
-    await scene.group.fill_disk()
     try:
+        full = await scene.group.fill_disk()
+        if not full:
+            raise NotReached("R's disk was never full")
+        scene.effects["fill R's disk"] = full
         await hold(scene, REPLACED_S)
     finally:
         await scene.group.free_disk()

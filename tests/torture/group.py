@@ -5,6 +5,7 @@ Adds to `LocalGroup`: clocks that can be stepped, failpoints that can be armed, 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -50,18 +51,17 @@ class Disk:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False, capture_output=True)
             self.mounted = False
 
-    def fill(self) -> None:
+    def fill(self) -> bool:
+        """To the last byte; whether it is full."""
+        full = False
         with (self.folder / "hog").open("wb", buffering=0) as hog:
-            try:
-                while True:
-                    hog.write(bytes(1 << 20))
-            except OSError:
-                pass
-            try:
-                while True:
-                    hog.write(bytes(512))
-            except OSError:
-                return
+            for size in (1 << 20, 512):
+                try:
+                    while True:
+                        hog.write(bytes(size))
+                except OSError as error:
+                    full = error.errno == errno.ENOSPC
+        return full
 
     def free(self) -> None:
         (self.folder / "hog").unlink(missing_ok=True)
@@ -115,17 +115,18 @@ class TortureGroup(LocalGroup):
 
     # R's disk
 
-    async def fill_disk(self) -> None:
+    async def fill_disk(self) -> str:
+        """What is full now; "": nothing, as far as was seen."""
         if self.disk.mounted:
-            self.disk.fill()
-            return
+            return "its file system, to the last byte" if self.disk.fill() else ""
         async with qsg.connect(self.remote_address, connect_s=CONNECT_S) as remote:
             await remote.command("define", kind="queue", definition={"name": JUNK})
             for _ in range(2 * DISK_QUOTA_BYTES // 200_000):
                 try:
                     await remote.put(JUNK, bytes(200_000))
                 except qsg.StorageNotAvailable:
-                    return
+                    return "a quota of its store (no file system of its own could be mounted)"
+        return ""
 
     async def free_disk(self) -> None:
         if self.disk.mounted:

@@ -29,7 +29,9 @@ class Report:
     recovered: int = 0
     """Arrived though their put was never acknowledged: its outcome was unknown."""
     faults: dict[str, int] = field(default_factory=dict)
-    """Kind -> how often."""
+    """Kind -> how often it did harm."""
+    effects: dict[str, str] = field(default_factory=dict)
+    """Kind -> what it did, where that depends on what the machine allows."""
     missing: list[str] = field(default_factory=list)
     """Kinds that never were."""
     measured: list[Measured] = field(default_factory=list)
@@ -60,7 +62,7 @@ class Report:
 
     def json(self) -> str:
         fields: dict[str, Any] = {"seed": self.seed, "minutes": self.minutes, "clean": self.clean, **_renamed(self.counts)}
-        fields |= {"recovered": self.recovered, "faults": self.faults, "missing": self.missing}
+        fields |= {"recovered": self.recovered, "faults": self.faults, "effects": self.effects, "missing": self.missing}
         fields |= {
             "gaps": [row(kind, found) for kind, found in self._by_kind()],
             "changes": self.changes,

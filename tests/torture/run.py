@@ -78,6 +78,7 @@ class Torture:
         self.history: History
         self.audit: Audit
         self.missed: Counter[str] = Counter()
+        self.effects = self.report.effects
         self._tell = say
         self._began = time.monotonic()
         self._rate = rate
@@ -180,7 +181,14 @@ class Torture:
         kind = self._alone.popleft() if self._alone else self.random.choice(self._kinds)
         self._now = kind
         at, seen = time.monotonic(), len(self.history.takeovers)
-        await self._inflict(kind, KINDS[kind])
+        try:
+            await self._inflict(kind, KINDS[kind])
+        except NotReached as error:
+            self.say(f"{kind}: not reached: {error}")
+            if not self._faults[kind]:
+                self._alone.append(kind)
+            await self._until_whole(observer, MEMBERS)
+            return
         await self._until_whole(observer, 2)
         until = time.monotonic()
         gap_s = max(way.ledger.gap_s(at, until) for way in self._ways)
@@ -204,10 +212,10 @@ class Torture:
             *(self._provoke(provoke, 0.3 + n) for n, provoke in enumerate(provocations)),
             return_exceptions=True,
         )
-        for kind, result in zip(chosen, results, strict=False):
+        for kind, result in zip([*chosen, *more], results, strict=False):
             if isinstance(result, NotReached):
-                self.say(f"{kind}: not reached")
-                self._points.append(kind)
+                self.say(f"{kind}: not reached: {result}")
+                self._points += [kind] if kind in chosen else []
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, NotReached):
                 raise result
