@@ -47,7 +47,7 @@ class Hunt:
     def _ask(self, bug: Bug, level: str, arguments: list[str]) -> Found:
         ended = run(arguments[0], arguments[1:], self.options.seconds)
         self.cases.setdefault(bug.name, []).append(ended)
-        return Found(level, found(level, ended), ended.seconds, again(bug, level, arguments[1:]))
+        return Found(level, found(level, ended, bug.told), ended.seconds, again(bug, level, arguments[1:]))
 
 
 def again(bug: Bug, level: str, arguments: Sequence[str]) -> str:

@@ -14,6 +14,8 @@ import pytest
 import structlog
 
 from planted.bugs import BUGS, planted
+from qsg.rules.reasons import Refusal
+from qsg.rules.status import IllegalTransition
 
 FINDERS: dict[str, tuple[str, ...]] = {
     "no_fence": (
@@ -52,6 +54,10 @@ FINDERS: dict[str, tuple[str, ...]] = {
 """Bug -> its tests, as `<theme>.<test>` under `interleavings`."""
 
 
+TOLD = (AssertionError, pytest.fail.Exception, TimeoutError, Refusal, IllegalTransition)
+"""How a test says that something is not as it should be. Anything else: the bug breaks what it is planted in."""
+
+
 def test_of(name: str) -> Callable[[], None]:
     """A named interleaving, to be called."""
     theme, _, function = name.partition(".")
@@ -70,8 +76,10 @@ def found_by(bug: str) -> list[str]:
         for name, play in tests.items():
             try:
                 play()
-            except (Exception, pytest.fail.Exception) as error:
+            except TOLD as error:
                 found.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            except Exception as error:
+                sys.stdout.write(f"{name} broke: {error!r}\n")
     return found
 
 

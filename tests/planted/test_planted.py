@@ -8,6 +8,7 @@ import pytest
 
 from model.catalogue import MODELS
 from planted import __main__ as command
+from planted import named
 from planted.bugs import BUGS, Search, Seeds, planted
 from planted.children import BROKEN, LATE, Ended
 from planted.finding import found
@@ -72,4 +73,44 @@ def test_a_bug_that_is_not_found_makes_the_command_fail(monkeypatch: pytest.Monk
     ],
 )
 def test_what_is_no_find(level: str, ended: Ended) -> None:
-    assert found(level, ended) == ""
+    assert found(level, ended, "") == ""
+
+
+MODEL = 'cut off: 3 members\n  violated after 5 states\nmodel cut off: {}\n   1  X: run\n{{"model": "cut off", "steps": ["X: run"]}}\n'
+SEED = "\nseed {0} violates:\n  1.500 {1}\n  2.500 something else\nsee it again: make simulate SEED={0}\n"
+
+
+def test_a_find_tells_what_the_bug_does() -> None:
+    """A bug that breaks, or does something else than it should, violates something too."""
+    for name, level, violation in (
+        ("lock_not_compared", "model", "messages are confirmed by who does not hold the lock (invariant 3)"),
+        ("recovery_not_idempotent", "model", "INACTIVE -> RECOVERING"),
+        ("deleted_before_the_confirm", "simulation", "admin: q/R/h/5/X.0/1 is deleted, and no partner has a record of its stream"),
+    ):
+        told = BUGS[name].told
+
+        def ended(*violations: str, level: str = level) -> Ended:
+            if level == "model":
+                return Ended(1, MODEL.format(*violations))
+            seeds = "".join(SEED.format(number, text) for number, text in enumerate(violations, start=7))
+            return Ended(1, f"{seeds}simulated: 9 seeds, 0.1 hours\n")
+
+        assert found(level, ended(violation), told)
+        assert found(level, ended("unhandled in X-qm: TypeError()"), told) == ""
+        assert found(level, ended("m1 lost (invariant 1)"), told) == ""
+        if level == "simulation":
+            assert found(level, ended("1 lost", violation), told) == "9 seeds (seed 8)"
+
+
+def test_a_test_that_breaks_has_found_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> None:
+        raise AttributeError("no such name")
+
+    def failing() -> None:
+        raise AssertionError("not as it should be")
+
+    bug = "lock_not_compared"
+    for play, finds in ((broken, []), (failing, [f"{FINDERS[bug][0]}: not as it should be"])):
+        monkeypatch.setattr(named, "test_of", lambda name, play=play: play)
+        assert found_by(bug) == finds
+    assert "broke: AttributeError" in capsys.readouterr().out
