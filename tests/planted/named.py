@@ -27,7 +27,7 @@ FINDERS: dict[str, tuple[str, ...]] = {
     "verdict_by_name": ("members.test_h3b_a_verdict_names_the_incarnation_and_leaves_its_successor_alone",),
     "ownership_from_a_stale_read": ("taking.test_c7_two_takers_who_have_read_the_same_one_has_it",),
     "lock_from_a_stale_read": ("claims.test_h8_a_claim_that_comes_between_read_and_lock_is_seen",),
-    "recovery_not_idempotent": ("rabbitmq.test_rabbitmq_16662_of_two_that_recover_the_same_one_does",),
+    "recovery_not_idempotent": ("rabbitmq.test_rabbitmq_16662g_of_two_that_recover_the_same_one_does",),
     "stopped_lost_at_takeover": ("stopping.test_n5_a_stop_whose_member_dies_stays_a_stop",),
     "stopped_without_the_partner": ("stopping.test_n5_a_paused_sender_that_wakes_after_the_stop_moves_nothing",),
     "doorbells_not_compared": ("taking.test_h6_an_idle_channel_does_not_end_over_a_message_that_comes_between",),
