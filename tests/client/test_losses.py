@@ -199,6 +199,7 @@ async def test_a_queue_moves_to_another_structure(group: ClientGroup) -> None:
 
 
 async def test_a_queue_moves_while_an_answer_is_lost(group: ClientGroup) -> None:
+    """Interleaving N4: what is repeated under its number is settled in the structure in which it was put first."""
     async with group.connect(producer="P") as qmgr:
         await qmgr.put("Q", b"0")
 

@@ -232,6 +232,7 @@ async def test_a_killed_initiator_is_noticed_at_once_and_another_joins(two: Two)
 
 
 async def test_a_silent_initiator_is_ended_by_pid(two: Two) -> None:
+    """Interleaving H4a: its socket stays open, and its queue manager is fine; without its heartbeats it is killed."""
     session = await two.open()
     two.network.cut("X", "X-qm")
     with pytest.raises(SessionFailed) as ended:
@@ -253,6 +254,7 @@ async def test_an_initiator_without_its_queue_manager_closes_sessions_and_refuse
 
 
 async def test_a_queue_manager_that_is_silent_loses_its_sessions_and_gets_the_initiator_back(two: Two) -> None:
+    """Interleaving H4b: the initiator would go on answering the partner; without heartbeats it closes its sessions."""
     session = await two.open()
     two.network.cut("R", "R-qm")
     with pytest.raises(SessionFailed):

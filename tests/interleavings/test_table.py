@@ -31,9 +31,11 @@ def table() -> dict[str, list[str]]:
     return found
 
 
-def defined(path: Path) -> set[str]:
+def defined(path: Path) -> dict[str, str]:
+    """Tests -> their docstrings."""
     body = ast.parse(path.read_text()).body
-    return {n.name for n in body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name.startswith("test_")}
+    tests = (n for n in body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name.startswith("test_"))
+    return {n.name: ast.get_docstring(n) or "" for n in tests}
 
 
 def test_every_row_and_every_defect_has_a_test() -> None:
@@ -58,11 +60,18 @@ def test_every_test_here_is_in_the_row_that_it_is_named_after() -> None:
             assert f"interleavings/{path.name}::{name}" in rows[row], name
 
 
+def test_every_test_that_is_named_says_which_row_it_is_of() -> None:
+    """In its name or its docstring, wherever it lies: who changes it must know what rests on it."""
+    for row, tests in table().items():
+        for test in tests:
+            path, _, name = test.partition("::")
+            told = f"{name.replace('_', ' ')} {defined(HERE.parent / path)[name]}"
+            assert re.search(rf"\b{row.removeprefix('IBM MQ ').removeprefix('RabbitMQ ')}\b", told, re.IGNORECASE), f"{row}: {test}"
+
+
 def test_every_named_interleaving_says_what_went_wrong_or_whose_defect_it_was() -> None:
     for path in sorted(HERE.glob("test_*.py")):
         if path == Path(__file__):
             continue
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-                told = ast.get_docstring(node) or ""
-                assert "Prevented:" in told or "IBM MQ" in told or "RabbitMQ PR 16662" in told or "(What C3 rests on.)" in told, node.name
+        for name, told in defined(path).items():
+            assert "Prevented:" in told or "IBM MQ" in told or "RabbitMQ PR 16662" in told or "(What C3 rests on.)" in told, name

@@ -176,7 +176,7 @@ def test_what_counts_as_restored(highest: int, revision: int, restored: bool) ->
 
 @pytest.mark.parametrize("jump", [10**9, -1])
 def test_a_store_that_is_restored_under_a_running_member_fences_it(jump: int) -> None:
-    """Interleaving P16: the member key came back with the snapshot, so nothing else would tell."""
+    """Interleavings C6 and P16: the member key came back with the snapshot, so nothing else would tell."""
 
     async def main() -> None:
         server = MemoryServer()
@@ -191,6 +191,8 @@ def test_a_store_that_is_restored_under_a_running_member_fences_it(jump: int) ->
 
 
 def test_a_confirmed_restore_lets_members_join_anew_and_nothing_of_before_write() -> None:
+    """Interleaving P16: a paused process of before the restore does not find its own key, and writes nothing."""
+
     async def main() -> None:
         server = MemoryServer()
         store = server.client()

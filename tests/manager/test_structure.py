@@ -93,6 +93,7 @@ async def test_a_fenced_member_writes_nothing_before_it_notices(server: MemorySe
 
 
 async def test_blame_is_not_shared(x: Structure) -> None:
+    """Interleaving N19: one stale compare fails its own unit, and not all those that share the transaction."""
     await x.commit(Unit(ops=[Put(b"a", b"1")]))
     good = asyncio.create_task(x.commit(Unit(ops=[Put(b"good", b"1")]), slot=0))
     bad = asyncio.create_task(x.commit(Unit(compares=[absent(b"a")], ops=[Put(b"bad", b"1")]), slot=0))
@@ -140,6 +141,7 @@ async def test_commits_wait_while_the_store_is_out_of_reach(server: MemoryServer
 
 
 async def test_reads_beyond_the_limit_of_a_transaction_show_one_revision(x: Structure) -> None:
+    """Interleaving C2b: one watermark for all lanes, so they are read at one revision, however many there are."""
     for i in range(3):
         await x.commit(Unit(ops=[Put(b"k%03d" % j, b"%d" % i) for j in range(100 * i, 100 * i + 100)]))
     revision, results = await x.read(*(Get(b"k%03d" % j) for j in range(300)))
@@ -168,6 +170,7 @@ async def test_a_near_read_that_lags_behind_what_is_known_is_read_anew(server: M
 
 
 async def test_a_restored_store_is_not_used(server: MemoryServer) -> None:
+    """Interleaving C6: a member that has seen revision 50 does not join a store that lies before it."""
     with pytest.raises(Refusal) as refused:
         await join(server.client(), "admin", record(), world(), highest=50)
     assert refused.value.reason is Reason.STRUCTURE_RESTORED

@@ -95,6 +95,7 @@ async def test_call_that_would_exceed_a_transaction_is_refused(sole: bool) -> No
 
 @CLAIMS
 async def test_many_gets_of_one_segment_fit_one_unit(sole: bool) -> None:
+    """Interleaving H10: many gets of one segment cost one change of its record."""
     async with group() as g:
         (x,) = await members(g, "X", sole=sole)
         await x.put("A", *(b"%d" % i for i in range(200)))

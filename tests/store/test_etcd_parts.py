@@ -138,6 +138,7 @@ def test_a_watch_goes_by_its_events_and_not_by_the_header() -> None:
 
 
 def test_fragments_count_only_together_and_are_forgotten_with_their_stream() -> None:
+    """Interleaving P15: a stream that ends between fragments of one revision is resumed behind the last that came whole."""
     watch = created(5)
     watch.take_events(response(5, 6, header=90, fragment=True))
     assert (revisions(watch), watch.next) == (None, 5)

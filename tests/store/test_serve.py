@@ -392,7 +392,7 @@ async def test_the_process_survives_being_killed(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 async def test_a_process_that_was_stopped_for_a_while_ends_no_lease(tmp_path: Path) -> None:
-    """The store wakes from SIGSTOP with every lease overdue: each has its full time again, and ends only if nobody renews it then."""
+    """Interleaving N20: the store wakes from SIGSTOP with every lease overdue; each has its full time again, and ends unless renewed."""
     address = f"unix:{tmp_path}/socket"
     child = await asyncio.create_subprocess_exec(sys.executable, "-m", "qsg.store.serve", str(tmp_path / "s.db"), address)
     client = Client(address)

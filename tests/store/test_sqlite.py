@@ -351,7 +351,7 @@ async def test_leases_have_their_full_time_after_opening(tmp_path: Path) -> None
 
 
 async def test_leases_have_their_full_time_after_a_stall(store: SqliteStore) -> None:
-    """The process is stopped for longer than the lease lives, as by SIGSTOP: nobody is declared dead for it."""
+    """Interleaving N20: the process is stopped for longer than the lease lives, as by SIGSTOP: nobody is declared dead for it."""
     lease = await store.grant(2)
     await store.txn([], [Put(b"m", b"", lease)])
     await asyncio.sleep(0.3)
