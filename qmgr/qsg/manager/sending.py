@@ -16,18 +16,19 @@ import structlog
 from qsg.bell import Bell
 from qsg.endings import ended
 from qsg.failpoint import task_failpoint
-from qsg.manager.flight import Flight, Mark, progress_after, progress_bound, within
+from qsg.manager.flight import Flight, Mark, progress_after, within
 from qsg.manager.grants import Grant, Outcome, SenderCounters, open_order
 from qsg.manager.link import InitiatorLink, Session, SessionFailed
 from qsg.manager.prefetch import Prefetch, SeenTaken
+from qsg.manager.raised_fence import until_raised
+from qsg.manager.resync import bound_unit, ours
 from qsg.pb import channel_pb2, records_pb2
 from qsg.rules import batches, keys, negotiate
 from qsg.rules.batches import BatchBuilder, Piece
 from qsg.rules.lanes import Position
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.records import read_record
 from qsg.rules.unit import Change, Committed, CompareFailed, Fenced, OutcomeUnknown, Taken, Unit
-from qsg.store.contract import Compare, Event, Get, StoreError, unchanged
+from qsg.store.contract import Compare, Get, StoreError
 from qsg.transport.codec import ProtocolError, parse
 
 __all__ = ["Grant", "Outcome", "Sender", "SenderCounters", "SenderObserver", "open_order"]
@@ -211,8 +212,7 @@ class Sender:
     # Bind and resynchronise
 
     def _ours(self) -> list[Compare]:
-        """Lock and fence are as we hold them: part of every unit."""
-        return [unchanged(c.key, c.mod_revision) for c in (self.grant.lock, self.grant.fence)]
+        return ours(self.grant)
 
     async def _resynchronise(self, session: Session) -> Unit | None:
         """Takes the partner's record over as our progress; what it covers is deleted as the queue is read.
@@ -223,24 +223,10 @@ class Sender:
         self._parameters = negotiate.negotiate(negotiate.offer(self.grant.channel), bound.parameters)
         self.counters.parameters = self._parameters
         self.counters.address, self.counters.partner, self.counters.partner_member = session.address, bound.receiver, bound.member
-        before = read_record(records_pb2.Progress, self.grant.progress.value or b"", self.grant.progress.key)
-        self._check_record(before, bound.record)
-        after = progress_bound(before, bound.record)
-        unit = Unit("bound", compares=self._ours())
-        if after != before:
-            value = after.SerializeToString(deterministic=True)
-            unit.changes.append(Change(self.grant.progress, lambda _: value))
-        fence = read_record(records_pb2.SenderFence, self.grant.fence.value or b"", self.grant.fence.key)
-        first = not fence.bound_before
-        if first:
-            fence.bound_before = True
-            raised = fence.SerializeToString(deterministic=True)
-            unit.changes.append(Change(self.grant.fence, lambda _: raised))
-        if first or before.reset_to:
-            # Before anything is sent: the next bind must not take a partner that has lost our record for one that never had it.
+        unit, at_once, covered = bound_unit(self.grant, bound)
+        if at_once:
             await self._structure.commit(unit, slot=0)
             unit.changes = []
-        covered = (bound.record.sequence - before.sequence) % bound.parameters.sequence_wrap
         log.info("resynchronised", channel=self.grant.channel.name, epoch=self.grant.epoch, partner=bound.receiver, covered=covered)
         counters = self.counters
         counters.sequence = counters.current_sequence = self._sent_sequence = bound.record.sequence
@@ -249,15 +235,6 @@ class Sender:
         if self._observer is not None:
             self._observer.sender_bound(self)
         return unit if unit.changes else None
-
-    @staticmethod
-    def _check_record(before: records_pb2.Progress, record: records_pb2.Progress) -> None:
-        """A partner that knows less than it confirmed has lost data: the channel stops until it is reset."""
-        if before.reset_to:
-            return
-        for priority, position in before.confirmed.items():
-            if Position.of(record.confirmed[priority] if priority in record.confirmed else records_pb2.Position()) < Position.of(position):
-                raise SessionFailed(Reason.SEQUENCE_ERROR, f"the partner's record of priority {priority} is behind what it confirmed")
 
     def _settled_before(self, piece: Piece) -> None:
         """The partner had this before we bound."""
@@ -470,26 +447,7 @@ class Sender:
 
     async def _watch_fence(self) -> None:
         """A raised fence ends this instance also when it has nothing to write."""
-        grant = self.grant
-        raised = asyncio.Event()
-
-        def changed(events: list[Event]) -> None:
-            for event in events:
-                if event.kv.key == grant.fence.key and not self._giving and (event.deleted or not self._is_ours(event.kv.value)):
-                    raised.set()
-
-        follower = self._structure.follow(grant.fence.key)
-        follower.add_listener(changed)
-        try:
-            follower.start()
-            await raised.wait()
-        finally:
-            await follower.close()
-        raise SeenTaken((grant.fence.key,))
-
-    def _is_ours(self, fence: bytes) -> bool:
-        record = read_record(records_pb2.SenderFence, fence)
-        return record.epoch == self.grant.epoch and record.stream == self.grant.stream
+        await until_raised(self.grant, lambda: self._giving)
 
     async def _obey_force(self) -> None:
         await self._force.wait()
