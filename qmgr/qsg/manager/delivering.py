@@ -90,18 +90,10 @@ class Deliverer:
     # Placing
 
     async def _place(
-        self,
-        destination: tuple[str, str],
-        *,
-        messages: int,
-        payload_bytes: int,
-        hops: int = 0,
-        single: bool = False,
-        reserve: bool = True,
+        self, destination: tuple[str, str], *, messages: int, payload_bytes: int, hops: int = 0, reserve: bool = True
     ) -> Placement:
         """Where these messages go, after message retry if need be. Raises `Refusal` when they can go nowhere, `_TooMany` of several."""
         left = self._channel.message_retry_count
-        several = messages > 1 and not single
         try:
             while True:
                 try:
@@ -110,7 +102,7 @@ class Deliverer:
                     )
                     self._reserved.append(placement)
                 except Refusal as refusal:
-                    if several and refusal.reason is Reason.Q_FULL:
+                    if messages > 1 and refusal.reason is Reason.Q_FULL:
                         raise _TooMany from refusal
                     if refusal.reason not in RETRYABLE or not left:
                         raise
@@ -118,7 +110,7 @@ class Deliverer:
                     why = placement.refusal
                     if why is None:
                         return placement
-                    if several and why.reason is Reason.Q_FULL:
+                    if messages > 1 and why.reason is Reason.Q_FULL:
                         raise _TooMany from why
                     if why.reason not in RETRYABLE or not left:
                         if not self._channel.use_dead_letter_queue:
@@ -177,7 +169,7 @@ class Deliverer:
         for index, destination, known in sorted(single, key=lambda s: s[0]):
             if known is None:
                 size = header.entries[index].payload_size
-                known = await self._place(destination, messages=1, payload_bytes=size, single=True)
+                known = await self._place(destination, messages=1, payload_bytes=size)
             await self._add_single(unit, arrival, index, destination, known)
 
     def _uses(self, unit: Unit, placement: Placement) -> None:
@@ -201,7 +193,7 @@ class Deliverer:
         """Counts a hop onwards, or marks a dead letter; the placement may become the dead-letter queue."""
         if placement.refusal is None and placement.destination is not None:
             if message.hops >= self._placer.catalog.settings.hop_limit:
-                placement = await self._place(destination, messages=1, payload_bytes=len(message.payload), hops=message.hops, single=True)
+                placement = await self._place(destination, messages=1, payload_bytes=len(message.payload), hops=message.hops)
             if placement.refusal is None:
                 message.hops += 1
         if placement.refusal is not None:
