@@ -12,7 +12,7 @@ from rich.console import Group
 import qsg
 from qsg.cli.common import FAILED, Connect, Format, Output, Watch, call, channel_names, confirm, emit, err, facts, out, show, table_of
 from qsg.cli.definitions import from_options, refuse_invalid
-from qsg.rules.definitions import Channel
+from qsg.rules.definitions import SEQUENCE_WRAP, Channel
 from qsg.rules.ping import BYTES_MAX, BYTES_MIN
 
 app = typer.Typer(no_args_is_help=True, help="Channels: list, show, status, start, stop, move, resolve, reset, ping, define, delete.")
@@ -166,7 +166,7 @@ def resolve(
 @app.command()
 def reset(
     name: Name,
-    sequence: Annotated[int, typer.Option("--sequence", min=1, max=999_999_999)] = 1,
+    sequence: Annotated[int, typer.Option("--sequence", min=1, max=SEQUENCE_WRAP)] = 1,
     connect: Connect = "",
     output: Output = Format.TABLE,
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 from qsg.pb import channel_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, negotiate, retry, status
+from qsg.rules.definitions import SEQUENCE_WRAP
 from qsg.rules.ownership import owner_lives
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import read_record
@@ -36,7 +37,6 @@ from qsg.rules.unit import Cell, CompareFailed, Unit
 from qsg.store.contract import Get, get_prefix, unchanged
 
 EPOCH_TRIES = 3
-SEQUENCE_MAX = 999_999_999
 LOST = frozenset({Reason.NO_RECORD, Reason.SEQUENCE_ERROR})
 """The partner has answered and has lost data: it holds no session of an old instance, and what is in doubt stays so until reset or
 resolved by hand."""
@@ -386,5 +386,5 @@ def reset_receiver(structure: str, channel: str, number: int) -> Steps[int]:
 
 
 def check_number(number: int) -> None:
-    if not 1 <= number <= SEQUENCE_MAX:
-        raise Refusal(Reason.OPTIONS_ERROR, f"sequence number {number} is not in 1..{SEQUENCE_MAX}")
+    if not 1 <= number <= SEQUENCE_WRAP:
+        raise Refusal(Reason.OPTIONS_ERROR, f"sequence number {number} is not in 1..{SEQUENCE_WRAP}")
