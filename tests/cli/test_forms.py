@@ -97,6 +97,9 @@ def test_what_is_wrong_with_definitions_has_it_too(form: str, tmp_path: Path) ->
         ("queue define Q --usage t", ["transmission"]),
         ("channel status -o ", ["table", "json", "yaml"]),
         ("up --store e", ["embedded", "etcd", "etcd://"]),
+        ("demo --store et", ["etcd", "etcd://"]),
+        ("bench put --store em", ["embedded"]),
+        ("bench drain --store em", ["embedded"]),
     ],
 )
 def test_the_shell_completes_fixed_values(words: str, offered: list[str]) -> None:
@@ -118,6 +121,12 @@ def test_the_shell_completes_fixed_values(words: str, offered: list[str]) -> Non
 def test_other_values_are_wrong_usage(arguments: tuple[str, ...]) -> None:
     code, _, told = run(*arguments, *NOBODY)
     assert code == 2 and f"'{arguments[-1] if arguments[-1] != '--yes' else 'both'}' is not one of" in told
+
+
+@pytest.mark.parametrize("command", [("up",), ("demo",), *(("bench", which) for which in ("put", "get", "latency", "drain"))], ids=" ".join)
+def test_a_store_that_there_is_not_is_refused_and_not_taken_for_an_embedded_one(command: tuple[str, ...]) -> None:
+    code, _, told = run(*command, "--store", "etdc", *(NOBODY if command[0] == "bench" and command[1] != "drain" else ()))
+    assert (code, "embedded, etcd or etcd://" in told) == (2, True), told
 
 
 def test_help_of_stop_says_what_a_receiver_needs() -> None:

@@ -25,7 +25,7 @@ from rich.console import Group as Lines
 from rich.progress import Progress, TaskID
 
 import qsg
-from qsg.cli.common import MESSAGE_BYTES_MAX, Connect, Format, err, facts, fail, out
+from qsg.cli.common import MESSAGE_BYTES_MAX, Connect, Format, Store, err, facts, fail, known_store, out, stores
 from qsg.cli.flow import CountedSize, flow
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks: put, get, latency, drain; and flow, which counts.")
@@ -34,8 +34,15 @@ app.command()(flow)
 QUEUE = "QSG.BENCH"
 UNREPORTED_S = 0.1
 
-Store = Annotated[
-    str, typer.Option("--store", help="Start a group for it: embedded, etcd (three members) or etcd://host:port,…", show_default=False)
+OwnStore = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="Start a group for it: embedded, etcd (three members) or etcd://host:port,…",
+        show_default=False,
+        autocompletion=stores,
+        callback=lambda store: store and known_store(store),
+    ),
 ]
 Messages = Annotated[int, typer.Option("--messages", "-n", min=1)]
 STAMP_BYTES = 8
@@ -208,7 +215,7 @@ def put(
     producer: Annotated[bool, typer.Option("--producer", help="Numbered puts (exactly once).")] = False,
     queue: Queue = QUEUE,
     connect: Connect = "",
-    store: Store = "",
+    store: OwnStore = "",
     as_json: AsJson = False,
 ) -> None:
     """Many tasks put messages over one connection."""
@@ -250,7 +257,7 @@ def get(
     units: Annotated[bool, typer.Option("--units", help="Each batch is a unit of work.")] = False,
     queue: Queue = QUEUE,
     connect: Connect = "",
-    store: Store = "",
+    store: OwnStore = "",
     as_json: AsJson = False,
 ) -> None:
     """Fills a queue, then gets all of it."""
@@ -302,7 +309,7 @@ def latency(
     rate: Annotated[float, typer.Option(min=0.1, help="Messages a second.")] = 200.0,
     queue: Queue = QUEUE,
     connect: Connect = "",
-    store: Store = "",
+    store: OwnStore = "",
     as_json: AsJson = False,
 ) -> None:
     """How long a message takes from put to a waiting get, at an even rate, over two connections."""
@@ -348,7 +355,7 @@ def latency(
 def drain(
     messages: Messages = 50_000,
     size: CountedSize = 1024,
-    store: Annotated[str, typer.Option("--store", help="embedded, etcd (three members are started) or etcd://host:port,…")] = "embedded",
+    store: Store = "embedded",
     as_json: AsJson = False,
 ) -> None:
     """Starts a group and a remote queue manager, fills a transmission queue, and measures how fast the channel drains it."""

@@ -90,6 +90,24 @@ def stores(incomplete: str) -> list[str]:
     return [name for name in ("embedded", "etcd", "etcd://") if name.startswith(incomplete)]
 
 
+def known_store(store: str) -> str:
+    """As `qsg.process.local` takes it, for which anything else would be an embedded one."""
+    if store not in ("embedded", "etcd") and not store.startswith("etcd://"):
+        raise typer.BadParameter("embedded, etcd or etcd://host:port,…")
+    return store
+
+
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="embedded, etcd (three members are started) or etcd://host:port,…",
+        autocompletion=stores,
+        callback=known_store,
+    ),
+]
+
+
 def exit_code(error: qsg.QsgError) -> int:
     match error:
         case qsg.NoMessageAvailable():

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.table import Table
 
 import qsg
-from qsg.cli.common import cell
+from qsg.cli.common import Store, cell
 from qsg.cli.flow import CountedSize
 from qsg.process.demo import KILLS, Demo, Plan, Result
 from qsg.process.etcd_cluster import EtcdFailed
@@ -178,8 +178,6 @@ def _check(kill: str, direction: str, store: str, keep: Path | None) -> None:
         raise typer.BadParameter(f"one of {', '.join(KILLS)}", param_hint="--kill")
     if direction not in ("out", "in", "both"):
         raise typer.BadParameter("out, in or both", param_hint="--direction")
-    if store not in ("embedded", "etcd") and not store.startswith("etcd://"):
-        raise typer.BadParameter("embedded, etcd or etcd://host:port,…", param_hint="--store")
     if kill == "store" and store.startswith("etcd://"):
         raise typer.BadParameter("an etcd that was not started here is not killed: use --store etcd", param_hint="--kill")
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
@@ -200,7 +198,7 @@ def demo(
         ),
     ] = "queue-manager",
     kills: Annotated[int, typer.Option(min=0, help="How often.")] = 5,
-    store: Annotated[str, typer.Option(help="embedded, etcd (three members are started) or etcd://host:port,…")] = "embedded",
+    store: Store = "embedded",
     seed: Annotated[int, typer.Option(help="For the moments of the kills.")] = 1,
     json_output: Annotated[bool, typer.Option("--json", help="The last line of standard output is one JSON object.")] = False,
     keep: Annotated[

@@ -11,7 +11,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from qsg.cli.common import stores
+from qsg.cli.common import Store
 from qsg.process.local import REMOTE, LocalGroup
 
 
@@ -35,9 +35,7 @@ async def _run(group: LocalGroup, console: Console) -> None:
 
 def up(
     directory: Annotated[Path, typer.Option(help="Folder for data and logs; kept.")] = Path("qsg-data"),
-    store: Annotated[
-        str, typer.Option(help="embedded, etcd (three members are started) or etcd://host:port,…", autocompletion=stores)
-    ] = "embedded",
+    store: Store = "embedded",
 ) -> None:
     """Starts X, Y, Z and R as processes, with queues and a channel each way, until Ctrl-C."""
     if store == "etcd" and directory.exists() and any(directory.iterdir()):
