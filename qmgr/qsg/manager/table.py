@@ -35,6 +35,7 @@ class StatusTable:
         self.revision = 0
         """Of the newest change of an entry, a deletion too, that the copies show."""
         self._waiting: dict[asyncio.Event, None] = {}
+        """Woken in the order in which they came: a set's own order differs from process to process."""
 
     async def start(self) -> None:
         self._out.add_listener(self._changed)
