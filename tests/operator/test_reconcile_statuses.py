@@ -57,6 +57,21 @@ async def test_an_edit_is_not_called_valid_before_it_was_taken() -> None:
         assert w.api.condition(kind, name, "Valid") == ("True", "Defined")
 
 
+async def test_what_is_no_definition_is_not_called_valid_beside_others_that_were_taken() -> None:
+    """The schema takes it: members are never asked, and nothing changes for them."""
+    w = await World().up()
+    await w()
+    for port in (99998, 99999):
+        w.api.user_applies(CHANNEL, "orders-to-bank", SENDER | {"connectionNames": [f"bank:{port}"]})
+        await w()
+        assert w.api.condition(CHANNEL, "orders-to-bank") == ("False", "Refused")
+        assert w.api.condition(CHANNEL, "orders-to-bank", "Valid") == ("False", "Refused")
+        assert f"'bank:{port}'" in w.api.status(CHANNEL, "orders-to-bank")["conditions"][0]["message"]
+    w.members.commands.clear()
+    await w()
+    assert not [what for what, _ in w.members.commands if what == "define"], "it does not make work again and again"
+
+
 async def test_an_edit_of_something_else_than_the_definition_leaves_it_valid() -> None:
     w = await World().up()
     w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)

@@ -75,7 +75,7 @@ def asked(owner: Owner, resources: list[Object]) -> tuple[list[Wanted], dict[Mar
 async def reconcile_definitions(context: Context, owner: Owner, state: TargetState, resources: list[Object]) -> None:
     """Raises `NotConnected`, `qsg.QsgError` when members cannot be asked."""
     found, bad = asked(owner, resources)
-    version = digest([one.definition.model_dump(mode="json") for one in found])
+    version = digest([[one.definition.model_dump(mode="json") for one in found], [[str(mark), why] for mark, why in bad.items()]])
     now = asyncio.get_running_loop().time()
     if version == state.defined_for and now - state.defined_at < FULL_S:
         state.judged = generations(resources)  # what was edited in one of them is nothing of its definition
