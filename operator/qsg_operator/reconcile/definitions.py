@@ -78,7 +78,6 @@ async def reconcile_definitions(context: Context, owner: Owner, state: TargetSta
     version = digest([[one.definition.model_dump(mode="json") for one in found], [[str(mark), why] for mark, why in bad.items()]])
     now = asyncio.get_running_loop().time()
     if version == state.defined_for and now - state.defined_at < FULL_S:
-        state.judged = generations(resources)  # what was edited in one of them is nothing of its definition
         return
     settings = settings_of(owner.spec.settings).model_dump(mode="json")
     await state.members.command("define", kind="settings", definition=settings)
@@ -89,11 +88,6 @@ async def reconcile_definitions(context: Context, owner: Owner, state: TargetSta
     await _carry_out(context, owner, state, todo, refused)
     state.refused, state.taken = refused, todo.taken
     state.defined_for, state.defined_at = version, now
-    state.judged = generations(resources)
-
-
-def generations(resources: list[Object]) -> dict[Mark, int]:
-    return {mark_of(one): one["metadata"].get("generation", 0) for one in resources}
 
 
 async def _carry_out(context: Context, owner: Owner, state: TargetState, todo: Plan, refused: dict[Mark, str]) -> None:

@@ -141,7 +141,8 @@ class Reconciler:
         except (NotConnected, qsg.QsgError, ApiError) as error:
             state.hindered = str(error) or type(error).__name__
             raise
-        state.hindered = ""
+        # Also where nothing was to be done: what was edited then is nothing of a definition.
+        state.judged, state.hindered = {mark_of(one): one["metadata"].get("generation", 0) for one in resources}, ""
 
     async def _tell(self, owner: Owner, found: Object, state: TargetState, resources: list[Object], cluster: Cluster, problem: str) -> None:
         """The statuses of a target and of all that is its."""
