@@ -6,6 +6,7 @@ import pytest
 
 import qsg
 from qsg.rules.reasons import Reason
+from qsg_operator.api import ApiError
 from qsg_operator.reconcile import statuses
 from support.reconciled import CHANNEL, QUEUE, World
 from support.shared import SENDER
@@ -33,6 +34,22 @@ async def test_what_was_not_taken_is_not_called_valid(error: qsg.QsgError) -> No
     await w()
     for kind, name, *_ in new:
         assert w.api.condition(kind, name)[0] == w.api.condition(kind, name, "Valid")[0] == "True"
+
+
+async def test_statuses_are_told_also_when_nobody_says_whether_a_resource_is_gone() -> None:
+    w = await World().up()
+    w.api.user_applies(QUEUE, "old", {"group": "orders"})
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    await w()
+    w.api.user_deletes(QUEUE, "old")
+    w.api.user_applies(QUEUE, "new", {"group": "orders"})
+    w.members.state("ORDERS.TO.BANK", "RETRYING")
+    w.api.failing = lambda verb, kind, name: ApiError(500, "overloaded") if (verb, name) == ("get", "old") else None
+    with pytest.raises(ApiError):
+        await w()
+    assert w.api.condition(CHANNEL, "orders-to-bank") == ("False", "Retrying")
+    assert w.api.condition(QUEUE, "new", "Valid") == ("Unknown", "NotYet")
+    assert "overloaded" in w.api.status(QUEUE, "new")["conditions"][0]["message"]
 
 
 async def test_an_edit_is_not_called_valid_before_it_was_taken() -> None:

@@ -73,7 +73,8 @@ def asked(owner: Owner, resources: list[Object]) -> tuple[list[Wanted], dict[Mar
 
 
 async def reconcile_definitions(context: Context, owner: Owner, state: TargetState, resources: list[Object]) -> None:
-    """Raises `NotConnected`, `qsg.QsgError` when members cannot be asked."""
+    """Raises `NotConnected`, `qsg.QsgError` when members cannot be asked, `ApiError` when the API server does not say who is
+    gone."""
     found, bad = asked(owner, resources)
     version = digest([[one.definition.model_dump(mode="json") for one in found], [[str(mark), why] for mark, why in bad.items()]])
     now = asyncio.get_running_loop().time()

@@ -124,7 +124,7 @@ class Reconciler:
             if state.members.seen.connected:
                 await self._definitions(owner, state, resources)
                 await reconcile_desired_states(state, resources, self._statuses.present)
-        except (NotConnected, qsg.QsgError) as error:
+        except (NotConnected, qsg.QsgError, ApiError) as error:
             failure = failure or error
         # A replica that has just begun to lead knows nothing yet, and says nothing before it knows.
         if state.members.verdict or not cluster.pods or not found.get("status", {}).get("conditions"):
