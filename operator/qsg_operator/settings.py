@@ -39,7 +39,7 @@ class Settings:
         images = Images(
             qsg=get("IMAGE", "qsg:latest"),
             etcd=get("ETCD_IMAGE", "quay.io/coreos/etcd:v3.5.21"),
-            pull_policy=get("IMAGE_PULL_POLICY", "IfNotPresent"),
+            pull_policy=get("IMAGE_PULL_POLICY", Images.pull_policy),
             pull_secrets=names("IMAGE_PULL_SECRETS"),
         )
         return cls(
