@@ -10,6 +10,7 @@ from typing import Any
 
 from qsg_operator import names
 from qsg_operator.conditions import Transition, timestamp
+from qsg_operator.status.channel import ON_ITS_WAY, title
 
 QUIET = (
     "Stopped",
@@ -26,7 +27,7 @@ QUIET = (
     "ExternalStore",
 )
 GOOD_WHEN_FALSE = ("Stalled",)
-ON_ITS_WAY = ("Initializing", "Starting", "Binding", "Recovering")
+PASSING = tuple(title(state) for state in ON_ITS_WAY)
 """Reasons that follow each other within a moment: only the change to one of them from another status is told."""
 
 
@@ -45,7 +46,7 @@ def of_transitions(transitions: Iterable[Transition]) -> list[Happened]:
         good = condition.ok is True if condition.type not in GOOD_WHEN_FALSE else condition.ok is False
         if good and (one.before in ("", condition.status) or condition.type in ("Valid", *GOOD_WHEN_FALSE)):
             continue
-        if one.before == condition.status and condition.reason in ON_ITS_WAY:
+        if one.before == condition.status and condition.reason in PASSING:
             continue
         if condition.type == "Valid" and condition.ok is None:
             continue
