@@ -34,6 +34,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if or (empty $watch) (has .Release.Namespace $watch) }}{{ .Release.Namespace }}{{ else }}{{ first $watch }}{{ end }}
 {{- end }}
 
+{{/* Selects the namespaces that are watched. */}}
+{{- define "qsg.watched" -}}
+{{- if .Values.watchNamespaces }}matchNames: {{ toJson .Values.watchNamespaces }}{{ else }}any: true{{ end }}
+{{- end }}
+
 {{- define "qsg.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
