@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.cluster_shop import CHANNELS, Figures, Release, Shop, Traffic, image
-from support.kubernetes import Namespace
+from support.kubernetes import Namespace, Nodes
 
 NAMESPACE = "qsg-e2e"
 
@@ -27,6 +27,14 @@ def figures() -> Iterator[Figures]:
     print(f"\n{found.table()}")  # noqa: T201
     if os.environ.get("QSG_FIGURES"):
         Path(os.environ["QSG_FIGURES"]).write_text(found.table() + "\n")
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Nodes:
+    found = Nodes()
+    if not found.can_die:
+        pytest.skip("set QSG_CLUSTER_COMMAND to a command that knows `node kill|start|cut|heal NAME` and `node exec NAME COMMAND...`")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_a_rolling_update_of_the_image(shop: Shop, traffic: Traffic) -> None:
     """The chart's upgrade, with an image of another name: members of every group follow."""
     newer = os.environ.get("QSG_IMAGE_NEWER", "")
     if not newer:
-        pytest.skip("needs the image under a second name: QSG_IMAGE_NEWER")
+        pytest.skip("set QSG_IMAGE_NEWER to a second name under which the nodes have the image of QSG_IMAGE")
     before = template(shop)
     there = shop.namespace.get("statefulset", GROUP)["spec"]["template"]["spec"]["containers"][0]["image"]
     other = newer if there == image() else image()

@@ -15,14 +15,6 @@ NODE_MS, DEATH_MS, PLANNED_MS = 4_000, 1_000, 250
 
 
 @pytest.fixture
-def nodes() -> Nodes:
-    found = Nodes()
-    if not found.can_die:
-        pytest.skip("nobody said how a node is killed: QSG_CLUSTER_COMMAND")
-    return found
-
-
-@pytest.fixture
 def victim(shop: Shop, traffic: Traffic) -> Iterator[str]:
     """The owner's node, which is not the bank's."""
     node = shop.owner_away_from_bank()["node"]
@@ -34,7 +26,7 @@ LOSSES = {"node killed": (Nodes.kill, Nodes.start), "node cut off and healed": (
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_node_of_the_owner_is_lost_and_comes_back(shop: Shop, victim: str, traffic: Traffic, nodes: Nodes, loss: str) -> None:
+def test_the_node_of_the_owner_is_lost_and_comes_back(nodes: Nodes, shop: Shop, victim: str, traffic: Traffic, loss: str) -> None:
     lose, restore = LOSSES[loss]
     before = shop.owner()
     with traffic.through(loss, NODE_MS):

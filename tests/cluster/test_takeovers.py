@@ -23,10 +23,7 @@ def test_nothing_happens(shop: Shop, traffic: Traffic) -> None:
 
 
 @pytest.mark.parametrize("container", ["initiator", "queue-manager"])
-def test_a_container_of_the_owner_is_killed(shop: Shop, traffic: Traffic, container: str) -> None:
-    nodes = Nodes()
-    if not nodes.can_die:
-        pytest.skip("nobody said how a process on a node is killed: QSG_CLUSTER_COMMAND")
+def test_a_container_of_the_owner_is_killed(nodes: Nodes, shop: Shop, traffic: Traffic, container: str) -> None:
     before = shop.owner()
     pod = shop.namespace.get("pod", before["pod"])
     words = "run initiator" if container == "initiator" else "run serve"
