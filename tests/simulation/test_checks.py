@@ -56,7 +56,7 @@ def test_an_entry_that_outlives_its_owner_is_told() -> None:
             history.table.saw(keys.status_in("C", "R"), started.SerializeToString())
             del land.violations[:]
             land.observer._check_keys("admin", land.structures["admin"])
-            return land.violations
+            return land.violations[:]
 
         assert checked("X", live["X"]) == checked("Y", live["Y"]) == []
         for owner, incarnation in (("X", 6), ("Y", 7), ("V", 7)):
