@@ -30,7 +30,6 @@ from support.stores import PATIENT_S
 from support.whole import DLQ, Universe, numbered, queue, receiver, sender, universe, xmitq
 
 SOURCES = sorted(Path(qsg.__file__).parent.rglob("*.py"))
-DOCUMENT = Path(qsg.__file__).parents[2] / "docs" / "reliability.md"
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +43,6 @@ def test_the_list_is_what_the_code_has() -> None:
     called = set(re.findall(r'failpoint\(\s*"([^"]+)"', text))
     assert called <= set(POINTS)
     assert {name for name in POINTS if f'"{name}"' in text} == set(POINTS)
-
-
-def test_the_list_is_what_the_documentation_has() -> None:
-    rows = re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| (.+?) \|$", DOCUMENT.read_text(), re.MULTILINE)
-    assert dict(rows) == POINTS
 
 
 class Seen(Action):
