@@ -300,7 +300,7 @@ class Model:
 
 
 class Walk:
-    """One list on its way: `step` carries out one step and checks the invariants behind it."""
+    """One list on its way: `step` carries out one step and checks the invariants behind it. What a list may end with is kept in `error`."""
 
     def __init__(self, model: Model, me: Me, steps: Generator[Any, Any, Any]) -> None:
         self.model, self.me, self.steps = model, me, steps
