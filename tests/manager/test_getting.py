@@ -15,14 +15,13 @@ from qsg.rules import keys
 from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Unit
-from qsg.store.contract import Put, get_prefix
+from qsg.store.contract import Put
 from qsg.store.faults import RandomFaults
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
+from support.units import CLAIMS, left_over
 
 REMOTE = Queue(name="R", type="remote", remote_queue="Q", remote_queue_manager="RR", transmission_queue="A")
-
-CLAIMS = pytest.mark.parametrize("sole", [False, True], ids=["claims in the store", "claims in memory"])
 
 
 async def members(g: Group, *names: str, sole: bool = False, **attributes: object) -> list[Member]:
@@ -39,12 +38,6 @@ async def refused(call: object, reason: Reason) -> Refusal:
         await call  # type: ignore[misc]
     assert refusal.value.reason is reason
     return refusal.value
-
-
-async def left_over(member: Member, queue: str = "A") -> list[bytes]:
-    """Keys of a queue that is empty, beyond its state and totals."""
-    _, (found,) = await member.structures["app1"].read(get_prefix(keys.queue(queue), keys_only=True))
-    return [kv.key for kv in found.kvs if kv.key != keys.queue_state(queue) and not kv.key.startswith(keys.totals(queue))]
 
 
 async def test_put_order_is_get_order() -> None:
