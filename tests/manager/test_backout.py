@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from qsg.manager import large
 from qsg.manager.getting import GetSpec
@@ -224,3 +225,20 @@ async def test_queues_and_their_backout_queues_are_defined_in_any_order() -> Non
         await x.queues.define(shared("TWIN", backout_threshold=1, backout_queue="TWIN"))
         await x.queues.define(Queue(name="AHEAD", type="alias", target="NOT.YET"))
         await x.queues.define(shared("D", backout_threshold=1, backout_queue="AHEAD"))
+        named = {"A": "LATER", "P": "LATER", "TWIN": "TWIN", "D": "AHEAD"}
+        assert {name: queue.backout_queue for name in named if (queue := x.catalog.queue(name))} == named
+        altered = x.catalog.queue("A")
+        assert altered is not None and (altered.backout_threshold, altered.managed_by) == (2, "nobody")
+
+        await x.put("D", b"bad")
+        unit = x.queues.begin()
+        assert await get(x, unit, "D") == [(b"bad", 0)]
+        with capture_logs() as logs:
+            await unit.backout()
+        (told,) = [line for line in logs if line["event"] == "backout queue does not take messages"]
+        assert (told["queue"], told["backout_queue"]) == ("D", "AHEAD") and "NOT.YET" in told["problem"]
+        assert (await x.queues.depth("D")).messages == 1
+
+        for name in named:
+            await x.queues.delete(name, purge=True)
+            assert x.catalog.queue(name) is None
