@@ -1,4 +1,7 @@
-"""Any bytes at any port, and on the initiator's socket: answered, logged, and the traffic beside is not touched."""
+"""Any bytes at any port, and on the initiator's socket: answered and logged, and the traffic beside is not touched.
+
+What does not get as far as a call of gRPC is ended, by a reset or with what HTTP/2 says; of that nothing is logged.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,13 @@ RAW = {
 }
 
 
-async def test_raw_bytes_at_every_port(group: ConfiguredGroup, flow: Flow) -> None:
+async def answer(address: str, method: str) -> grpc.StatusCode:
+    async with grpc.aio.insecure_channel(address) as channel:
+        code: grpc.StatusCode = await channel.stream_stream(method)().code()
+        return code
+
+
+async def test_raw_bytes_at_every_port_are_ended_and_the_port_goes_on_answering(group: ConfiguredGroup, flow: Flow) -> None:
     async def one(what: str, address: str, name: str, data: bytes) -> None:
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -66,15 +75,15 @@ async def test_raw_bytes_at_every_port(group: ConfiguredGroup, flow: Flow) -> No
             await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
     await asyncio.gather(*(one(what, address, name, data) for what, address in doors(group).items() for name, data in RAW.items()))
+    for what, address in doors(group).items():
+        assert await answer(address, "/qsg.v1.Nothing/Raw") is grpc.StatusCode.UNIMPLEMENTED, what
     await flow.moves()
 
 
 async def test_unknown_services_and_methods(group: ConfiguredGroup, flow: Flow) -> None:
     for what, address in doors(group).items():
-        async with grpc.aio.insecure_channel(address) as channel:
-            for method in ("/qsg.v1.Nothing/Session", "/etcdserverpb.KV/Dance", "/", "/qsg.v1.Client/Session/more"):
-                call = channel.stream_stream(method)()
-                assert await call.code() is grpc.StatusCode.UNIMPLEMENTED, (what, method)
+        for method in ("/qsg.v1.Nothing/Session", "/etcdserverpb.KV/Dance", "/", "/qsg.v1.Client/Session/more"):
+            assert await answer(address, method) is grpc.StatusCode.UNIMPLEMENTED, (what, method)
     for at in ("X", "R"):
         await eventually(partial(group.logged, at=at, event="no such service", method="/qsg.v1.Nothing/Session"), 15)
     await flow.moves()
