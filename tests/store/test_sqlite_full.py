@@ -14,6 +14,7 @@ import pytest
 from qsg.store.contract import Delete, Get, NoSpace, Put, absent, get_prefix
 from qsg.store.sqlite import SqliteStore
 from qsg.store.sqlite_engine import Engine
+from qsg.store.sqlite_files import Reserve
 from support.group import eventually
 from support.stores import PATIENT_S
 
@@ -172,18 +173,42 @@ async def test_space_given_from_outside_ends_it(tmp_path: Path, tiny_disk: Path 
 async def test_a_full_disk_takes_small_records_and_says_that_there_is_no_room(tmp_path: Path, tiny_disk: Path | None) -> None:
     """Draining writes records of what is gone, of guards, of a channel's bind; they go into the reserve, and messages must not."""
     if tiny_disk is None:
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("no file system can be mounted here; the next test simulates a full one")
     async with SqliteStore(tiny_disk / "s.db", reserve_bytes=4 * MIB) as store:
         await store.txn([], [Put(b"q/before", b"x" * 100 * KIB)], timeout_s=PATIENT_S)
         hog(tiny_disk / "hog")
         filled = await fill(store)
-        assert (await store.status()).bytes_quota <= (await store.status()).bytes_in_use
-        for i in range(50):
-            await store.txn([], [Put(b"r/%02d" % i, b"x" * KIB), Put(b"g", b"%d" % i)], timeout_s=PATIENT_S)
+        await takes_small_records(store)
         (tiny_disk / "hog").unlink()
-        await eventually(lambda: _without_limit(store), 20)
-        await store.txn([], [Put(b"again", b"x" * 50 * KIB)], timeout_s=PATIENT_S)
-        assert (await store.get(get_prefix(b"q/"))).count == filled + 1
+        await takes_all_again(store, filled)
+
+
+async def test_a_file_that_cannot_grow_takes_small_records_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk: the file grows by its reserve, and there is no reserve again until somebody makes room."""
+    async with SqliteStore(tmp_path / "s.db", reserve_bytes=4 * MIB) as store:
+        await store.txn([], [Put(b"q/before", b"x" * 100 * KIB)], timeout_s=PATIENT_S)
+        with monkeypatch.context() as full:
+            full.setattr(Reserve, "take", lambda reserve: False)
+            await limit_file(store, 200)
+            filled = await fill(store)
+            await limit_file(store, 1200)
+            await takes_small_records(store)
+        await limit_file(store, 100_000)
+        await takes_all_again(store, filled)
+
+
+async def takes_small_records(store: SqliteStore) -> None:
+    assert (await store.status()).bytes_quota <= (await store.status()).bytes_in_use
+    for i in range(50):
+        await store.txn([], [Put(b"r/%02d" % i, b"x" * KIB), Put(b"g", b"%d" % i)], timeout_s=PATIENT_S)
+    with pytest.raises(NoSpace):
+        await store.txn([], [Put(b"q/more", b"x" * 100 * KIB)], timeout_s=PATIENT_S)
+
+
+async def takes_all_again(store: SqliteStore, filled: int) -> None:
+    await eventually(lambda: _without_limit(store), 20)
+    await store.txn([], [Put(b"again", b"x" * 50 * KIB)], timeout_s=PATIENT_S)
+    assert (await store.get(get_prefix(b"q/"))).count == filled + 1
 
 
 async def _without_limit(store: SqliteStore) -> bool:
