@@ -152,9 +152,11 @@ class Api:
             if error.status != 404:
                 raise
 
-    async def apply_status(self, kind: str, namespace: str, name: str, status: Object) -> Object | None:
-        """The whole status: what it does not have is removed. None: the resource is gone."""
-        body = {"apiVersion": names.API_VERSION, "kind": kind, "metadata": {"name": name, "namespace": namespace}, "status": status}
+    async def apply_status(self, kind: str, namespace: str, name: str, status: Object, version: str) -> Object | None:
+        """The whole status: what it does not have is removed. None: the resource is gone. `ApiError` 409: it is not at `version` any
+        more."""
+        meta = {"name": name, "namespace": namespace, "resourceVersion": version}
+        body = {"apiVersion": names.API_VERSION, "kind": kind, "metadata": meta, "status": status}
         path = path_of(kind, namespace, name) + "/status"
         try:
             return await self.request(

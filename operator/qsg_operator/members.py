@@ -20,6 +20,7 @@ import qsg
 from qsg.endings import ended
 from qsg.transport.grpc_ import GrpcTransport
 from qsg.transport.tls import Pems, TlsInMemory
+from qsg_operator.names import ADMIN_STRUCTURE
 from qsg_operator.seen import Backlog, Seen
 
 log = structlog.get_logger()
@@ -142,9 +143,14 @@ class Members:
 
     async def _follow(self, qmgr: qsg.QueueManager) -> None:
         after, member = 0, qmgr.member
+        blind_since: float | None = None
         while True:
             async with asyncio.timeout(ANSWER_S):
                 answer = await qmgr.command("watch", after=after, wait_s=WATCH_S)
+            now = asyncio.get_running_loop().time()
+            blind_since = None if answer["structures"].get(ADMIN_STRUCTURE, True) else now if blind_since is None else blind_since
+            if blind_since is not None and now - blind_since >= GRACE_S and len(self._way.addresses) > 1:
+                raise NotConnected(f"{answer['member']} does not reach the group's store")  # another may; what it told stands till then
             if answer["member"] != member:
                 # Another member, and perhaps another store: all of it once more.
                 member, after = answer["member"], 0

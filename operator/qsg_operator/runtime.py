@@ -11,6 +11,7 @@ import time
 
 import structlog
 
+from qsg.endings import ended
 from qsg_operator import leader, names
 from qsg_operator.api import Api, ApiError
 from qsg_operator.cache import Cache, Key, Object
@@ -44,6 +45,8 @@ class Runtime:
         self.queue = WorkQueue(self._work)
         self.leader = Leader(api, settings.lease_namespace, settings.identity, self._leadership)
         self._reconciler = self._new()
+        self._working: set[asyncio.Task[None]] = set()
+        """Reconciles under way."""
         self.cache.on_change.append(self._changed)
 
     def _new(self) -> Reconciler:
@@ -111,10 +114,18 @@ class Runtime:
             return
         began = time.monotonic()
         result = "error"
+        work = asyncio.get_running_loop().create_task(self._reconciler(key), name=f"reconcile {'/'.join(key)}")
+        self._working.add(work)
         try:
-            await self._reconciler(key)
-            result = "success"
+            await asyncio.wait({work})
+            if work.cancelled():  # another leads now
+                result = "ended"
+            else:
+                work.result()
+                result = "success"
         finally:
+            self._working.discard(work)
+            await ended(work)
             self.metrics.reconciles.labels(key[0], result).inc()
             self.metrics.duration.labels(key[0]).observe(time.monotonic() - began)
         if not self._exists(key):
@@ -148,11 +159,13 @@ class Runtime:
                 self.metrics.of_resource(found)
 
     def _leadership(self) -> None:
-        """What a replica remembers of targets is not right any more once another has worked on them."""
+        """What a replica remembers of targets is not right any more once another has worked on them; what it has begun ends here."""
         self.metrics.leading.set(self.leader.leading)
         if self.leader.leading:
             self._all()
         else:
+            for work in self._working:
+                work.cancel()
             before, self._reconciler = self._reconciler, self._new()
             self._closing = asyncio.get_running_loop().create_task(before.close(), name="close targets")
 

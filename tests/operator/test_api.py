@@ -58,10 +58,10 @@ async def test_children_are_applied_by_the_server() -> None:
         method, path, query, form, _ = server.asked[0]
         assert (method, path, form) == ("PATCH", "/api/v1/namespaces/shop/services/a", "application/apply-patch+yaml")
         assert query == {"fieldManager": "qsg-operator", "force": "true"}
-        await api.apply_status(names.SHARED_QUEUE, "shop", "q", {"depth": 1})
+        await api.apply_status(names.SHARED_QUEUE, "shop", "q", {"depth": 1}, "7")
         method, path, query, _, text = server.asked[1]
         assert path == "/apis/qsg.dev/v1alpha1/namespaces/shop/sharedqueues/q/status"
-        assert query["fieldManager"] == "qsg-operator-status" and '"spec"' not in text
+        assert query["fieldManager"] == "qsg-operator-status" and '"spec"' not in text and '"resourceVersion": "7"' in text
 
 
 async def test_lists_come_from_the_cache_of_the_server_and_know_their_kind() -> None:
@@ -78,7 +78,7 @@ async def test_what_is_not_there_is_none_or_no_matter() -> None:
     async with serving(["one"]) as (server, api):
         server.status, server.body = 404, '{"message": "not found"}'
         assert await api.get("Pod", "shop", "p") is None
-        assert await api.apply_status(names.SHARED_QUEUE, "shop", "q", {}) is None
+        assert await api.apply_status(names.SHARED_QUEUE, "shop", "q", {}, "7") is None
         await api.delete("Pod", "shop", "p", grace_s=0)
         assert '"gracePeriodSeconds": 0' in server.asked[-1][4]
         with pytest.raises(ApiError) as caught:

@@ -33,6 +33,8 @@ class Table:
         self.member = "ORDERS.0"
         self.asked: list[int] = []
         self.down: qsg.QsgError | None = None
+        self.blind: set[str] = set()
+        """Members that do not reach the store."""
 
     def write(self, *lines: dict[str, Any], gone: str = "") -> None:
         self.revision += 1
@@ -80,7 +82,7 @@ class FakeQmgr:
             "revision": table.revision,
             "channels": [one for revision, one in table.lines.values() if revision > after],
             "there": [[name, ""] for name in table.lines],
-            "structures": {"admin": True},
+            "structures": {"admin": table.member not in table.blind},
             "member": table.member,
             "members": [{"member": table.member, "silent_ms": table.revision, "linked": True}],
         }
@@ -202,6 +204,39 @@ async def test_a_loss_that_another_member_makes_up_for_is_not_said(table: Table,
     table.fail(None)
     await until(lambda: members.seen.channels["A", ""]["status"] == "RETRYING")
     assert all(connected and known for connected, known in told) and not members.seen.error
+    await members.close()
+
+
+async def test_a_member_that_does_not_reach_the_store_is_left_for_another(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table that it knows stands still: nobody else's channels are to be told of by it."""
+    monkeypatch.setattr(module, "GRACE_S", 0.5)
+    told: list[bool] = []
+
+    def connect(addresses: Any, **_: Any) -> FakeQmgr:
+        table.member = "ORDERS.1" if told else "ORDERS.0"
+        return FakeQmgr(table)
+
+    monkeypatch.setattr(qsg, "connect", connect)
+    members = Members("shop/orders", lambda: told.append(members.seen.connected))
+    members.reach(Way(("10.0.0.1:1416", "10.0.0.2:1416"), "ORDERS"))
+    await until(lambda: members.seen.told)
+    table.blind.add("ORDERS.0")
+    table.write(line("A"))
+    await until(lambda: members.seen.structures == {"admin": False})
+    await until(lambda: members.seen.structures == {"admin": True})
+    assert members.seen.members[0]["member"] == "ORDERS.1" and all(told)
+    await members.close()
+
+
+async def test_the_only_member_is_asked_whatever_it_reaches(table: Table) -> None:
+    table.blind.add("ORDERS.0")
+    table.write(line("A"))
+    members = Members("shop/orders", lambda: None)
+    members.reach(WAY)
+    await until(lambda: members.seen.told)
+    before = table.asked.count(0)
+    await asyncio.sleep(3 * module.GRACE_S)
+    assert members.seen.connected and table.asked.count(0) == before == 1
     await members.close()
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import qsg
 from qsg.rules.reasons import Reason
+from qsg_operator import names
 from qsg_operator.api import ApiError
 from qsg_operator.reconcile import statuses
+from support.fake_cluster import NAMESPACE
 from support.reconciled import CHANNEL, QUEUE, World
 from support.shared import SENDER
 
@@ -158,3 +162,67 @@ async def test_the_time_of_an_error_that_stays_is_written_now_and_then(monkeypat
     monkeypatch.setattr(statuses, "NUMBERS_S", 0.0)
     await w()
     assert w.api.status(CHANNEL, "orders-to-bank")["lastError"]["time"] == "1970-01-01T00:00:09Z"
+
+
+def late(w: World, kind: str, name: str, status: dict[str, Any]) -> None:
+    """A status that another replica sent before it was cut off, and that comes now."""
+    w.api._store({**w.api.objects[kind, NAMESPACE, name], "status": status})
+
+
+async def test_a_status_that_another_replica_wrote_late_is_mended() -> None:
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    await w()
+    resources = (names.QUEUE_SHARING_GROUP, "orders"), (CHANNEL, "orders-to-bank")
+    right = [w.api.status(*one) for one in resources]
+    for one in resources:
+        late(w, *one, {"observedGeneration": 1, "conditions": [{"type": "Ready", "status": "False", "reason": "StructureLost"}]})
+    await w()
+    shown = [w.api.status(*one) for one in resources]
+    for before, after in zip(right, shown, strict=True):
+        for status in (before, after):
+            for one in status["conditions"]:
+                del one["lastTransitionTime"]
+        assert before == after
+    assert ("orders", "Serving", "Normal") in w.api.events()
+    w.api.calls.clear()
+    await w()
+    assert not [call for call in w.api.calls if call[0] == "status"], "once"
+
+
+async def test_no_operation_is_begun_over_a_status_that_was_not_seen() -> None:
+    """Another replica may have begun it."""
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER, annotations={names.OPERATION: '{"id": "1", "verb": "ping"}'})
+    begun = {"lastOperation": {"id": "1", "verb": "ping", "state": "Unknown", "time": "", "message": "begun"}}
+    w.api.showing = False
+    late(w, CHANNEL, "orders-to-bank", begun)
+    with pytest.raises(ApiError, match="Conflict"):
+        await w()
+    assert ("ping", "ORDERS.TO.BANK") not in w.members.commands
+    w.api.showing = True
+    late(w, CHANNEL, "orders-to-bank", begun)
+    await w()
+    assert ("ping", "ORDERS.TO.BANK") not in w.members.commands
+    assert w.api.status(CHANNEL, "orders-to-bank")["lastOperation"]["state"] == "Unknown"
+    assert w.api.condition(CHANNEL, "orders-to-bank", "Valid") == ("True", "Defined")
+
+
+async def test_a_status_is_written_also_when_the_rest_of_the_resource_was_changed_meanwhile() -> None:
+    w = await World().up()
+    w.api.user_applies(QUEUE, "in", {"group": "orders"})
+    found = w.cache.get(QUEUE, NAMESPACE, "in")
+    assert found is not None
+    w.api.user_applies(QUEUE, "in", {"group": "orders"}, labels={"team": "a"})
+    written = statuses.Statuses(w.reconciler._context)
+    assert await written.put(found, {"depth": 1})
+    w.api.user_applies(QUEUE, "in", {"group": "orders"}, labels={"team": "b"})
+    assert await written.put(found, {"depth": 2})
+    assert w.api.status(QUEUE, "in") == {"depth": 2}
+    late(w, QUEUE, "in", {"depth": 3})
+    with pytest.raises(ApiError, match="Conflict"):
+        await written.put(found, {"depth": 4})
+    w.api.user_deletes(QUEUE, "in")
+    assert not await written.put(found, {"depth": 5})
+    w.api.user_applies(QUEUE, "in", {"group": "orders"}, uid="another")
+    assert not await written.put(found, {"depth": 6}) and not w.api.status(QUEUE, "in")

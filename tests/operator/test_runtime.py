@@ -13,6 +13,7 @@ from qsg_operator import leader, names, runtime
 from qsg_operator.api import ApiError, Object
 from qsg_operator.cache import Cache, Key
 from qsg_operator.metrics import Metrics
+from qsg_operator.reconcile.reconciler import Reconciler
 from qsg_operator.runtime import Runtime, target_of
 from qsg_operator.settings import Settings
 from support.fake_cluster import NAMESPACE, FakeApi
@@ -66,6 +67,39 @@ async def test_nothing_is_reconciled_before_everything_was_listed_or_without_the
     one._listed = True
     await one._work((names.QUEUE_SHARING_GROUP, NAMESPACE, "orders"))
     assert api.calls == []
+
+
+class Working(Reconciler):
+    """Does not come to an end by itself."""
+
+    def __init__(self) -> None:
+        self.begun, self.ends, self.closed = asyncio.Event(), 0, asyncio.Event()
+
+    async def __call__(self, key: Key) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ends += 1
+
+    async def close(self) -> None:
+        self.closed.set()
+
+
+async def test_what_is_under_way_ends_with_the_lease() -> None:
+    """Who was cut off while it wrote would else write on, over what the next one has written."""
+    one, _, registry = made()
+    working = one._reconciler = Working()
+    one._listed = True
+    one.leader._set(True)
+    work = asyncio.get_running_loop().create_task(one._work((names.QUEUE_SHARING_GROUP, NAMESPACE, "orders")))
+    await working.begun.wait()
+    one.leader._set(False)
+    await work
+    await working.closed.wait()
+    assert working.ends == 1 and one._reconciler is not working
+    labels = {"kind": names.QUEUE_SHARING_GROUP, "result": "ended"}
+    assert registry.get_sample_value("qsg_operator_reconcile_total", labels) == 1
 
 
 async def test_it_runs_takes_the_lease_and_makes_what_was_asked_for() -> None:
@@ -139,7 +173,8 @@ async def test_metrics_say_what_conditions_say() -> None:
     api.user_applies(names.QUEUE_SHARING_GROUP, "orders", {})
     conditions = [{"type": "Ready", "status": "True"}, {"type": "Redundant", "status": "Unknown"}, {"type": "Available", "status": "True"}]
     status = {"conditions": conditions, "certificates": {"expires": "2026-11-25T12:00:00Z"}}
-    await api.apply_status(names.QUEUE_SHARING_GROUP, NAMESPACE, "orders", status)
+    version = api.objects[names.QUEUE_SHARING_GROUP, NAMESPACE, "orders"]["metadata"]["resourceVersion"]
+    await api.apply_status(names.QUEUE_SHARING_GROUP, NAMESPACE, "orders", status, version)
     one._count()
     labels = {"kind": names.QUEUE_SHARING_GROUP, "namespace": NAMESPACE, "name": "orders"}
     assert registry.get_sample_value("qsg_operator_condition", labels | {"type": "Ready"}) == 1

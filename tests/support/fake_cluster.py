@@ -28,6 +28,8 @@ class FakeApi(Api):
         self.cache = cache
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.calls: list[tuple[str, str, str]] = []
+        self.showing = True
+        """What is written shows in the cache; else only later writes do."""
         self.failing: Callable[[str, str, str], ApiError | None] = lambda verb, kind, name: None
         self._numbers = itertools.count(1)
 
@@ -50,7 +52,8 @@ class FakeApi(Api):
         if before is not None and "status" in before and "status" not in found:
             found["status"] = before["status"]
         self.objects[key] = found
-        self.cache.watched(copy.deepcopy(found), deleted=False)
+        if self.showing:
+            self.cache.watched(copy.deepcopy(found), deleted=False)
         return copy.deepcopy(found)
 
     def user_applies(self, kind: str, name: str, spec: dict[str, Any], **meta: Any) -> Object:
@@ -124,10 +127,14 @@ class FakeApi(Api):
             raise ApiError(409, "Conflict")
         return self._store(child)
 
-    async def apply_status(self, kind: str, namespace: str, name: str, status: Object) -> Object | None:
+    async def apply_status(self, kind: str, namespace: str, name: str, status: Object, version: str) -> Object | None:
         self._call("status", kind, name)
         found = self.objects.get((kind, namespace, name))
-        return None if found is None else self._store({**found, "status": copy.deepcopy(status)})
+        if found is None:
+            return None
+        if found["metadata"]["resourceVersion"] != version:
+            raise ApiError(409, "Conflict")
+        return self._store({**found, "status": copy.deepcopy(status)})
 
 
 class FakeMembers(Members):

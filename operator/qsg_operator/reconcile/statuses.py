@@ -1,7 +1,8 @@
 """Statuses written, rate-limited, and their transitions told as Events. The one writer of conditions.
 
-What was written is remembered until the resource goes: the cache shows it a moment later only. Another replica that has written meanwhile
-is no case: this is thrown away with the lease.
+What was written is remembered, as the cache shows it a moment later only, until another status is observed. Invariant: a status is never
+written over one that was not known here. A request of a replica that was cut off may be on its way long after another one leads: it fails,
+or is observed and mended. So an operation is not begun twice either.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsg_operator import events
-from qsg_operator.cache import Key, Object, key_of
+from qsg_operator.api import ApiError
+from qsg_operator.cache import Key, Object, key_of, version
 from qsg_operator.conditions import Condition, find, merged
 from qsg_operator.reconcile.context import Context
 
@@ -26,6 +28,9 @@ RETRIED = {"state", "owner"}
 class Written:
     uid: str
     status: dict[str, Any]
+    shown: dict[str, Any]
+    """The same, as the API server has it."""
+    version: int
     at: float
 
 
@@ -35,11 +40,16 @@ class Statuses:
         self._written: dict[Key, Written] = {}
 
     def present(self, resource: Object) -> dict[str, Any]:
-        """As it was last written here; else as it was observed."""
+        """As it was last written here, unless another was observed since."""
+        written = self._mine(resource)
+        observed = resource.get("status") or {}
+        if written is None or (version(resource) > written.version and observed != written.shown):
+            return dict(observed)
+        return dict(written.status)
+
+    def _mine(self, resource: Object) -> Written | None:
         written = self._written.get(key_of(resource))
-        if written is not None and written.uid == resource["metadata"]["uid"]:
-            return dict(written.status)
-        return dict(resource.get("status") or {})
+        return written if written is not None and written.uid == resource["metadata"]["uid"] else None
 
     async def write(self, resource: Object, status: dict[str, Any], conditions: list[Condition]) -> None:
         """Raises `ApiError`."""
@@ -51,14 +61,32 @@ class Statuses:
             await self._context.tell(resource, events.of_transitions(transitions) + events.of_takeover(before, after))
 
     async def put(self, resource: Object, status: dict[str, Any]) -> bool:
-        """Writes a whole status; False when the resource is gone."""
-        meta, key = resource["metadata"], key_of(resource)
-        answer = await self._context.api.apply_status(resource["kind"], meta["namespace"], meta["name"], status)
-        if answer is None:
-            self._written.pop(key, None)
-            return False
-        self._written[key] = Written(meta["uid"], status, asyncio.get_running_loop().time())
-        return True
+        """Writes a whole status; False when the resource is gone. Raises `ApiError`, 409 when another status has been written meanwhile."""
+        known: Object | None = resource
+        while known is not None and known["metadata"]["uid"] == resource["metadata"]["uid"]:
+            mine, meta = self._mine(known), known["metadata"]
+            at = max(version(known), mine.version if mine is not None else 0)
+            try:
+                answer = await self._context.api.apply_status(known["kind"], meta["namespace"], meta["name"], status, str(at))
+            except ApiError as error:
+                if error.status != 409:
+                    raise
+                known = await self._with_the_same_status(known, error)
+                continue
+            if answer is None:
+                break
+            now = asyncio.get_running_loop().time()
+            self._written[key_of(known)] = Written(meta["uid"], status, answer.get("status") or {}, version(answer), now)
+            return True
+        self._written.pop(key_of(resource), None)
+        return False
+
+    async def _with_the_same_status(self, known: Object, error: ApiError) -> Object | None:
+        """As it is now, when only the rest of it has changed; None: it is gone."""
+        found = await self._context.api.get(*key_of(known))
+        if found is not None and self.present(found) != self.present(known):
+            raise error
+        return found
 
     def prune(self) -> None:
         """Nothing is remembered of what is gone."""
