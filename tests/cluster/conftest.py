@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from support.cluster_report import report
 from support.cluster_shop import CHANNELS, Figures, Release, Shop, Traffic, image
 from support.kubernetes import Namespace, Nodes
 
 NAMESPACE = "qsg-e2e"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails tells what the cluster says at that moment, before anything is put in order again."""
+    told = yield
+    if told.failed and os.environ.get("KUBECONFIG") and item.get_closest_marker("cluster") is not None:
+        told.sections.append(("the cluster, when it failed", report()))
+    return told
 
 
 @pytest.fixture(scope="session")
