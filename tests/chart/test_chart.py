@@ -154,6 +154,17 @@ def test_namespaced_mode_needs_nothing_of_the_cluster() -> None:
 
 
 @with_helm
+def test_the_pod_of_helm_test_is_none_of_the_operators() -> None:
+    """It has no controller, so that a budget that selects it could not be calculated any more."""
+    (deployment,), (pod,), (budget,) = of_kind("Deployment"), of_kind("Pod"), of_kind("PodDisruptionBudget", "replicas=2")
+    selector = budget["spec"]["selector"]["matchLabels"]
+    assert selector == deployment["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert not selector.items() <= pod["metadata"]["labels"].items()
+    assert pod["metadata"]["labels"]["app.kubernetes.io/instance"] == "r"
+
+
+@with_helm
 def test_pods_meet_the_restricted_standard() -> None:
     (deployment,) = of_kind("Deployment")
     test_pod = of_kind("Pod")
