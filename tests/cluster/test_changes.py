@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from support.cluster_shop import GROUP, OPERATOR, STOPPED, Release, Shop, Traffic, image
+from support.cluster_shop import GROUP, STOPPED, Release, Shop, Traffic, image
 from support.kubernetes import NotYet, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -107,10 +107,10 @@ def _started(shop: Shop) -> dict[str, int]:
 def test_the_chart_is_upgraded(shop: Shop, traffic: Traffic, release: Release) -> None:
     """Another operator, with other values: nothing of a group is touched."""
     started, before = _started(shop), template(shop)
-    operators = {p["metadata"]["name"] for p in release.operator.list("pod")}
+    operators = release.pods()
     with traffic.through("chart upgraded", PLANNED_MS):
         release.install(workers=str(5 + int(time.time()) % 3), **{"podAnnotations.upgraded": f"at-{int(time.time())}"})
-        release.operator.kubectl("rollout", "status", "deployment", OPERATOR, "--timeout=120s")
+        release.rolled_out()
         eventually(lambda: release.leader() not in ("", *operators), 60, "a new operator leads")
         queue = {"apiVersion": "qsg.dev/v1alpha1", "kind": "SharedQueue", "metadata": {"name": "new"}, "spec": {"group": GROUP}}
         shop.namespace.apply(queue)

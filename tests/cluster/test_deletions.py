@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.cluster_shop import OPERATOR, Figures, Release
+from support.cluster_shop import Figures, Release
 from support.kubernetes import Namespace, NotYet, Object, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -115,7 +115,7 @@ def test_the_chart_first(namespaces: dict[str, Namespace], release: Release, fig
         figures.add("deleted, chart first", f"{time.monotonic() - began:.0f} s", f"{WITHIN_S:g} s")
     finally:
         release.install()
-        release.operator.kubectl("rollout", "status", "deployment", OPERATOR, "--timeout=120s")
+        release.rolled_out()
     eventually(release.leader, 60, "an operator leads again")
     assert other.get("queuesharinggroups", "orders")["status"]["conditions"]
 

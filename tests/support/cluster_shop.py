@@ -21,8 +21,6 @@ CHART = ROOT / "charts/qsg"
 GROUP, BANK = "orders", "bank"
 CHANNEL = "orders-to-bank"
 CHANNELS = (CHANNEL, "orders-to-bank-at-bank", "bank-to-orders", "bank-to-orders-at-bank")
-OPERATOR = "qsg-operator"
-"""The Deployment of a release of the name qsg."""
 STOPPED = "halted-to-bank"
 SECRET = "orders-client-tls"
 COUNTS = ("lost", "duplicated", "unexpected", "out_of_order")
@@ -49,23 +47,36 @@ class Release:
     """The chart, installed; `operator`: the namespace it is in."""
 
     operator: Namespace
+    name: str = "qsg"
+
+    @property
+    def deployment(self) -> str:
+        return f"{self.name}-operator"
 
     def install(self, **values: str) -> None:
         repository, _, tag = image().rpartition(":")
         etcd = os.environ.get("QSG_ETCD_IMAGE", "localhost/etcd:3.5")
         given = {"image.repository": repository, "image.tag": tag, "etcd.image": etcd, "replicas": "2", **values}
         settings = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
-        run(["helm", "upgrade", "--install", "qsg", str(CHART), "-n", self.operator.name, "--create-namespace", *settings])
+        run(["helm", "upgrade", "--install", self.name, str(CHART), "-n", self.operator.name, "--create-namespace", *settings])
+
+    def rolled_out(self) -> None:
+        self.operator.kubectl("rollout", "status", "deployment", self.deployment, "--timeout=120s")
 
     def uninstall(self) -> None:
-        run(["helm", "uninstall", "qsg", "-n", self.operator.name, "--ignore-not-found", "--wait"])
+        run(["helm", "uninstall", self.name, "-n", self.operator.name, "--ignore-not-found", "--wait"])
 
     def scale(self, replicas: int) -> None:
-        self.operator.kubectl("scale", "deployment", OPERATOR, f"--replicas={replicas}")
+        self.operator.kubectl("scale", "deployment", self.deployment, f"--replicas={replicas}")
         if replicas:
-            self.operator.kubectl("rollout", "status", "deployment", OPERATOR, "--timeout=90s")
+            self.rolled_out()
         else:
-            eventually(lambda: not self.operator.list("pod"), 90, "the operator is gone")
+            eventually(lambda: not self.pods(), 90, "the operator is gone")
+
+    def pods(self) -> list[str]:
+        """Of the operator, not of what it is asked to do."""
+        found = self.operator.list("pod", f"app.kubernetes.io/name=qsg-operator,app.kubernetes.io/instance={self.name}")
+        return [pod["metadata"]["name"] for pod in found]
 
     def leader(self) -> str:
         """The pod of the operator that works."""
