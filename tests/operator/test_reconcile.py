@@ -109,17 +109,29 @@ async def test_a_channel_that_is_stopped_by_wish_stays_so_and_starts_by_wish() -
     assert ("stop", "ORDERS.TO.BANK") in w.members.commands and ("start", "ORDERS.TO.BANK") not in w.members.commands
     await w()
     assert w.api.condition(CHANNEL, "orders-to-bank") == ("False", "Stopped")
-    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
-    _let_time_pass(w)
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)  # within the time in which the same command would not be given again
     await w()
     await w()
     assert w.api.condition(CHANNEL, "orders-to-bank") == ("True", "Running")
     assert w.api.status(CHANNEL, "orders-to-bank")["observedGeneration"] == 2
 
 
+async def test_the_same_command_is_not_given_again_at_once() -> None:
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    start = "start", "ORDERS.TO.BANK"
+    w.members.refuse[start] = qsg.QsgError("no transmission queue BANK", Reason.UNKNOWN_XMIT_Q)
+    await w()
+    await w()
+    assert w.members.commands.count(start) == 1
+    _let_time_pass(w)
+    await w()
+    assert w.members.commands.count(start) == 2
+
+
 def _let_time_pass(w: World) -> None:
     for state in w.reconciler._targets.values():
-        state.commanded_at.clear()
+        state.commanded.clear()
 
 
 async def test_what_an_error_has_stopped_is_not_started() -> None:

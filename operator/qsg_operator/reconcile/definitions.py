@@ -176,7 +176,7 @@ async def reconcile_desired_states(state: TargetState, resources: list[Object], 
         if resource["kind"] != names.SHARED_CHANNEL or mark in state.refused or mark in state.taken:
             continue
         spec = resource["spec"]
-        if spec["type"] != "Sender" or now - state.commanded_at.get(mark, float("-inf")) < COMMAND_AGAIN_S:
+        if spec["type"] != "Sender":
             continue
         name = spec.get("channelName") or names.mq_name(mark.name)
         line = seen.sender(name)
@@ -184,7 +184,10 @@ async def reconcile_desired_states(state: TargetState, resources: list[Object], 
         if verb is None:
             state.start_refused.pop(mark, None)
             continue
-        state.commanded_at[mark] = now
+        before, at = state.commanded.get(mark, ("", float("-inf")))
+        if verb == before and now - at < COMMAND_AGAIN_S:
+            continue  # another one is a new wish, which does not wait
+        state.commanded[mark] = verb, now
         work.append(_command(state, mark, name, verb))
     await together(work)
 

@@ -32,5 +32,6 @@ class TargetState:
     """Definitions that members do not take, and why."""
     taken: dict[Mark, Mark] = field(default_factory=dict)
     start_refused: dict[Mark, str] = field(default_factory=dict)
-    commanded_at: dict[Mark, float] = field(default_factory=dict)
+    commanded: dict[Mark, tuple[str, float]] = field(default_factory=dict)
+    """The last command to a channel, and when: the same one is not given again at once."""
     full_at: float = float("-inf")
