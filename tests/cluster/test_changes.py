@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from support.cluster_served import CERTIFIED, serial, served
 from support.cluster_shop import GROUP, STOPPED, Release, Shop, Traffic, image
 from support.kubernetes import NotYet, eventually
 
@@ -83,20 +84,32 @@ def _pods(shop: Shop) -> int:
 
 
 def test_certificates_are_rotated(shop: Shop, traffic: Traffic) -> None:
-    """Made anew by the operator, and taken up by all without a restart."""
-    secrets = ("orders-tls", "orders-store-tls", "orders-store-client-tls", "bank-qm-tls")
-    before = {name: shop.namespace.get("secret", name)["data"]["tls.crt"] for name in secrets}
+    """Made anew by the operator, and served by all, etcd too, without a restart."""
+    before = {name: serial(shop, name) for name in CERTIFIED}
     started = _started(shop)
+    assert served(shop) == {address: before[name] for name, found in CERTIFIED.items() for address in found}
     with traffic.through("certificates rotated", PLANNED_MS):
-        shop.namespace.kubectl("delete", "secret", *secrets)
-        for name in secrets:
+        shop.namespace.kubectl("delete", "secret", *CERTIFIED)
+        for name in CERTIFIED:
             eventually(partial(_is_new, shop, name, before[name]), 90, f"{name} is new")
-        time.sleep(30)
+        after = {name: serial(shop, name) for name in CERTIFIED}
+        # A node looks after the Secrets of a pod once a minute, and at once when the pod is edited.
+        shop.namespace.kubectl("annotate", "--overwrite", "pod", "-l", "app.kubernetes.io/name=qsg", f"rotated={int(time.time())}")
+        wanted = {address: after[name] for name, found in CERTIFIED.items() for address in found}
+        eventually(partial(_is_served, shop, wanted), 150, "the new certificates are served", every_s=5)
+        traffic.moves()
     assert _started(shop) == started
 
 
-def _is_new(shop: Shop, secret: str, before: str) -> bool:
-    return bool(shop.namespace.get("secret", secret)["data"]["tls.crt"] != before)
+def _is_new(shop: Shop, secret: str, before: int) -> bool:
+    return serial(shop, secret) != before
+
+
+def _is_served(shop: Shop, wanted: dict[str, int]) -> bool:
+    found = served(shop)
+    if found != wanted:
+        raise NotYet(f"as before: {sorted(address for address in wanted if found[address] != wanted[address])}")
+    return True
 
 
 def _started(shop: Shop) -> dict[str, int]:
