@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
+from support.cluster_flow import Flow
+from support.cluster_operations import asked
 from support.cluster_shop import CHANNEL, GROUP, STOPPED, Shop, Traffic
-from support.kubernetes import NotYet, Object, eventually
+from support.kubernetes import Object, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 PLANNED_MS, STOPPED_MS = 250, 10_000
 
 
-def asked(shop: Shop, verb: str, channel: str = CHANNEL, **arguments: Any) -> tuple[str, str]:
-    """(state, message) of the operation, which an Event tells too."""
-    number = f"{verb}-{time.time_ns()}"
-    text = json.dumps({"id": number, "verb": verb, **arguments})
-    shop.namespace.kubectl("annotate", "--overwrite", f"schan/{channel}", f"qsg.dev/operation={text}")
-
-    def done() -> Object:
-        last: Object = shop.channel(channel)["status"].get("lastOperation") or {}
-        if last.get("id") != number or last["message"] == "begun":
-            raise NotYet(last)
-        return last
-
-    outcome = eventually(done, 60, f"{verb} of {channel} is done")
-    assert outcome["verb"] == verb
-    events = shop.namespace.kubectl("get", "events", "--field-selector", f"involvedObject.name={channel}", "-o", "json")
-    (event,) = [one for one in json.loads(events)["items"] if f"({number})" in one["message"]]
-    assert event["reason"] == f"Operation{outcome['state']}" and outcome["message"] in event["message"]
-    assert event["type"] == ("Normal" if outcome["state"] == "Succeeded" else "Warning")
-    return outcome["state"], outcome["message"]
+def operate(shop: Shop, verb: str, channel: str = CHANNEL, **arguments: Any) -> tuple[str, str]:
+    return asked(shop.namespace, channel, verb, **arguments)
 
 
 def another(shop: Shop, pod: str) -> str:
@@ -47,12 +33,12 @@ def test_a_planned_move_and_what_is_refused_of_a_channel_that_runs(shop: Shop, t
     before = shop.owner()
     to = another(shop, before["pod"])
     with traffic.through("planned move by annotation", PLANNED_MS):
-        for told in (asked(shop, "ping"), asked(shop, "reset", sequence=1), asked(shop, "resolve", action="backout")):
+        for told in (operate(shop, "ping"), operate(shop, "reset", sequence=1), operate(shop, "resolve", action="backout")):
             assert told[0] == "Failed" and before["member"] in told[1]
-        assert asked(shop, "move", to="orders-9")[0] == "Failed"
+        assert operate(shop, "move", to="orders-9")[0] == "Failed"
         assert shop.owner()["epoch"] == before["epoch"], "nothing was changed by what was refused"
 
-        state, message = asked(shop, "move", to=to)
+        state, message = operate(shop, "move", to=to)
         assert (state, message) == ("Succeeded", f"from {before['member']} to {to.upper().replace('-', '.')}")
         after = shop.taken_over(before)
         assert after["pod"] == to
@@ -61,11 +47,11 @@ def test_a_planned_move_and_what_is_refused_of_a_channel_that_runs(shop: Shop, t
 def test_of_a_channel_that_is_stopped_ping_and_reset(shop: Shop) -> None:
     """It stays stopped, and what waits for it stays."""
     shop.whole()
-    state, message = asked(shop, "ping", STOPPED, bytes=1000)
+    state, message = operate(shop, "ping", STOPPED, bytes=1000)
     assert state == "Succeeded" and "bytes: 1000" in message and "address: bank-qm-listener:1414" in message
-    state, message = asked(shop, "reset", STOPPED, sequence=700)
+    state, message = operate(shop, "reset", STOPPED, sequence=700)
     assert (state, message) == ("Succeeded", "partner: told at the next bind, sequence: 700")
-    state, message = asked(shop, "resolve", STOPPED, action="backout")
+    state, message = operate(shop, "resolve", STOPPED, action="backout")
     assert state == "Failed" and "in doubt" in message
     shop.whole()
     assert shop.channel(STOPPED)["status"]["backlog"]["messages"] == 1
@@ -89,13 +75,19 @@ def test_what_goes_beside_a_channel_leaves_it_alone_and_stopped_it_loses_nothing
         shop.namespace.patch("schan", CHANNEL, {"spec": {"desiredState": "Stopped"}})
         eventually(lambda: shop.channel()["status"]["state"] == "Stopped", 30, "it is stopped")
         flow = traffic.flows[0]
-        time.sleep(1.5)
+        eventually(partial(_silent, flow), 20, "nothing arrives any more")
         put, arrived = flow.last_line()["acknowledged"], flow.arrived()
         eventually(lambda: flow.last_line()["acknowledged"] > put + flow.rate_per_s, 30, "messages are put and wait", every_s=0.2)
         assert flow.arrived() == arrived, "and none arrives"
         shop.namespace.patch("schan", CHANNEL, {"spec": {"desiredState": "Running"}})
     pauses = [flow.longest_pause_ms(went, left_alone) for flow in traffic.flows]
     assert max(pauses) < 4_000, pauses
+
+
+def _silent(flow: Flow) -> bool:
+    arrived = flow.arrived()
+    time.sleep(1.5)
+    return flow.arrived() == arrived
 
 
 def defined(shop: Shop) -> set[str]:
