@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.cluster_shop import Figures, Release
+from support.cluster_shop import Figures, Release, Traffic
 from support.kubernetes import Namespace, NotYet, Object, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 NAMES = ("qsg-e2e-group", "qsg-e2e-channels", "qsg-e2e-whole", "qsg-e2e-alone", "qsg-e2e-chart")
 KINDS = "queuesharinggroups,schan,squeue,qm"
-WITHIN_S = 90.0
+WITHIN_S, PLANNED_MS = 90.0, 250
 VOLUME = {"storage": {"size": "1Gi", "whenDeleted": "Delete"}}
 QUICK = {**VOLUME, "terminationGracePeriodSeconds": 20}
 """Kubernetes looks again at a namespace that ends after half of that."""
@@ -103,21 +103,21 @@ def test_without_the_operator(namespaces: dict[str, Namespace], release: Release
         release.scale(2)
 
 
-def test_the_chart_first(namespaces: dict[str, Namespace], release: Release, figures: Figures) -> None:
-    """Groups go on without it, resources stay, and a new release goes on with them; the namespace goes in between."""
-    one, other = namespaces["qsg-e2e-chart"], Namespace("qsg-e2e")
-    release.uninstall()
-    try:
-        assert one.get("queuesharinggroups", "g")["spec"]["members"] == 2
-        assert "g-to-p" in one.kubectl("get", "schan", "-o", "name")
-        began = time.monotonic()
-        one.remove(WITHIN_S)
-        figures.add("deleted, chart first", f"{time.monotonic() - began:.0f} s", f"{WITHIN_S:g} s")
-    finally:
-        release.install()
-        release.rolled_out()
-    eventually(release.leader, 60, "an operator leads again")
-    assert other.get("queuesharinggroups", "orders")["status"]["conditions"]
+def test_the_chart_first(namespaces: dict[str, Namespace], release: Release, figures: Figures, traffic: Traffic) -> None:
+    """Messages go on without it, resources stay, and a new release goes on with them; a namespace goes in between."""
+    one = namespaces["qsg-e2e-chart"]
+    with traffic.through("chart uninstalled and installed", PLANNED_MS):
+        release.uninstall()
+        try:
+            assert one.get("queuesharinggroups", "g")["spec"]["members"] == 2
+            assert "g-to-p" in one.kubectl("get", "schan", "-o", "name")
+            began = time.monotonic()
+            one.remove(WITHIN_S)
+            figures.add("deleted, chart first", f"{time.monotonic() - began:.0f} s", f"{WITHIN_S:g} s")
+        finally:
+            release.install()
+            release.rolled_out()
+        eventually(release.leader, 60, "an operator leads again")
 
 
 def _ready(one: Namespace, kind: str, name: str) -> Object:
