@@ -14,6 +14,7 @@ from qsg_operator.api import ApiError
 from qsg_operator.certificates import BadSecret
 from qsg_operator.reconcile.children import Conflict
 from qsg_operator.reconcile.context import Context
+from qsg_operator.reconcile.definitions import DELETE_AGAIN_S
 from qsg_operator.reconcile.reconciler import Reconciler
 from support.fake_cluster import NAMESPACE, FakeMembers
 from support.owners import IMAGES
@@ -182,6 +183,24 @@ async def test_a_deleted_resource_takes_its_definition_with_it_and_messages_stay
     assert not w.members.channels and ("stop", "ORDERS.TO.BANK") in w.members.commands
     assert set(w.members.queues) == {"SYSTEM.DEAD.LETTER.QUEUE", "FULL", "KEPT"}
     assert w.members.queues["FULL"].managed_by == w.members.queues["KEPT"].managed_by == ""
+
+
+async def test_a_queue_that_is_let_go_a_moment_later_goes_soon() -> None:
+    """As a transmission queue does, whose channel was deleted together with it."""
+    w = await World().up()
+    w.api.user_applies(QUEUE, "bank", {"group": "orders", "type": "Transmission"})
+    await w()
+    delete = "delete", "BANK"
+    w.members.refuse[delete] = qsg.QsgError("BANK: channel ORDERS.TO.BANK on ORDERS.1", Reason.OBJECT_IN_USE)
+    w.api.user_deletes(QUEUE, "bank")
+    await w()
+    del w.members.refuse[delete]
+    await w()
+    assert w.members.commands.count(delete) == 1, "not at every look"
+    for state in w.reconciler._targets.values():
+        state.defined_at -= DELETE_AGAIN_S
+    await w()
+    assert w.members.commands.count(delete) == 2 and "BANK" not in w.members.queues
 
 
 async def test_a_cache_that_is_behind_deletes_nothing() -> None:

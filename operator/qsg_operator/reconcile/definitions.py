@@ -41,7 +41,7 @@ from qsg_operator.specs.channel import SharedChannel
 from qsg_operator.specs.queue import SharedQueue
 
 log = structlog.get_logger()
-COMMAND_AGAIN_S = 5.0
+COMMAND_AGAIN_S = DELETE_AGAIN_S = 5.0
 UNKNOWN = (Reason.UNKNOWN_OBJECT_NAME, Reason.CHANNEL_NOT_FOUND, Reason.UNKNOWN_CHANNEL_NAME)
 
 
@@ -86,12 +86,13 @@ async def reconcile_definitions(context: Context, owner: Owner, state: TargetSta
     channels = (await state.members.inquire("channels"))["channels"]
     todo = plan(found, queues, channels)
     refused = dict(bad)
-    await _carry_out(context, owner, state, todo, refused)
+    over = await _carry_out(context, owner, state, todo, refused)
     state.refused, state.taken = refused, todo.taken
-    state.defined_for, state.defined_at = version, now
+    state.defined_for, state.defined_at = version, now if over else now - FULL_S + DELETE_AGAIN_S
 
 
-async def _carry_out(context: Context, owner: Owner, state: TargetState, todo: Plan, refused: dict[Mark, str]) -> None:
+async def _carry_out(context: Context, owner: Owner, state: TargetState, todo: Plan, refused: dict[Mark, str]) -> bool:
+    """Whether it is over: a queue cannot go before whoever used it has let it go."""
     await together([_release(context, state, one, refused) for one in todo.release])
     # Queues one after the other where one needs another; channels together.
     held = [one for one in todo.define if isinstance(one, rules.Queue) and one.type == "local"]
@@ -99,13 +100,15 @@ async def _carry_out(context: Context, owner: Owner, state: TargetState, todo: P
     channels = [one for one in todo.define if isinstance(one, rules.Channel)]
     for stage in (held, named, channels):
         await together([_define(state, one, refused) for one in stage])
+    left: list[str] = []
     for kind in ("channel", "queue"):
-        await together([_delete(context, state, one) for one in todo.delete if kind_of(one) == kind])
+        await together([_delete(context, state, one, left) for one in todo.delete if kind_of(one) == kind])
     if todo:
         log.info(
             "definitions", target=f"{owner.namespace}/{owner.name}", defined=len(todo.define), released=len(todo.release),
-            deleted=len(todo.delete), refused=len(refused),
+            deleted=len(todo.delete) - len(left), refused=len(refused),
         )  # fmt: skip
+    return not left
 
 
 async def _define(state: TargetState, one: Definition, refused: dict[Mark, str]) -> None:
@@ -124,7 +127,7 @@ async def _release(context: Context, state: TargetState, one: Definition, refuse
         await _define(state, released(one), refused)
 
 
-async def _delete(context: Context, state: TargetState, one: Definition) -> None:
+async def _delete(context: Context, state: TargetState, one: Definition, left: list[str]) -> None:
     kind = kind_of(one)
     if not await _gone(context, one):
         return
@@ -142,6 +145,7 @@ async def _delete(context: Context, state: TargetState, one: Definition) -> None
             log.info("a queue with messages is left", queue=one.name)
             await _define(state, released(one), {})
         elif error.reason not in UNKNOWN:
+            left.append(one.name)
             log.warning("not deleted, later again", kind=kind, name=one.name, error=str(error))
 
 
