@@ -220,8 +220,7 @@ class Sender:
         Sending need not wait for the unit that this answers: whoever binds next is told the record again. Deleting must.
         """
         bound = session.bound
-        self._parameters = negotiate.negotiate(negotiate.offer(self.grant.channel), bound.parameters)
-        self.counters.parameters = self._parameters
+        self._parameters = self.counters.parameters = negotiate.negotiate(negotiate.offer(self.grant.channel), bound.parameters)
         self.counters.address, self.counters.partner, self.counters.partner_member = session.address, bound.receiver, bound.member
         unit, at_once, covered = bound_unit(self.grant, bound)
         if at_once:
