@@ -45,7 +45,8 @@ def candidates(care: Care) -> list[str]:
     office = care.office
     me = office.driver.member
     if stays_here(care):
-        return [me] if office.own_load().initiator and not office.draining else []
+        own = office.own_load()
+        return [me] if own.initiator and not office.draining and not balance.full(own) else []
     found = balance.ranked(office.loads(), care.name, {care.place.admin, care.place.structure})
     if care.elsewhere and me in found and len(found) > 1:
         found = [m for m in found if m != me] + [me]

@@ -32,7 +32,7 @@ from qsg.manager.triggers import Triggers
 from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import internal, keys, status
-from qsg.rules.balance import Load
+from qsg.rules.balance import Load, full
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.handover import given, is_gift
 from qsg.rules.ownership import Held, Leftover, Occasion, recover
@@ -199,7 +199,10 @@ class ChannelSupervisor:
     # Starting
 
     async def start_channel(self, channel: str, occasion: Occasion, passage: Passage | None = None, known: Sight | None = None) -> None:
-        """Takes the channel here and runs it; returns once the lock is had. Raises `Refusal`."""
+        """Takes the channel here and runs it; returns once the lock is had. Raises `Refusal`.
+
+        Who chose this member may have seen an older load: one that has as many channels as it may refuses, and another is asked.
+        """
         place = self.find(channel)
         if place is None:
             raise Refusal(Reason.CHANNEL_NOT_FOUND, f"no sender channel {channel} with a transmission queue here")
@@ -212,7 +215,15 @@ class ChannelSupervisor:
             if care.held is not None:
                 raise Refusal(Reason.CHANNEL_ALREADY_RUNNING, f"already running on {self.member}")
             raise Refusal(Reason.CHANNEL_IN_USE, f"{self.member} is already at it")
+        self._check_room()
         await self._look_after(place, passage).start(occasion, known)
+
+    def _check_room(self) -> None:
+        load = self.own_load()
+        if full(load):
+            raise Refusal(
+                Reason.CHANNEL_NOT_AVAILABLE, f"{self.member} has {load.channels} active channels, of at most {load.channels_max}"
+            )
 
     def _look_after(self, place: Place, passage: Passage | None = None) -> Caretaker:
         care = self._care[place.channel.name] = Caretaker(self.office, place, self._ended, passage)
@@ -252,6 +263,7 @@ class ChannelSupervisor:
             return ""
         passage = Passage(asyncio.get_running_loop().time() - start.since_ms / 1000, start.detect_ms)
         if start.cause == OUT_OF_REACH:
+            self._check_room()  # what is taken back must run somewhere
             await self._take_back(asking, start.channel)
         known = told_known(start)
         if known is not None and (place := self.find(start.channel)) and is_gift(self.driver.me, place, known):

@@ -26,7 +26,11 @@ class Load:
 
 def able(load: Load, needs: Collection[str]) -> bool:
     """Can it run another channel that needs the structures `needs`?"""
-    return load.initiator and not load.draining and load.channels < load.channels_max and load.structures.issuperset(needs)
+    return load.initiator and not load.draining and not full(load) and load.structures.issuperset(needs)
+
+
+def full(load: Load) -> bool:
+    return load.channels >= load.channels_max
 
 
 def ranked(loads: Iterable[Load], channel: str, needs: Collection[str], *, exclude: Collection[str] = ()) -> list[str]:

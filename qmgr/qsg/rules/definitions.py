@@ -143,7 +143,7 @@ class Settings(Definition):
     default_transmission_queue: OptionalName = ""
     hop_limit: int = Field(default=16, ge=1, le=255)
     channels_max: int = Field(default=200, ge=1)
-    """Active channels of one member."""
+    """Active channels of one member: it starts no more. Inbound sessions count, and are taken also beyond it."""
 
 
 class Definitions(Definition):

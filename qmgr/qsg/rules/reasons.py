@@ -44,6 +44,7 @@ class Reason(enum.IntEnum):
     CF_NOT_AVAILABLE = 2345
     CALL_INTERRUPTED = 2549  # the outcome is unknown
     RECONNECT_FAILED = 2548
+    CHANNEL_NOT_AVAILABLE = 2537  # as many channels as there may be are active
     HOST_NOT_AVAILABLE = 2538
     CHANNEL_CONFIG_ERROR = 2539
     UNKNOWN_CHANNEL_NAME = 2540
