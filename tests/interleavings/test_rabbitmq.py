@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+from qsg.manager.commands import SAVED_S
 from qsg.manager.queue_store import QueueStore
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
@@ -178,3 +180,33 @@ def test_rabbitmq_16662g_of_two_that_recover_the_same_one_does() -> None:
 
     entry = model.entry()
     assert done == {"Y": True, "Z": False} and entry is not None and (entry.owner, entry.takeovers) == ("Y", 1)
+
+
+@simulated
+async def test_rabbitmq_16662h_status_is_told_on_both_sides_of_a_split() -> None:
+    """RabbitMQ PR 16662: in a partition the management UI answered with status 500. Here each side tells what it knows: the cut off member
+    its last view of the table, without what only the store has, from the first moment on; the others who has taken over."""
+    async with town("X", "Y", "Z") as t:
+        first, (other, *_) = await sending(t)
+        loop = asyncio.get_running_loop()
+        cut_off(t, first)
+        began = loop.time()
+        await t.put(texts(2, 4), other)
+        for moment in (0.0, 0.1, 2.0, 6.0, 9.0):
+            await asyncio.sleep(max(0.0, began + moment - loop.time()))
+            asked = loop.time()
+            far = await _told(t.stations[first])
+            assert loop.time() - asked < 2 * SAVED_S + 0.1, "twice, and it does not wait for the store to come back"
+            assert (far["status"], far["owner"]) == ("RUNNING", first) and "saved" not in far
+            near = await _told(other)
+            assert "saved" in near
+        assert near["status"] == "RUNNING" and near["owner"] not in (first, "") and near["epoch"] > far["epoch"]
+        assert {m["member"] for m in (await t.stations[first].command("group"))["members"]} >= {first}
+
+
+async def _told(station: Station) -> dict[str, Any]:
+    """DISPLAY CHSTATUS of the channel, of one and in the list of all."""
+    (one,) = (await station.command("status", channel=CHANNEL))["channels"]
+    assert CHANNEL in [line["channel"] for line in (await station.command("status"))["channels"]]
+    found: dict[str, Any] = one
+    return found

@@ -35,6 +35,8 @@ START_WAIT_S = 5.0
 """How long `start` waits to tell where it runs; it goes on anyway."""
 STOP_WAIT_S = 10.0
 MOVE_WAIT_S = 5.0
+SAVED_S = 0.5
+"""How long `status` waits for what a store has, a channel; a store that is known to be out of reach is not asked."""
 WATCH_WAIT_S = 20.0
 WATCH_GATHER_S = 0.1
 """How long `watch` waits for further changes after the first, so that a recovery of many channels is not told one by one."""
@@ -258,6 +260,18 @@ class ChannelCommands:
         return {"channels": sorted(lines, key=lambda line: (line["channel"], line["partner"]))}
 
     async def _with_saved(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Without, when the store does not answer soon: on either side of a split a member tells what it knows."""
+        try:
+            async with asyncio.timeout(SAVED_S):
+                await self._add_saved(line)
+        except TimeoutError:
+            pass
+        except Refusal as refusal:
+            if refusal.reason is not Reason.STRUCTURE_NOT_AVAILABLE:
+                raise
+        return line
+
+    async def _add_saved(self, line: dict[str, Any]) -> None:
         """MQ's SAVED: what the SYNCQ records say. For an inbound channel also the token that `resolve commit` takes at the sender."""
         supervisor = self._supervisor
         if line["type"] == "sender":
@@ -272,7 +286,6 @@ class ChannelCommands:
                 line["depth"] = sum(t.put - t.got for t in counted)
         elif line["stream"]:
             line["record"] = await self._receiver_record(line["channel"], bytes.fromhex(line["stream"]))
-        return line
 
     async def _receiver_record(self, name: str, stream: bytes) -> str:
         channel = self._supervisor.catalog.channel(name)
