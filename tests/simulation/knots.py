@@ -2,7 +2,7 @@
 
 Faults that are drawn one by one seldom meet within the milliseconds that matter. A knot is a general shape of trouble: something is slow,
 and meanwhile somebody dies, is stopped or comes back. Hosts, channels, moments and strengths are drawn. Knots take the place of single
-events, so a seed has as many events as before. Invariant: what a knot is made of are events as any others, so they shrink one by one.
+faults, so a seed has as many faults as before, or more. Invariant: what a knot is made of are events as others, so they shrink one by one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def draw(seed: int, only: Sequence[str] = ()) -> Plan:
     knots = (*KNOTS, *IDLE_KNOTS) if plan.idle_s else KNOTS
     for _ in range(chance.randint(1, KNOTS_MAX)):
         knot = _tie(chance, chance.choice(knots), plan.structures)
-        for event in chance.sample(spare, min(len(spare), sum(e.kind != PUT for e in knot))):
+        for event in chance.sample(spare, min(len(spare), sum(e.kind in KINDS for e in knot))):
             events.remove(event)
             spare.remove(event)
         events += knot

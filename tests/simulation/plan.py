@@ -23,6 +23,8 @@ CHANNELS = ("G.R", "G.S", "R.G", "S.G")
 
 PUT = "put"
 """An event that breaks nothing: messages of the flow `detail` are put in just this moment."""
+FAULTS_LEAST = 10
+"""Of each seed."""
 CALM_SHARE = 0.8
 STEPS_MS = (-3_600_000, -5_000, 2_000, 60_000, 86_400_000)
 
@@ -89,7 +91,7 @@ def base(seed: int, only: Sequence[str] = ()) -> Plan:
     chosen = list(only) or chosen
     times = _times(chance, chance.randint(12, 20))
     commands = [_command(chance, times.pop(chance.randrange(len(times)))) for _ in range(chance.choice((0, 2, 5)))]
-    times += _times(chance, max(0, 10 - len(times)))
+    times += _times(chance, max(0, FAULTS_LEAST - len(times)))
     events = [_event(chance, chance.choice(chosen), structures, at) for at in times]
     ordered = tuple(sorted((*events, *commands), key=lambda e: (e.at, str(e))))
     quiet = _quiet(chance, together="clock step" in only)

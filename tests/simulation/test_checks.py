@@ -15,7 +15,7 @@ from simulation import seeds
 from simulation.knots import IDLE_S, KNOTS_MAX, draw
 from simulation.landscape import MEMBERS, Channels, Landscape
 from simulation.loop import SimLoop
-from simulation.plan import KINDS, LOAD_S, PUT, base
+from simulation.plan import FAULTS_LEAST, KINDS, LOAD_S, PUT, base
 from simulation.run import run
 
 pytestmark = pytest.mark.timeout(300)
@@ -104,6 +104,12 @@ def test_only_some_kinds_of_fault() -> None:
     assert draw(3, ()) == draw(3)
 
 
+def test_every_seed_has_ten_faults_or_more() -> None:
+    """Commands, and messages put at some moment, are none."""
+    least = min(sum(event.kind in KINDS for event in draw(number).events) for number in range(3000))
+    assert least == FAULTS_LEAST
+
+
 def test_knots_take_the_place_of_single_faults() -> None:
     plans = [(base(number), draw(number)) for number in range(40)]
     tied = [(before, after) for before, after in plans if before.events != after.events]
@@ -111,6 +117,7 @@ def test_knots_take_the_place_of_single_faults() -> None:
     for before, after in tied:
         added = [event for event in after.events if event not in before.events]
         assert added and {event.kind for event in added} <= {*KINDS, PUT, "stop", "start"}
-        assert len(before.events) <= sum(e.kind != PUT for e in after.events) <= len(before.events) + 3 * KNOTS_MAX
+        faults, more = (sum(e.kind in KINDS for e in plan.events) for plan in (before, after))
+        assert faults <= more <= faults + 3 * KNOTS_MAX, "as many, or what the knots need"
         assert all(0 < e.at < LOAD_S for e in after.events) and list(after.events) == sorted(after.events, key=lambda e: (e.at, str(e)))
     assert {plan.batch for _, plan in plans} == {0, 2} and {plan.idle_s for _, plan in plans} == {0.0, IDLE_S}
