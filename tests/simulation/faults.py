@@ -27,8 +27,8 @@ class Faults:
         name = event.kind.replace(" ", "_")
         if event.where.startswith(OWNER):
             event = replace(event, where=self.land.observer.owner(event.where[len(OWNER) :]) or MEMBERS[0])
-        if event.where and event.where == event.detail:
-            return  # a path from a host to itself
+        if event.where and event.where == event.detail:  # a path from a host to itself: to the next one instead
+            event = replace(event, detail=HOSTS[(HOSTS.index(event.where) + 1) % len(HOSTS)])
         self.land.trace("FAULT", str(event)[8:])
         self.land.count(event.kind)
         getattr(self, f"_{name}")(event)

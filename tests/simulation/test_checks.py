@@ -12,10 +12,11 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from simulation import __main__ as command
 from simulation import seeds
+from simulation.faults import Faults
 from simulation.knots import IDLE_S, KNOTS_MAX, draw
 from simulation.landscape import MEMBERS, Channels, Landscape
 from simulation.loop import SimLoop
-from simulation.plan import FAULTS_LEAST, KINDS, LOAD_S, PUT, base
+from simulation.plan import FAULTS_LEAST, KINDS, LOAD_S, PUT, Event, base
 from simulation.run import run
 
 pytestmark = pytest.mark.timeout(300)
@@ -108,6 +109,21 @@ def test_every_seed_has_ten_faults_or_more() -> None:
     """Commands, and messages put at some moment, are none."""
     least = min(sum(event.kind in KINDS for event in draw(number).events) for number in range(3000))
     assert least == FAULTS_LEAST
+
+
+def test_no_fault_is_left_out() -> None:
+    """Who owns a channel is known when the time comes; it may be the host that a path of it was to lead to."""
+    loop = SimLoop("paths")
+    land = Landscape(loop, "0", ("admin",), lambda where, what: None, Channels())
+    try:
+        faults = Faults(land)
+        for where, detail in (("owner of G.R", MEMBERS[0]), ("S", "S"), ("S", "X")):
+            faults.do(Event(3.0, "path cut", where, 1.0, detail))
+        assert land.counted == {"path cut": 3}
+        assert {frozenset(pair) for pair in faults._cuts} >= {frozenset({MEMBERS[0], MEMBERS[1]}), frozenset({"S", "X"})}
+    finally:
+        land.close()
+        loop.close()
 
 
 def test_knots_take_the_place_of_single_faults() -> None:
