@@ -96,6 +96,7 @@ class Total:
         self.seeds = 0
         self.hours = 0.0
         self.events: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
         self.counts = Counts()
         self.drained_s = 0.0
 
@@ -103,15 +104,18 @@ class Total:
         self.seeds += 1
         self.hours += result.simulated_s / 3600
         self.events += result.events
+        self.done += result.done
         self.counts.add(result.counts)
         self.drained_s = max(self.drained_s, result.drained_s)
 
     def __str__(self) -> str:
         faults = {kind: n for kind, n in self.events.items() if kind not in COMMANDS}
-        commands = sum(self.events.values()) - sum(faults.values())
+        tried = sum(self.events.values()) - sum(faults.values())
+        done = ", ".join(f"{kind} {self.done[kind]} of {self.events[kind]}" for kind in sorted(COMMANDS))
         kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(faults.items()))
         return (
-            f"simulated: {self.seeds} seeds, {self.hours:.1f} hours, {sum(faults.values())} faults ({kinds}), {commands} commands; "
+            f"simulated: {self.seeds} seeds, {self.hours:.1f} hours, {sum(faults.values())} faults ({kinds}); "
+            f"commands tried {tried}, done {self.done.total()} ({done}); "
             f"messages: {self.counts}; drained within {self.drained_s:.1f} s"
         )
 

@@ -60,6 +60,9 @@ class Landscape:
         """(member, structure) -> what happens on the way there."""
         self.tally = Tally()
         self.counted: Counter[str] = Counter()
+        """Kind of event -> how often; of commands: tried."""
+        self.done: Counter[str] = Counter()
+        """Commands that were told as done."""
         self.violations: list[str] = []
         self.on_violation: Callable[[], None] = lambda: None
         self.pods: dict[str, Pod] = {}

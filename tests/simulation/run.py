@@ -38,6 +38,8 @@ class Result:
     violations: list[str] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     events: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    """Of the commands among them, those that were told as done and not refused."""
     simulated_s: float = 0.0
     steps: int = 0
     drained_s: float = 0.0
@@ -75,7 +77,7 @@ def run(plan: Plan, events: Sequence[Event] | None = None, trace: Trace | None =
         if collecting:
             gc.enable()
     result.violations = [*land.violations, *calls.problems()]
-    result.counts, result.events = land.tally.counts(), land.counted
+    result.counts, result.events, result.done = land.tally.counts(), land.counted, land.done
     result.simulated_s, result.steps = loop.time(), loop.steps
     return result
 
@@ -181,6 +183,7 @@ class Story:
                 arguments["record"] = await self._record(event.where)
         try:
             answer = str(await self._ask(place, event.kind, arguments))
+            self.land.done[event.kind] += 1
         except qsg.QsgError as error:
             answer = repr(error)
         self.land.trace("COMMAND", f"{event.kind} {event.where}: {answer}")

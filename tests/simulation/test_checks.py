@@ -126,6 +126,17 @@ def test_no_fault_is_left_out() -> None:
         loop.close()
 
 
+def test_commands_that_are_refused_are_not_done() -> None:
+    """A channel cannot be resolved before it is stopped."""
+    asked = [Event(6.0, "resolve", "G.R", 0.0, "backout"), Event(8.0, "stop", "G.R", 0.0, "quiesce stopped")]
+    result = run(draw(1), asked)
+    assert result.violations == []
+    assert (result.events["resolve"], result.events["stop"], result.done) == (1, 1, {"stop": 1})
+    total = command.Total()
+    total.add(result)
+    assert "commands tried 2, done 1 (reset 0 of 0, resolve 0 of 1, start 0 of 0, stop 1 of 1); " in str(total)
+
+
 def test_knots_take_the_place_of_single_faults() -> None:
     plans = [(base(number), draw(number)) for number in range(40)]
     tied = [(before, after) for before, after in plans if before.events != after.events]
