@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import sys
 from collections import deque
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import copy_context
 from functools import partial
 from heapq import heappop, heappush
@@ -119,11 +120,9 @@ PROCESS_OF, CANCELLED, WHEN = 3, 4, 5
 class SimTask(asyncio.Task[Any]):
     """Its hash is its number, so that sets of tasks have the same order in every run."""
 
-    serials = itertools.count()
-
-    def __init__(self, work: Coroutine[Any, Any, Any], *, process: Process, serial: int, **rest: Any) -> None:
-        self.process, self.serial = process, serial
-        super().__init__(work, **rest)
+    process: Process
+    serial = 0
+    """Set once it is made: an `__init__` here would be called for each, and each is hashed only later."""
 
     def __hash__(self) -> int:
         return self.serial
@@ -172,7 +171,17 @@ class SimLoop(asyncio.BaseEventLoop):
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        # As `call_at`, which it does not call: most timers come this way.
+        when = self._now + delay
+        if context is None:
+            context = copy_context()
+        process = context.get(PROCESS) or self.kernel
+        handle = Handle((callback, args, context, process, False, when))
+        if process is not self.kernel:
+            when += self._chance() * TIMER_JITTER_S
+        self._timer_number = number = self._timer_number + 1
+        heappush(self._timers, (when, number, handle))
+        return handle
 
     def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
         if context is None:
@@ -187,7 +196,8 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def create_task(self, coro: Any, *, name: str | None = None, context: contextvars.Context | None = None, **rest: Any) -> Any:  # type: ignore[override]
         process = (PROCESS.get(None) if context is None else context.get(PROCESS)) or self.kernel
-        task = SimTask(coro, loop=self, name=name, context=context, process=process, serial=next(self._task_numbers), **rest)
+        task = SimTask(coro, loop=self, name=name, context=context, **rest)
+        task.process, task.serial = process, next(self._task_numbers)
         process.made(task)
         return task
 
@@ -206,29 +216,28 @@ class SimLoop(asyncio.BaseEventLoop):
         until = steps + STEPS_AT_ONE_INSTANT_MAX
         while not self._stopping:  # type: ignore[attr-defined]
             count = len(runnable)
-            if count == 1:
-                process = runnable[0]
-            elif count:
-                process = runnable[int(random() * count)]
+            if count:
+                process = runnable[0] if count == 1 else runnable[int(random() * count)]
+                ready = process.ready
+                callback, args, context, handle = ready.popleft()
+                if not ready:
+                    runnable.remove(process)
+                if handle is not None and handle[CANCELLED]:
+                    continue
             else:  # time moves to the next timer
                 if not timers:
                     raise RuntimeError("nothing will ever happen: every task waits for another")
                 when, _, timer = heappop(timers)
-                process = timer[PROCESS_OF]
-                if not (timer[CANCELLED] or process.gone):
-                    if when > self._now:
-                        self._now = when
-                        until = steps + STEPS_AT_ONE_INSTANT_MAX
-                    process.ready.append((timer[0], timer[1], timer[2], timer))
-                    if not process.paused:
-                        runnable.append(process)  # it had nothing to do
-                continue
-            ready = process.ready
-            callback, args, context, handle = ready.popleft()
-            if not ready:
-                runnable.remove(process)
-            if handle is not None and handle[CANCELLED]:
-                continue
+                callback, args, context, process, cancelled, _ = timer
+                if cancelled or process.gone:
+                    continue
+                if when > self._now:
+                    self._now = when
+                    until = steps + STEPS_AT_ONE_INSTANT_MAX
+                if process.paused:
+                    process.ready.append((callback, args, context, timer))
+                    continue
+                # Nobody else can run: it is next, without having been in a queue.
             self.steps = steps = steps + 1
             try:
                 context.run(callback, *args)
@@ -250,13 +259,33 @@ class SimLoop(asyncio.BaseEventLoop):
 
 @contextmanager
 def _known(loop: SimLoop) -> Iterator[None]:
-    """Until the end, who asks for the running loop is told without a system call (which CPython 3.11 makes each time)."""
+    """Until the end, who asks for the running loop is told without a system call (which CPython 3.11 makes each time).
+
+    Nor does asyncio keep its set of all tasks, which nobody asks for here: a weak set takes longer than all else that a task needs.
+    """
     tell = itertools.repeat(loop).__next__
     with (
         mock.patch.object(asyncio, "get_running_loop", tell),
         mock.patch.multiple(asyncio.events, get_running_loop=tell, _get_running_loop=tell),
+        _no_set_of_tasks(),
+        _current_task_at_hand(loop),
     ):
         yield
+
+
+def _no_set_of_tasks() -> AbstractContextManager[Any]:
+    everybody = getattr(asyncio.tasks, "_all_tasks", None)  # of CPython 3.11; later ones have none, or none in Python
+    return nullcontext() if everybody is None else mock.patch.object(everybody, "add", id)
+
+
+def _current_task_at_hand(loop: SimLoop) -> AbstractContextManager[Any]:
+    if sys.version_info >= (3, 12):
+        return nullcontext()  # there it is C
+    tell = partial(asyncio.tasks._current_tasks.get, loop)  # type: ignore[attr-defined]
+    patched = ExitStack()
+    for module in (asyncio, asyncio.tasks):
+        patched.enter_context(mock.patch.object(module, "current_task", tell))
+    return patched
 
 
 def _note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -50,7 +50,15 @@ class FrameQueue:
         while not self._frames:
             if self.ended is not None:
                 raise Closed(self.ended)
-            await _turn(self._getting)
+            # As `_turn`, without a coroutine more: every frame of every stream is waited for here.
+            place = asyncio.get_running_loop().create_future()
+            self._getting.append(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place in self._getting:
+                    self._getting.remove(place)
+                raise
         frame = self._frames.popleft()
         self.bytes -= len(frame)
         if self._putting:
