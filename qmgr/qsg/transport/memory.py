@@ -155,6 +155,14 @@ class MemoryStream:
         self._outgoing_bytes += len(frame)
         self._push(frame)
 
+    def send_nowait(self, frame: bytes) -> bool:
+        """As `send`, if that neither waits nor fails; False: nothing was sent."""
+        if self._inbox.ended is not None or self._blocked():
+            return False
+        self._outgoing_bytes += len(frame)
+        self._push(frame)
+        return True
+
     async def receive(self) -> bytes:
         frame = await self._inbox.get()
         other = self._other

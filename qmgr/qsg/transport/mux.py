@@ -135,6 +135,9 @@ class Mux:
         """Called once when the link is lost, before its sessions end."""
         self._control = control
         self._outbox = FrameQueue()
+        self._idle = False
+        """Everything is sent, and the task that sends waits for more."""
+        self._send_now: Callable[[bytes], bool] | None = getattr(stream, "send_nowait", None)
         self._next_beat: asyncio.TimerHandle | None = None
 
     @property
@@ -151,8 +154,9 @@ class Mux:
     def put(self, kind: int, session: int = 0, payload: bytes | Message = b"") -> None:
         """Sends a frame, in order, without waiting (what sessions relay is bounded by their credit)."""
         if self._outbox.ended is None:
-            body = payload if isinstance(payload, bytes) else payload.SerializeToString()
-            self._outbox.put_nowait(_HEAD.pack(kind, session) + body)
+            frame = _HEAD.pack(kind, session) + (payload if isinstance(payload, bytes) else payload.SerializeToString())
+            if not (self._idle and not self._outbox and self._send_now is not None and self._send_now(frame)):
+                self._outbox.put_nowait(frame)
 
     async def run(self) -> None:
         """Relays until the link is lost; then every session has ended. Raises `LinkLost`. The stream is closed by the caller."""
@@ -224,7 +228,10 @@ class Mux:
 
     async def _write(self) -> None:
         while True:
-            await self.stream.send(await self._outbox.get())
+            self._idle = True
+            frame = await self._outbox.get()
+            self._idle = False
+            await self.stream.send(frame)
 
     def _beat(self) -> None:
         self.put(pb.LOCAL_BEAT)

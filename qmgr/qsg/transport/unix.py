@@ -53,9 +53,21 @@ class UnixStream(asyncio.Protocol):
         self._lost = asyncio.Event()
 
     async def send(self, frame: bytes) -> None:
+        await self._writable.wait()
+        self._put(frame)
+        if not self._writable.is_set():
+            await self._writable.wait()
+
+    def send_nowait(self, frame: bytes) -> bool:
+        """As `send`, if that neither waits nor fails; False: nothing was sent."""
+        if not self._writable.is_set() or self._inbox.ended is not None or self._transport is None or self._transport.is_closing():
+            return False
+        self._put(frame)
+        return True
+
+    def _put(self, frame: bytes) -> None:
         if len(frame) > MAX_FRAME:
             raise ValueError(f"a frame of {len(frame)} bytes, at most {MAX_FRAME}")
-        await self._writable.wait()
         transport = self._transport
         if self._inbox.ended is not None or transport is None or transport.is_closing():
             raise Closed(self._inbox.ended or "closed here")
@@ -64,8 +76,6 @@ class UnixStream(asyncio.Protocol):
         else:
             transport.write(_LENGTH.pack(len(frame)))
             transport.write(frame)
-        if not self._writable.is_set():
-            await self._writable.wait()
 
     async def receive(self) -> bytes:
         frame = await self._inbox.get()
