@@ -7,6 +7,32 @@ time is `until`, and the bell was not rung.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+
+
+class Once:
+    """Is set once and for all. Who listens is called then, or at once when it is set already."""
+
+    __slots__ = ("_listener", "_set")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._listener: Callable[[], None] | None = None
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        if not self._set:
+            self._set = True
+            if self._listener is not None:
+                self._listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """One listens at a time."""
+        self._listener = listener
+        if self._set:
+            listener()
 
 
 class Bell:

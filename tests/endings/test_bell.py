@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qsg.bell import Bell
+from qsg.bell import Bell, Once
 from support.virtual_time import run
 
 
@@ -56,3 +56,15 @@ def test_a_cancelled_wait_takes_nothing_from_the_others() -> None:
         assert await other
 
     run(main())
+
+
+def test_who_listens_is_called_once_then_or_at_once() -> None:
+    called: list[str] = []
+    once = Once()
+    once.listen(lambda: called.append("then"))
+    assert not once.is_set() and not called
+    once.set()
+    once.set()
+    assert once.is_set() and called == ["then"]
+    once.listen(lambda: called.append("at once"))
+    assert called == ["then", "at once"]

@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from qsg.bell import Once
 from qsg.manager.getting import GetSpec
 from qsg.manager.window import Window
 from qsg.pb import records_pb2 as pb
@@ -112,7 +113,7 @@ async def test_many_waiters_are_served_in_turn(sole: bool) -> None:
 async def test_cancel_ends_a_wait_and_loses_nothing(sole: bool) -> None:
     async with group() as g:
         (x,) = await members(g, "X", sole=sole)
-        cancel = asyncio.Event()
+        cancel = Once()
         waiting = asyncio.create_task(x.queues.get(GetSpec("A", wait_ms=60_000), cancel=cancel))
         await asyncio.sleep(0.02)
         cancel.set()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+from qsg.bell import Once
 from qsg.manager.clients import Got, Work
 from qsg.manager.producers import ProducerNumber, ProducerState, Wanted
 from qsg.pb import client_pb2 as pb
@@ -76,6 +77,10 @@ class FakeWork:
     puts: list[tuple[str, records.Message]] = field(default_factory=list)
     got: list[tuple[str, records.Message, int]] = field(default_factory=list)
 
+    @property
+    def empty(self) -> bool:
+        return not (self.puts or self.got)
+
     async def commit(self, producer: ProducerNumber | None) -> None:
         await self.group.gate("before commit", self.member)
         if self.group.advance(producer):
@@ -132,15 +137,18 @@ class FakeBackend:
         await group.gate("after put", self.member)
         return [message.message_id for message in put.messages]
 
-    async def get(self, get: pb.Get, *, work: Work | None, cancel: asyncio.Event) -> list[Got]:
+    async def get(self, get: pb.Get, *, work: Work | None, cancel: Once) -> list[Got]:
         self.group.home(get.queue)
         ends = asyncio.get_running_loop().time() + get.wait_ms / 1000
+        cancel.listen(self.group.arrived.set)
         while not (taken := self._take(get)):
             left_s = ends - asyncio.get_running_loop().time()
             if left_s <= 0 or cancel.is_set():
                 raise Refusal(Reason.NO_MSG_AVAILABLE, get.queue)
             self.group.arrived.clear()
-            await _either(self.group.arrived, cancel, left_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self.group.arrived.wait()
         if work is not None:
             assert isinstance(work, FakeWork)
             work.got += [(get.queue, message, backouts) for message, backouts in taken]
@@ -183,14 +191,3 @@ class FakeBackend:
         if name == "refuse":
             raise Refusal(Reason.CHANNEL_NOT_FOUND, "no such channel")
         return {"done": name}
-
-
-async def _either(a: asyncio.Event, b: asyncio.Event, timeout_s: float) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in (a, b)]
-    try:
-        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*waits)

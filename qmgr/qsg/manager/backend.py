@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from qsg.bell import Once
 from qsg.manager.browsing import BrowseSpec
 from qsg.manager.clients import Got, Work
 from qsg.manager.getting import GetSpec
@@ -33,7 +33,7 @@ class QueueManagerBackend:
         requests = [PutRequest(put.queue, message, put.queue_manager) for message in put.messages]
         return await self._queues.put(requests, unit=_unit(work), affinity=affinity, producer=producer)
 
-    async def get(self, get: pb.Get, *, work: Work | None, cancel: asyncio.Event) -> Sequence[Got]:
+    async def get(self, get: pb.Get, *, work: Work | None, cancel: Once) -> Sequence[Got]:
         spec = GetSpec(
             get.queue,
             messages_max=get.messages_max,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from google.protobuf.message import DecodeError
 
+from qsg.bell import Once
 from qsg.endings import ended, to_the_end
 from qsg.manager.client_port import ID_BYTES, MESSAGES_MAX, Got, Work
 from qsg.manager.producers import ProducerNumber
@@ -56,7 +57,7 @@ class Connection:
         self._requests = 0
         self._bytes = 0
         self._room = asyncio.Event()
-        self._cancels: dict[int, asyncio.Event] = {}
+        self._cancels: dict[int, Once] = {}
         self._ids: set[int] = set()
         self._units: dict[int, Work] = {}
         self._epochs: dict[tuple[str, str], int] = {}
@@ -157,6 +158,9 @@ class Connection:
 
     async def _back_out(self, work: Work) -> None:
         """Goes on until the claims are given back: while this incarnation lives nobody else does that."""
+        if work.empty:  # as behind every get that found nothing
+            await work.backout()
+            return
         backing = asyncio.ensure_future(self._try_to_back_out(work))
         try:
             while not backing.done():
@@ -251,7 +255,7 @@ class Connection:
             self._bytes += size
         self._ids.add(request.id)
         if kind == "get":
-            self._cancels[request.id] = asyncio.Event()
+            self._cancels[request.id] = Once()
         self._start(request, 0 if waits else size)
 
     async def _have_room(self, size: int) -> None:

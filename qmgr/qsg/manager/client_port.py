@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qsg.bell import Once
 from qsg.manager.producers import ProducerNumber, ProducerState, Wanted
 from qsg.pb import client_pb2 as pb
 
@@ -29,6 +29,11 @@ class Got(Protocol):
 class Work(Protocol):
     """A unit of work. A refused or failed commit leaves it to `backout`."""
 
+    @property
+    def empty(self) -> bool:
+        """It holds nothing: `backout` asks no store."""
+        ...
+
     async def commit(self, producer: ProducerNumber | None) -> None: ...
 
     async def backout(self) -> None: ...
@@ -43,7 +48,7 @@ class Backend(Protocol):
         """All of its messages or none; their ids."""
         ...
 
-    async def get(self, get: pb.Get, *, work: Work | None, cancel: asyncio.Event) -> Sequence[Got]:
+    async def get(self, get: pb.Get, *, work: Work | None, cancel: Once) -> Sequence[Got]:
         """At least one message, or Refusal NO_MSG_AVAILABLE after `wait_ms` or once `cancel` is set."""
         ...
 

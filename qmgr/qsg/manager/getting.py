@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 
 import structlog
 
-from qsg.bell import Bell
+from qsg.bell import Bell, Once
 from qsg.failpoint import task_failpoint
 from qsg.manager import large
 from qsg.manager.assigning import Assignment, GetSpec, GotMessage, Request, Unitlike
@@ -81,7 +82,7 @@ class GetterLoop:
     def idle(self) -> bool:
         return self._task is None
 
-    async def get(self, spec: GetSpec, unit: Unitlike | None, cancel: asyncio.Event | None) -> list[GotMessage]:
+    async def get(self, spec: GetSpec, unit: Unitlike | None, cancel: Once | None) -> list[GotMessage]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + spec.wait_ms / 1000
         request = Request(spec, unit, loop.create_future(), deadline, self._reads)
@@ -89,17 +90,14 @@ class GetterLoop:
         self._bell.set()
         if self._task is None:
             self._task = loop.create_task(self._run(), name=f"getters of {self.window.queue}")
-        watch = loop.create_task(self._watch_cancel(request, cancel)) if cancel is not None else None
-        try:
-            return await request.future
-        finally:
-            if watch is not None:
-                watch.cancel()
+        if cancel is not None:
+            cancel.listen(partial(self._cancel, request))
+        return await request.future
 
-    async def _watch_cancel(self, request: Request, cancel: asyncio.Event) -> None:
-        await cancel.wait()
-        request.cancelled = True
-        self._bell.set()
+    def _cancel(self, request: Request) -> None:
+        if not request.future.done():
+            request.cancelled = True
+            self._bell.set()
 
     def ring(self) -> None:
         """Something was put, or given back."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from qsg.bell import Once
 from qsg.failpoint import task_failpoint
 from qsg.manager import large
 from qsg.manager.browsing import Browser, BrowseSpec
@@ -322,7 +323,7 @@ class QueueService:
 
     # Getting
 
-    async def get(self, spec: GetSpec, *, unit: UnitOfWork | None = None, cancel: asyncio.Event | None = None) -> list[GotMessage]:
+    async def get(self, spec: GetSpec, *, unit: UnitOfWork | None = None, cancel: Once | None = None) -> list[GotMessage]:
         """At least one message; in a unit of work it is claimed until commit.
 
         Raises `Refusal` NO_MSG_AVAILABLE when there is none within `wait_ms`, or once `cancel` is set.
