@@ -92,6 +92,7 @@ class ChannelSupervisor:
         self._unreachable: dict[str, float] = {}
         self._cut_off: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._next_look: asyncio.TimerHandle | None = None
         self._started = False
 
     # Beginning and end
@@ -113,11 +114,13 @@ class ChannelSupervisor:
         self._tell_peers()
         self.recovery.sweep()
         self.spawn(self._level(), "triggers by level")
-        self.spawn(self._watch_structures(), "reach of structures")
+        self._next_look = asyncio.get_running_loop().call_later(WATCH_S, self._look_at_structures)
 
     async def close(self) -> None:
         """Ends everything as it stands; `drain` first where channels are to go on elsewhere."""
         self._started = False
+        if self._next_look is not None:
+            self._next_look.cancel()
         self.triggers.close()
         for task in list(self._tasks):
             task.cancel()
@@ -375,16 +378,15 @@ class ChannelSupervisor:
         self._tell_peers()
         self.recovery.sweep()
 
-    async def _watch_structures(self) -> None:
+    def _look_at_structures(self) -> None:
         """Scenario 1b: a structure that does not answer for 1.5 s has its channels ended here and started elsewhere."""
         loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(WATCH_S)
-            for name, structure in self.structures.items():
-                if structure.reachable:
-                    self._unreachable.pop(name, None)
-                elif loop.time() - self._unreachable.setdefault(name, loop.time()) >= OUT_OF_REACH_S:
-                    self._structure_lost(name)
+        self._next_look = loop.call_later(WATCH_S, self._look_at_structures)
+        for name, structure in self.structures.items():
+            if structure.reachable:
+                self._unreachable.pop(name, None)
+            elif loop.time() - self._unreachable.setdefault(name, loop.time()) >= OUT_OF_REACH_S:
+                self._structure_lost(name)
 
     def _structure_lost(self, name: str) -> None:
         now = asyncio.get_running_loop().time()

@@ -216,6 +216,7 @@ class Structure:
                 if full != (full := room is not None and room <= 0):
                     log.warning("puts are refused" if full else "puts are taken again", structure=self.name, in_use=status.bytes_in_use)
                 self._committer.has_room(room, QUOTA_SLACK * (status.bytes_quota or 0))
-            await asyncio.sleep(QUOTA_PAUSE_S)
-            await self._committer.look.wait(loop.time() + QUOTA_EVERY_S - QUOTA_PAUSE_S)
+            looked_at = loop.time()
+            if await self._committer.look.wait(looked_at + QUOTA_EVERY_S):
+                await asyncio.sleep(max(0.0, looked_at + QUOTA_PAUSE_S - loop.time()))
             self._committer.look.clear()
