@@ -11,6 +11,7 @@ from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.verdict import SILENCE_MS
 from qsg.store.contract import Delete, Get
 from qsg.store.faults import Fault, Faults
 from qsg.transport.codec import encode
@@ -175,6 +176,30 @@ async def test_a_link_whose_beats_have_ended_is_made_anew(monkeypatch: pytest.Mo
         await asyncio.sleep(SILENT_S)
         assert fresh()
         assert sorted(t.prefix("admin", keys.MEMBERS)) == [b"m/X", b"m/Y"]
+
+
+@simulated
+async def test_who_stood_still_judges_nobody_before_it_has_listened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long, and whenever: what the others said meanwhile is unread, and counts as heard before their silence does."""
+    async with town("X", "Y", "Z") as t:
+        peers = t.stations["X"].peers
+        assert peers is not None
+        seen: list[float] = []
+        judge = peers._judge
+
+        def judged() -> bool:
+            seen.extend(float(str(line["silent_ms"])) for line in peers.status() if line["linked"])
+            return judge()
+
+        monkeypatch.setattr(peers, "_judge", judged)
+        loop = asyncio.get_running_loop()
+        for n in range(60):
+            loop.pass_by(0.05 * n)  # type: ignore[attr-defined]
+            await asyncio.sleep(0.7 + 0.031 * n)
+        assert seen and max(seen) < SILENCE_MS
+        t.network.cut("X-qm", "Y-qm")
+        await asyncio.sleep(2.0)
+        assert max(seen) >= SILENCE_MS, "a silence that lasts is judged"
 
 
 class Lagging(Faults):

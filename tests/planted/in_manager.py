@@ -105,22 +105,23 @@ def watch_from_the_wrong_revision(patches: Patches) -> None:
 
 
 def lease_by_wall_clock(patches: Patches) -> None:
-    """How long a peer was silent is measured by the wall clock, which can be set."""
+    """How long a peer was silent is measured by the wall clock, which can be set, and looked at often."""
 
-    def make(judge: Any) -> Any:
-        def by_wall(self: Any) -> bool:
+    def make(look: Any) -> Any:
+        def by_wall(self: Any) -> None:
             ahead = self._world.wall_ms() / 1000 - asyncio.get_running_loop().time()
             stepped = ahead - self.__dict__.setdefault("planted_ahead", ahead)
             self.planted_ahead = ahead
             if stepped > 0.5:
                 for link in self._links.values():
                     link.heard_at -= stepped
-            judged: bool = judge(self)
-            return judged
+            self._closely = True
+            look(self)
+            self._look_after(peers.LOOK_S)
 
         return by_wall
 
-    patches.wrap(peers.PeerLinks, "_judge", make)
+    patches.wrap(peers.PeerLinks, "_look", make)
 
 
 def claims_not_released(patches: Patches) -> None:

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 SERVICE = "qsg.v1.Peer"
 BEAT_S = 0.25
 LOOK_S = 0.1
-"""How often silences are judged."""
+"""How often silences are judged, once somebody has been silent for nearly long enough."""
 SILENT_S = 4.0
 """A link that says nothing for so long is made anew: its beats may have ended, or be stuck on their way. Verdicts are sooner."""
 CONNECT_S = 0.5
@@ -93,15 +93,14 @@ class PeerLinks:
         self._accepted: set[asyncio.Task[None]] = set()
         self._judged: dict[str, int] = {}
         self._next_id = 0
-        self._looked_at = 0.0
+        self._look_due, self._closely = 0.0, True
         self._next_look: asyncio.TimerHandle | None = None
         self._due: dict[Bell, None] = {}
         self._closed = False
 
     async def start(self) -> None:
         self.members.on_change.append(self._follow)
-        self._looked_at = asyncio.get_running_loop().time()
-        self._next_look = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+        self._look_after(LOOK_S)
         self._follow()
 
     async def close(self) -> None:
@@ -209,6 +208,8 @@ class PeerLinks:
                 stream = await self._transport.connect(record.peer_address, SERVICE, timeout_s=CONNECT_S)
             except Refused:
                 link.refused = True
+                if not self._closely:
+                    self._look_after(LOOK_S)
                 if self._judge():
                     log.info("reconnecting was refused", member=link.member, ms=round(1000 * (loop.time() - began), 1))
             except TransportError as error:
@@ -349,17 +350,25 @@ class PeerLinks:
 
     # Verdicts
 
-    def _look(self) -> None:
+    def _look_after(self, pause_s: float) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
         loop = asyncio.get_running_loop()
-        self._next_look = loop.call_later(LOOK_S, self._look)
-        now = loop.time()
-        if now - self._looked_at > 5 * LOOK_S:
+        self._look_due, self._closely = loop.time() + pause_s, pause_s <= LOOK_S
+        self._next_look = loop.call_later(pause_s, self._look)
+
+    def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._look_due > 4 * LOOK_S:
             # We were paused: what the others said meanwhile is still unread, so their silence means nothing.
-            log.warning("this process was paused", ms=round(1000 * (now - self._looked_at)))
+            log.warning("this process was paused", ms=round(1000 * (now - self._look_due)))
             for link in self._links.values():
                 link.heard_at = now
-        self._looked_at = now
-        self._judge()
+        if self._closely:  # else we may have been paused all the time until now, and nobody's silence can count yet
+            self._judge()
+        counts_at = min((link.heard_at for link in self._links.values()), default=now) + verdict.SILENCE_MS / 1000
+        far_s = 0.0 if any(link.refused for link in self._links.values()) else counts_at - 2 * LOOK_S - now
+        self._look_after(max(LOOK_S, far_s))
 
     def _judge(self) -> bool:
         """Carries out new verdicts; whether there was one."""
