@@ -7,6 +7,8 @@ order in which `call` was entered. Does not reconnect (`qsg.client.link`) and re
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -22,6 +24,8 @@ SERVICE = "qsg.v1.Client"
 HEARTBEAT_S = 0.35
 MISSES_MAX = 4
 """Heartbeats without a frame after which the member counts as gone: noticed within 1.4 s."""
+BEAT_EVERY = 8
+"""Of so many heartbeats that are due from the member we send one: an application counts as gone only after 15 s."""
 
 
 class SessionLost(Exception):
@@ -52,10 +56,9 @@ class Session:
         self._send_lock = asyncio.Lock()
         self._frames = 0
         self._grace_s = 0.0
-        self._tasks = {
-            asyncio.create_task(self._read(), name=f"qsg client reader {address}"),
-            asyncio.create_task(self._watch(), name=f"qsg client heartbeat {address}"),
-        }
+        self._tasks = {asyncio.create_task(self._read(), name=f"qsg client reader {address}")}
+        self._misses, self._seen, self._looks = 0, 0, 0
+        self._next_look = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._look)
 
     @classmethod
     async def open(cls, transport: Transport, address: str, connect: pb.Connect, timeout_s: float) -> Session:
@@ -124,9 +127,11 @@ class Session:
 
     def _post(self, request: pb.ClientRequest) -> None:
         """Sends without waiting; nothing is lost with it."""
-        if self._lost:
-            return
-        task = asyncio.create_task(self._send_quietly(pb.CLIENT_REQUEST, request.SerializeToString()))
+        if not self._lost:
+            self._in_background(self._send_quietly(pb.CLIENT_REQUEST, request.SerializeToString()))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -174,21 +179,20 @@ class Session:
         if answer is not None and not answer.done():
             answer.set_result(response)
 
-    async def _watch(self) -> None:
-        """Sends heartbeats and counts those of the member.
+    def _look(self) -> None:
+        """Counts heartbeats of the member, and now and then sends one.
 
         Beats are counted and not timed: when our own event loop stands still, one late beat is one miss.
         """
-        misses, seen = 0, self._frames
-        while misses < MISSES_MAX + self._grace_s / HEARTBEAT_S:
-            await asyncio.sleep(HEARTBEAT_S)
-            misses = 0 if self._frames != seen else misses + 1
-            seen = self._frames
-            if not self._send_lock.locked():
-                await self._send_quietly(pb.CLIENT_BEAT, b"")
-            if self._lost:
-                return
-        self.end(f"{self.address}: silent for {misses * HEARTBEAT_S:.1f} s")
+        self._misses = 0 if self._frames != self._seen else self._misses + 1
+        self._seen = self._frames
+        if self._misses >= MISSES_MAX + self._grace_s / HEARTBEAT_S:
+            self.end(f"{self.address}: silent for {self._misses * HEARTBEAT_S:.1f} s")
+            return
+        self._looks += 1
+        if self._looks % BEAT_EVERY == 0 and not self._send_lock.locked():
+            self._in_background(self._send_quietly(pb.CLIENT_BEAT, b""))
+        self._next_look = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._look)
 
     def end(self, why: str) -> None:
         """Gives the session up: whatever is unanswered was perhaps done."""
@@ -196,6 +200,7 @@ class Session:
             return
         self.why = why
         self._lost = True
+        self._next_look.cancel()
         self.left.set()
         self._idle.set()
         for answer in self._pending.values():
