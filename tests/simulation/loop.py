@@ -215,9 +215,8 @@ class SimLoop(asyncio.BaseEventLoop):
         runnable, random, timers, steps = self.runnable, self._chance, self._timers, self.steps
         until = steps + STEPS_AT_ONE_INSTANT_MAX
         while not self._stopping:  # type: ignore[attr-defined]
-            count = len(runnable)
-            if count:
-                process = runnable[0] if count == 1 else runnable[int(random() * count)]
+            if runnable:
+                process = runnable[0] if len(runnable) == 1 else runnable[int(random() * len(runnable))]
                 ready = process.ready
                 callback, args, context, handle = ready.popleft()
                 if not ready:
