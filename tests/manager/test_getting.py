@@ -10,13 +10,14 @@ import pytest
 
 from qsg.bell import Once
 from qsg.manager.getting import GetSpec
+from qsg.manager.structure import Structure
 from qsg.manager.window import Window
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Unit
-from qsg.store.contract import Put
+from qsg.store.contract import Get, GetResult, Put
 from qsg.store.faults import RandomFaults
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
@@ -125,6 +126,37 @@ async def test_cancel_ends_a_wait_and_loses_nothing(sole: bool) -> None:
         await asyncio.gather(dropped, return_exceptions=True)
         await x.put("A", b"1")
         assert await x.get("A") == [b"1"]
+
+
+@simulated
+async def test_who_waits_on_an_empty_queue_asks_nothing_until_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch tells of what is put. A message that another has claimed is looked at now and then: who claimed it may have died."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        read, reads = Structure.read, Counter[str]()
+
+        async def counted(structure: Structure, *gets: Get) -> tuple[int, list[GetResult]]:
+            reads[structure.member] += any(get.key.startswith(keys.queue("A")) for get in gets)
+            return await read(structure, *gets)
+
+        monkeypatch.setattr(Structure, "read", counted)
+        waiting = asyncio.create_task(x.get("A", wait_ms=20_000))
+        await asyncio.sleep(10.0)
+        assert reads["X"] <= 3
+        await y.put("A", b"1")
+        assert await waiting == [b"1"]
+        assert asyncio.get_running_loop().time() < 11.0
+        reads.clear()
+        await refused(x.get("A", wait_ms=10_000), Reason.NO_MSG_AVAILABLE)
+        assert 1 <= reads["X"] <= 3
+
+        await y.put("A", b"2")
+        unit = y.queues.begin()
+        await y.queues.get(GetSpec("A"), unit=unit)
+        reads.clear()
+        await refused(x.get("A", wait_ms=10_000), Reason.NO_MSG_AVAILABLE)
+        assert reads["X"] >= 9
+        await unit.backout()
 
 
 async def test_by_message_and_correlation_id() -> None:

@@ -212,6 +212,11 @@ class Window:
         return [s.quiet_until for s in self._quiet if s.quiet_until > now and not s.gone]
 
     @property
+    def shows_any(self) -> bool:
+        """There is something on the queue as of the last read, or may be: free, claimed, or not read yet."""
+        return self.dropped or not self.reader.caught_up or any(self._segments.values())
+
+    @property
     def unread(self) -> bool:
         """There is more to read before everything is offered."""
         return not self.reader.caught_up or any(not s.checked for s in self)
