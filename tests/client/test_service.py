@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from unittest import mock
 
 import pytest
 
 import qsg
 from qsg.client.link import LinkOptions
+from qsg.manager.client_connection import Connection
 from qsg.manager.clients import SERVICE, ClientLimits
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
@@ -194,6 +196,55 @@ async def test_number_of_units_is_bounded(group: ClientGroup) -> None:
 
     assert answers == [0, 0, Reason.HANDLE_NOT_AVAILABLE]
     assert (await answer_to(stream, put(5, unit=5))).reason == 0
+
+
+async def test_a_call_that_did_nothing_begins_no_unit(group: ClientGroup) -> None:
+    stream = await connected(group)
+    for number in range(1, 9):
+        found = await answer_to(stream, pb.ClientRequest(id=number, get=pb.Get(queue="Q", messages_max=1, unit=number)))
+        assert found.reason == Reason.NO_MSG_AVAILABLE
+    answers = [(await answer_to(stream, put(10 + number, unit=number))).reason for number in (1, 2)]
+    assert answers == [0, 0], "two units have room"
+    nothing = await answer_to(stream, pb.ClientRequest(id=20, get=pb.Get(queue="EMPTY", messages_max=1, unit=1)))
+    assert nothing.reason == Reason.NO_MSG_AVAILABLE
+    assert (await answer_to(stream, pb.ClientRequest(id=21, end_unit=pb.EndUnit(unit=1, commit=True)))).reason == 0, "it held a put"
+    assert group.durable.commits == 1
+
+
+async def test_a_unit_is_ended_at_the_member_when_something_may_be_in_it(group: ClientGroup) -> None:
+    ends: list[int] = []
+    end_unit = Connection._end_unit
+
+    async def noted(connection: Connection, end: pb.EndUnit) -> None:
+        ends.append(end.unit)
+        await end_unit(connection, end)
+
+    with mock.patch.object(Connection, "_end_unit", noted):
+        async with group.connect() as application:
+            for _ in range(3):  # nothing was there
+                with pytest.raises(qsg.NoMessageAvailable):
+                    async with application.unit() as unit:
+                        await unit.get("Q")
+            assert ends == []
+            unit = application.unit()  # something was done
+            await unit.put("Q", b"1")
+            with pytest.raises(qsg.NoMessageAvailable):
+                await unit.get("EMPTY")
+            await unit.backout()
+            assert len(ends) == 1
+            unit = application.unit()  # a call that was given up
+            waiting = asyncio.create_task(unit.get("Q", wait_ms=60_000))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            await unit.backout()
+            assert len(ends) == 2
+            unit = application.unit()  # nobody knows what it did
+            with mock.patch.object(group.backends["X"], "get", mock.AsyncMock(side_effect=OutcomeUnknown())):
+                with pytest.raises(qsg.QsgError):
+                    await unit.get("Q")
+            await unit.backout()
+            assert len(ends) == 3
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,9 @@ def _outcome(response: pb.ClientResponse) -> Outcome:
     return Outcome.UNKNOWN if response.reason == Reason.CALL_INTERRUPTED else Outcome.REFUSED
 
 
+_TELLS_NOTHING = frozenset({int(Reason.CALL_INTERRUPTED), int(Reason.UNEXPECTED_ERROR)})
+
+
 class UnitOfWork:
     """Made by `QueueManager.unit()`. As a context manager it commits, or backs out when the block raises.
 
@@ -172,6 +175,9 @@ class UnitOfWork:
         self._number = number
         self._session: Session | None = None
         self._queue: tuple[str, str] | None = None
+        """Of the first call that did something in it."""
+        self._doubtful = 0
+        """Calls that were not answered, or not told what they did."""
         self._over = ""
         self._lost = ""
 
@@ -248,11 +254,14 @@ class UnitOfWork:
         if self._session is None:
             self._session = await self._link.session()
             self._session.units += 1
+        self._doubtful += 1
         try:
             response = await self._session.call(request)
         except SessionLost as lost:
             # Whatever the call did was in the unit, and the member backs that out.
             raise self._fail(f"the connection was lost: {lost}") from lost
+        if response.reason not in _TELLS_NOTHING:
+            self._doubtful -= 1
         if response.reason in RETRY_ELSEWHERE:
             session = self._session
             session.retire(f"{session.address}: {response.detail}")
@@ -299,12 +308,12 @@ class UnitOfWork:
             raise OptionsError(f"this unit of work is over: it was {self._over}")
 
     async def backout(self) -> None:
-        """Undoes all of it. Never fails: a member that cannot be told backs out by itself."""
+        """Undoes all of it. Never fails: a member that cannot be told backs out by itself, and of a unit with nothing in it none knows."""
         if self._over:
             return
         self._over = "backed out"
         try:
-            if self._session is not None:
+            if self._session is not None and (self._queue is not None or self._doubtful):
                 await self._session.call(self._end_unit())
         except SessionLost as lost:
             log.debug("backed out by the loss of the connection: %s", lost)

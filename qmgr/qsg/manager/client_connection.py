@@ -320,6 +320,7 @@ class Connection:
             await self._perform(kind, request, response)
         except Exception as problem:
             reason, detail = self._reason(kind, problem)
+            self._forget_unit(request.get.unit if kind == "get" else request.put.unit)
             response.Clear()
             response.id, response.reason, response.detail = request.id, int(reason), detail
         try:
@@ -333,6 +334,12 @@ class Connection:
                 self._requests -= 1
                 self._bytes -= size
                 self._room.set()
+
+    def _forget_unit(self, number: int) -> None:
+        """A call that did nothing leaves no unit of work that has nothing in it: the application need not end it."""
+        work = self._units.get(number)
+        if work is not None and work.empty:
+            del self._units[number]
 
     def _reason(self, kind: str, problem: Exception) -> tuple[Reason, str]:
         """What the client is told. Only what provably changed nothing may be told as a refusal."""
