@@ -18,7 +18,9 @@ def prepare(planted: str | None, *, logs: bool = False) -> None:
     """Of one process: logging as wanted, a planted bug applied, what is loaded out of the collector's way."""
     logging.disable(logging.CRITICAL)
     if not logs:
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), logger_factory=structlog.ReturnLoggerFactory()
+        )
     if planted:
         from planted.bugs import apply  # type: ignore[import-not-found,unused-ignore]
 

@@ -93,12 +93,12 @@ class Calls:
         for get, result in zip(gets, results, strict=True):
             if get.revision or get.keys_only or get.mod_after or get.count_only:
                 continue
-            values = {kv.key: kv.value for kv in result.kvs}
-            if not get.end:
-                values.setdefault(get.key, None)
-            for key, value in values.items():
-                if is_register(key):
-                    self.add(at.name, key, Call("read", start, end, value, who=at.member))
+            if get.end:
+                found = [(kv.key, kv.value) for kv in result.kvs if is_register(kv.key)]
+            else:
+                found = [(get.key, result.kvs[0].value if result.kvs else None)] if is_register(get.key) else []
+            for key, value in found:
+                self.add(at.name, key, Call("read", start, end, value, who=at.member))
 
 
 def _watched(change: Change, swaps: dict[bytes, tuple[bytes | None, bytes | None]]) -> None:

@@ -71,8 +71,8 @@ class Triggers:
 
     async def look(self) -> None:
         """By level: whatever was missed (H6b)."""
-        found = (self._supervisor.find(channel) for channels in self._senders_of.values() for channel in channels)
-        await self._look_at(place for place in found if place is not None and not self._busy(place.channel.name))
+        free = [channel for channels in self._senders_of.values() for channel in channels if not self._busy(channel)]
+        await self._look_at(place for channel in free if (place := self._supervisor.find(channel)) is not None)
 
     async def _look_again(self, place: Place) -> None:
         try:
@@ -81,8 +81,10 @@ class Triggers:
             log.info("queue not looked at again", queue=place.queue, error=repr(error))
 
     def _busy(self, channel: str) -> bool:
+        if self._supervisor.looks_after(channel):
+            return True
         place = self._supervisor.find(channel)
-        return self._supervisor.looks_after(channel) or (place is not None and self._supervisor.tables[place.admin].has(channel))
+        return place is not None and self._supervisor.tables[place.admin].has(channel)
 
     def _definitions_changed(self) -> None:
         senders: dict[str, list[str]] = {}

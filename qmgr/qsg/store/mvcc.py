@@ -92,6 +92,8 @@ def check_branch(ops: Sequence[Op]) -> None:
     puts: set[bytes] = set()
     deletes: list[Delete] = []
     for op in ops:
+        if isinstance(op, Get) and op.key:
+            continue
         if isinstance(op, Put):
             if op.key in puts:
                 raise StoreError(f"duplicate key given in txn request: {op.key!r}")

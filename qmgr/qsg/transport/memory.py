@@ -41,7 +41,8 @@ class MemoryNetwork:
         self.names: dict[str, list[str]] = {}
         self.healed = asyncio.Event()
         """Pulses when a path is healed."""
-        self._cuts: dict[tuple[str, str], None] = {}
+        self.cuts: dict[tuple[str, str], None] = {}
+        """(from, to) where nothing passes."""
         self._listeners: dict[str, MemoryListener] = {}
         self._streams: dict[MemoryStream, None] = {}
         self._transports: dict[str, list[MemoryTransport]] = {}
@@ -54,14 +55,14 @@ class MemoryNetwork:
 
     def cut(self, a: str, b: str, *, one_way: bool = False) -> None:
         """Nothing passes from `a` to `b` (nor, unless `one_way`, back); nobody is told."""
-        self._cuts[a, b] = None
+        self.cuts[a, b] = None
         if not one_way:
-            self._cuts[b, a] = None
+            self.cuts[b, a] = None
 
     def heal(self, a: str, b: str) -> None:
         """Both ways; what was held goes on."""
-        self._cuts.pop((a, b), None)
-        self._cuts.pop((b, a), None)
+        self.cuts.pop((a, b), None)
+        self.cuts.pop((b, a), None)
         self.healed.set()
         self.healed.clear()
         for stream in list(self._streams):
@@ -69,7 +70,7 @@ class MemoryNetwork:
                 stream.flow()
 
     def is_cut(self, a: str, b: str) -> bool:
-        return (a, b) in self._cuts
+        return (a, b) in self.cuts
 
     def reset(self, a: str, b: str) -> None:
         """Breaks every stream between two hosts; both ends know at once."""
@@ -211,17 +212,18 @@ class MemoryStream:
             due = self._last_due
         self._last_due = due
         self._outgoing.append((due, item))
-        if self._timer is None:
+        if self._timer is None:  # nothing was on its way, or the path is cut
             self.flow()
 
     def flow(self) -> None:
         """Sees to it that the first item on its way arrives when it is due, unless the path is cut."""
-        if self._timer is None and self._outgoing and not self._network.is_cut(self.host, self.other_host):
-            self._timer = asyncio.get_running_loop().call_at(self._outgoing[0][0], self._arrive, context=self._network.context)
+        network = self._network
+        if self._timer is None and self._outgoing and (self.host, self.other_host) not in network.cuts:
+            self._timer = asyncio.get_running_loop().call_at(self._outgoing[0][0], self._arrive, context=network.context)
 
     def _arrive(self) -> None:
         self._timer = None
-        if self._network.is_cut(self.host, self.other_host):
+        if (self.host, self.other_host) in self._network.cuts:
             return
         now = asyncio.get_running_loop().time()
         outgoing, other = self._outgoing, self._other
