@@ -181,9 +181,12 @@ class GetterLoop:
             waiting = [r for r in self.requests if not r.future.done() and not r.cancelled]
             if not waiting:
                 return
+            if self._reads == reads and self._is_old():  # what was read before this round is not worth an assignment
+                await self._read()
+                continue
             assignment = Assignment(self.window, asyncio.get_running_loop().time(), self.world.wall_ms())
             assignment.distribute(waiting)
-            if self._must_read(waiting, first=self._reads == reads):
+            if self._must_read(waiting):
                 await self._read()
                 continue
             if await self._scan_deep(waiting):
@@ -200,11 +203,12 @@ class GetterLoop:
     def _needs_body(segment: Segment) -> bool:
         return segments.needs_bodies(segment.at.header)
 
-    def _must_read(self, waiting: list[Request], *, first: bool) -> bool:
-        """Whether something must be read before this round's assignment is good; `first`: nothing was read in this round."""
-        stale = self._stale or asyncio.get_running_loop().time() - self._read_at > STALE_S
-        if self._reads == 0 or (first and stale):
-            return True
+    def _is_old(self) -> bool:
+        """The last read is so long ago, or shows so little, that a round begins with another."""
+        return self._reads == 0 or self._stale or asyncio.get_running_loop().time() - self._read_at > STALE_S
+
+    def _must_read(self, waiting: list[Request]) -> bool:
+        """Whether something more must be read before this round's assignment is good."""
         hungry = [r for r in waiting if not r.messages]
         if not hungry:
             return False
