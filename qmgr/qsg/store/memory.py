@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -236,6 +237,9 @@ class MemoryStore:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._held: list[Callable[[], None]] = []
+        self._waiting: deque[tuple[float, str, asyncio.Future[Any]]] = deque()
+        """When a request is given up, what it is, and its answer: those with the usual timeout, in order."""
+        self._expiry: asyncio.TimerHandle | None = None
         self._watchers: dict[_Watcher, None] = {}
 
     # The path to the server
@@ -291,12 +295,25 @@ class MemoryStore:
         if fault.late_s:
             await asyncio.sleep(fault.delay_s)
             raise Unavailable(f"{kind}: connection lost")
-        # A timer and no `asyncio.timeout`: simulations make millions of requests.
+        # No `asyncio.timeout`, and nearly always no timer: simulations make millions of requests.
+        if timeout_s == TXN_TIMEOUT_S:
+            self._waiting.append((loop.time() + timeout_s, kind, answer))
+            if self._expiry is None:
+                self._expiry = loop.call_later(timeout_s, self._expire_waiting)
+            return await answer
         expiry = loop.call_later(timeout_s, _expire, answer, kind, timeout_s)
         try:
             return await answer
         finally:
             expiry.cancel()
+
+    def _expire_waiting(self) -> None:
+        """One timer for all requests with the usual timeout, set anew when it goes off and some still wait."""
+        loop, waiting = asyncio.get_running_loop(), self._waiting
+        while waiting and (waiting[0][2].done() or waiting[0][0] <= loop.time()):
+            _, kind, answer = waiting.popleft()
+            _expire(answer, kind, TXN_TIMEOUT_S)
+        self._expiry = loop.call_at(waiting[0][0], self._expire_waiting) if waiting else None
 
     # A message on the path, either way, goes on, is held, or is lost.
 
