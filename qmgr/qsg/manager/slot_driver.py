@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from qsg.bell import Bell
 from qsg.failpoint import task_failpoint
 from qsg.rules import packed as packing
 from qsg.rules.pack import pack
@@ -57,7 +58,7 @@ class SlotDriver:
         """In the attempt that is out."""
         self.held: list[Item] = []
         """Refused on values that this attempt writes: told once those are committed."""
-        self._wake = asyncio.Event()
+        self._wake = Bell()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._alone = False

@@ -238,7 +238,8 @@ class UnitOfWork:
             for guarded, parts in self._parts.items()
             for segment, mask in parts.items()
         ]
-        await asyncio.gather(*jobs)
+        if jobs:
+            await asyncio.gather(*jobs)
         for held in self._puts:
             if held.stage is not None:
                 await large.discard(structure, held.stage)

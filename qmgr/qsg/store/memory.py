@@ -18,6 +18,7 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
+from qsg.bell import Bell
 from qsg.store.answers import settle
 from qsg.store.contract import (
     Compare,
@@ -212,7 +213,7 @@ class MemoryServer:
 class _Watcher:
     range: tuple[bytes, bytes]
     from_revision: int
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    wake: Bell = field(default_factory=Bell)
     delivered: int = 0
     broken: bool = False
     """The stream broke since the last delivery: it is resumed behind what was delivered, and says so with a progress batch."""
