@@ -116,3 +116,32 @@ async def test_frames_cut_at_every_byte(tmp_path: Path) -> None:
         writer.close()
         await writer.wait_closed()
     await listener.close()
+
+
+async def test_what_can_be_sent_at_once_is_and_the_rest_waits(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    reads = asyncio.Event()
+    got: list[bytes] = []
+
+    async def handler(stream: Stream) -> None:
+        await reads.wait()
+        while True:
+            got.append(await stream.receive())
+
+    listener = await listen_unix(path, handler)
+    stream = await connect_unix(path)
+    frames = [b"%4d" % n + bytes(100_000) for n in range(200)]
+    at_once = 0
+    while stream.send_nowait(frames[at_once]):  # nobody reads
+        at_once += 1
+    assert 0 < at_once < len(frames) - 1
+    reads.set()
+    async with asyncio.timeout(5):
+        for frame in frames[at_once:]:
+            await stream.send(frame)
+        while len(got) < len(frames):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert got == frames
+    await stream.close()
+    assert not stream.send_nowait(b"closed")
+    await listener.close()

@@ -60,8 +60,11 @@ class UnixStream(asyncio.Protocol):
 
     def send_nowait(self, frame: bytes) -> bool:
         """As `send`, if that neither waits nor fails; False: nothing was sent."""
-        if not self._writable.is_set() or self._inbox.ended is not None or self._transport is None or self._transport.is_closing():
+        transport = self._transport
+        if not self._writable.is_set() or self._inbox.ended is not None or transport is None or transport.is_closing():
             return False
+        if len(frame) > MAX_FRAME:
+            return False  # `send` says so
         self._put(frame)
         return True
 
