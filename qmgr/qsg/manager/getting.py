@@ -41,7 +41,9 @@ log = structlog.get_logger()
 
 STALE_S = 0.05
 POLL_S = 1.0
-"""How often somebody who waits looks for claims of dead members, should nobody have told that one died; not on an empty queue."""
+"""How often somebody who waits looks for claims of dead members, should nobody have told that one died."""
+EMPTY_POLL_S = 10.0
+"""The same on an empty queue, where nothing is claimed, and the watch tells of what is put: not even this should be needed."""
 LINGER_S = 2.0
 """How long the watch of the doorbell outlives its last waiter."""
 LOSSES = 2
@@ -422,10 +424,9 @@ class GetterLoop:
         if any(r.deadline <= loop.time() and self._unread_for(r) for r in self.requests):
             self._rung = True
             return
-        times = [r.deadline for r in self.requests if r.deadline > loop.time()] + self.window.disputed(loop.time())
-        if self.window.shows_any or not times:  # else nothing is claimed by anybody, and of what is put the watch tells
-            times.append(loop.time() + POLL_S)
-        until = min(times)
+        deadlines = [r.deadline for r in self.requests if r.deadline > loop.time()]
+        poll_s = POLL_S if self.window.shows_any else EMPTY_POLL_S
+        until = min([loop.time() + poll_s, *deadlines, *self.window.disputed(loop.time())])
         if not await self._bell.wait(until):
             self._rung = True
             if loop.time() - self._waited_at >= POLL_S * 0.9:
