@@ -120,7 +120,13 @@ async def _flow(api: Api, namespace: str, messages: int) -> None:
         raise Failed("messages were lost, doubled or out of order")
     before = killed.result()
     after = await taken_over(api, namespace, before)
-    _say(f"the channel was with {before.pod} and is with {after.pod} now, {after.takeovers - before.takeovers} takeovers later")
+    _say(f"the channel was with {before.pod} and is with {after.pod} now: {how(before, after)}")
+
+
+def how(before: Owned, after: Owned) -> str:
+    """A pod that is deleted by force may still be told to end, and then hands its channels over first."""
+    takeovers = after.takeovers - before.takeovers
+    return f"taken over ({takeovers})" if takeovers else "handed over before its pod had ended"
 
 
 async def _owner(api: Api, namespace: str) -> Owned:

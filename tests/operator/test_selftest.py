@@ -61,3 +61,8 @@ async def test_a_takeover_is_seen_as_soon_as_the_status_tells_it(after: dict[str
 async def test_without_a_takeover_it_fails(after: dict[str, Any]) -> None:
     with pytest.raises(Failed, match="nobody took the channel over: it was with qsg-selftest-0"):
         await taken_over(Told(after), NAMESPACE, BEFORE)
+
+
+@pytest.mark.parametrize(("takeovers", "told"), [(1, "handed over before its pod had ended"), (3, "taken over (2)")])
+def test_what_was_no_takeover_is_not_called_one(takeovers: int, told: str) -> None:
+    assert selftest.how(BEFORE, Owned("qsg-selftest-1", 5, takeovers)) == told
