@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.cluster_shop import Shop, Traffic
+from support.cluster_shop import GROUP, Shop, Traffic
 from support.kubernetes import Nodes, eventually, run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 NODE_MS, DEATH_MS, PLANNED_MS = 4_000, 1_000, 250
+STORE = tuple(f"{GROUP}-store-{n}" for n in range(3))
 
 
 @pytest.fixture
@@ -49,10 +50,18 @@ def test_the_leader_of_the_store_is_killed(shop: Shop, traffic: Traffic) -> None
         assert store_leader(shop)
 
 
+def test_the_store_is_defragmented(shop: Shop, traffic: Traffic) -> None:
+    """As docs/kubernetes.md says: one member at a time, which answers nobody meanwhile, the leader last."""
+    leader = store_leader(shop)
+    with traffic.through("etcd defragmented, one after the other", DEATH_MS):
+        for pod in (*(one for one in STORE if one != leader), leader):
+            assert "Finished defragmenting etcd member" in shop.namespace.kubectl("exec", pod, "--", "etcdctl", "defrag")
+            traffic.moves()
+
+
 def store_leader(shop: Shop) -> str:
     """The etcd that leads, as its metrics say."""
-    for n in range(3):
-        pod = f"orders-store-{n}"
+    for pod in STORE:
         path = f"/api/v1/namespaces/{shop.namespace.name}/pods/{pod}:2381/proxy/metrics"
         if "etcd_server_is_leader 1" in run(["kubectl", "get", "--raw", path]):
             return pod
