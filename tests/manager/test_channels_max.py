@@ -34,13 +34,19 @@ async def started(manager: QueueManager, channel: str, wait_s: float = 5.0) -> s
     return str(answer["status"])
 
 
+async def one_is_full(u: Universe) -> tuple[str, str]:
+    """Of X and Y the member that runs the first channel, and the other."""
+    await group(u, "X", "Y")
+    await started(u["X"].manager, NAMES[0])
+    first = (await u.state(NAMES[0], pb.RUNNING)).owner
+    return first, "Y" if first == "X" else "X"
+
+
 @simulated
 async def test_the_other_member_takes_it_and_nobody_when_all_are_full() -> None:
     async with universe("admin") as u:
-        await group(u, "X", "Y")
+        first, _ = await one_is_full(u)
         x = u["X"].manager
-        await started(x, NAMES[0])
-        first = (await u.state(NAMES[0], pb.RUNNING)).owner
         await started(u[first].manager, NAMES[1])
         assert {first, (await u.state(NAMES[1], pb.RUNNING)).owner} == {"X", "Y"}, "asked for at the one that is full"
         assert await started(x, NAMES[2], 3.0) == "INITIALIZING"
@@ -53,10 +59,7 @@ async def test_the_other_member_takes_it_and_nobody_when_all_are_full() -> None:
 async def test_a_member_that_is_asked_although_it_is_full_refuses_and_changes_nothing() -> None:
     """Who asks goes by a load that may be older than another start."""
     async with universe("admin") as u:
-        await group(u, "X", "Y")
-        await started(u["X"].manager, NAMES[0])
-        first = (await u.state(NAMES[0], pb.RUNNING)).owner
-        name = "Y" if first == "X" else "X"
+        first, name = await one_is_full(u)
         other = u[name].manager
         for cause in ("", "trigger", "status table out of reach"):
             start = peer_pb2.StartChannel(channel=NAMES[1], cause=cause)
@@ -72,9 +75,7 @@ async def test_a_member_that_is_asked_although_it_is_full_refuses_and_changes_no
 @simulated
 async def test_a_trigger_at_a_full_member_starts_it_at_another() -> None:
     async with universe("admin") as u:
-        await group(u, "X", "Y")
-        await started(u["X"].manager, NAMES[0])
-        first = (await u.state(NAMES[0], pb.RUNNING)).owner
+        first, _ = await one_is_full(u)
         await u[first].manager.queues.define(
             queue("TO.R", type="remote", remote_queue="IN", remote_queue_manager="R", transmission_queue="R.2")
         )

@@ -171,17 +171,7 @@ class SimLoop(asyncio.BaseEventLoop):
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
-        # As `call_at`, which it does not call: most timers come this way.
-        when = self._now + delay
-        if context is None:
-            context = copy_context()
-        process = context.get(PROCESS) or self.kernel
-        handle = Handle((callback, args, context, process, False, when))
-        if process is not self.kernel:
-            when += self._chance() * TIMER_JITTER_S
-        self._timer_number = number = self._timer_number + 1
-        heappush(self._timers, (when, number, handle))
-        return handle
+        return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
         if context is None:

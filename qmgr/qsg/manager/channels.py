@@ -174,8 +174,8 @@ class ChannelSupervisor:
 
     def own_load(self) -> Load:
         """Active channels are those that are held or being taken, and inbound sessions."""
-        active = len([1 for care in self._care.values() if care.held is not None or care.taking]) + len(self.inbound.sessions)
-        reached = frozenset([name for name, s in self.structures.items() if s.reachable and not s.fenced.is_set()])
+        active = sum(1 for care in self._care.values() if care.held is not None or care.taking) + len(self.inbound.sessions)
+        reached = frozenset(name for name, s in self.structures.items() if s.reachable and not s.fenced.is_set())
         return Load(
             self.member, active, self.catalog.settings.channels_max, self.link.joined and self._started, self.office.draining, reached
         )

@@ -50,15 +50,7 @@ class FrameQueue:
         while not self._frames:
             if self.ended is not None:
                 raise Closed(self.ended)
-            # As `_turn`, without a coroutine more: every frame of every stream is waited for here.
-            place = asyncio.get_running_loop().create_future()
-            self._getting.append(place)
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place in self._getting:
-                    self._getting.remove(place)
-                raise
+            await _turn(self._getting)
         frame = self._frames.popleft()
         self.bytes -= len(frame)
         if self._putting:
