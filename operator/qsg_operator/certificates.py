@@ -8,7 +8,7 @@ authority's own ca.crt does. The authority itself is made and renewed by `qsg_op
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -187,7 +187,7 @@ def _usage(*, authority: bool) -> x509.KeyUsage:
     )
 
 
-def host_names(service: str, namespace: str, *, pods: Sequence[str] = (), wildcard: bool = False) -> list[str]:
-    """All forms of a Service's name; `pods` of a headless one, or all of them by a wildcard."""
-    heads = [f"{pod}.{service}" for pod in pods] + ([f"*.{service}"] if wildcard else []) + ([] if wildcard else [service])
-    return [f"{head}{tail}" for head in heads for tail in ("", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local")]
+def host_names(service: str, namespace: str, *, wildcard: bool = False) -> list[str]:
+    """All forms of a Service's name; by a wildcard, of the pods behind a headless one."""
+    head = f"*.{service}" if wildcard else service
+    return [f"{head}{tail}" for tail in ("", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local")]

@@ -63,7 +63,7 @@ def base(kind: str, name: str) -> str:
 
 
 def pods(owner: str) -> str:
-    """Headless Service of the members."""
+    """Headless Service of the members; of a StatefulSet of etcd as well."""
     return f"{owner}-pods"
 
 
@@ -90,7 +90,7 @@ def config(owner: str) -> str:
 
 
 def store(owner: str, structure: str) -> str:
-    """StatefulSet and headless Service of a managed etcd."""
+    """StatefulSet of a managed etcd. Its pods, and the Service of each, are called so with their number."""
     return f"{owner}-store" if structure == ADMIN_STRUCTURE else f"{owner}-store-{structure}"
 
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.cluster_shop import GROUP, Shop, Traffic
+from support.cluster_shop import DEATH_MS, STORES, Shop, Traffic
 from support.kubernetes import Nodes, eventually, run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-NODE_MS, DEATH_MS, PLANNED_MS = 4_000, 1_000, 250
-STORE = tuple(f"{GROUP}-store-{n}" for n in range(3))
+NODE_MS, PLANNED_MS = 4_000, 250
 
 
 @pytest.fixture
@@ -41,31 +40,16 @@ def test_the_node_of_the_owner_is_lost_and_comes_back(nodes: Nodes, shop: Shop, 
 
 
 def test_the_leader_of_the_store_is_killed(shop: Shop, traffic: Traffic) -> None:
-    leader = store_leader(shop)
-    before = shop.namespace.get("pod", leader)["metadata"]["uid"]
-    with traffic.through("etcd's leader deleted by force", DEATH_MS):
-        shop.namespace.delete("pod", leader, "--grace-period=0", "--force")
-        traffic.moves()
-        eventually(lambda: shop.namespace.get("pod", leader)["metadata"]["uid"] != before, what="another pod in its place")
-        assert store_leader(shop)
+    traffic.through_an_election("etcd's leader deleted by force")
 
 
 def test_the_store_is_defragmented(shop: Shop, traffic: Traffic) -> None:
     """As docs/kubernetes.md says: one member at a time, which answers nobody meanwhile, the leader last."""
-    leader = store_leader(shop)
+    leader = shop.store_leader()
     with traffic.through("etcd defragmented, one after the other", DEATH_MS):
-        for pod in (*(one for one in STORE if one != leader), leader):
+        for pod in (*(one for one in STORES if one != leader), leader):
             assert "Finished defragmenting etcd member" in shop.namespace.kubectl("exec", pod, "--", "etcdctl", "defrag")
             traffic.moves()
-
-
-def store_leader(shop: Shop) -> str:
-    """The etcd that leads, as its metrics say."""
-    for pod in STORE:
-        path = f"/api/v1/namespaces/{shop.namespace.name}/pods/{pod}:2381/proxy/metrics"
-        if "etcd_server_is_leader 1" in run(["kubectl", "get", "--raw", path]):
-            return pod
-    raise AssertionError("no etcd leads")
 
 
 def test_the_node_of_the_owner_is_drained(shop: Shop, victim: str, traffic: Traffic) -> None:

@@ -6,12 +6,10 @@ import time
 
 import pytest
 
-from support.cluster_shop import Release, Shop, Traffic
+from support.cluster_shop import DEATH_MS, Release, Shop, Traffic
 from support.kubernetes import Nodes, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-
-DEATH_MS = 1_000
 
 
 def test_nothing_happens(shop: Shop, traffic: Traffic) -> None:

@@ -89,7 +89,7 @@ def test_a_group_needs_one_authority_for_partners_and_one_for_its_store() -> Non
     assert set(found) == {"orders-tls", "orders-client-tls", "orders-store-tls", "orders-store-client-tls"}
     assert found["orders-tls"].leaf.common_name == "ORDERS"
     assert server_name(owner) in found["orders-tls"].leaf.names
-    assert "orders-store-2.orders-store.shop.svc" in found["orders-store-tls"].leaf.names
+    assert "orders-store-2.shop.svc" in found["orders-store-tls"].leaf.names
     # etcd would compare the addresses behind these with where a client connects from.
     assert found["orders-store-client-tls"].leaf.names == ()
 

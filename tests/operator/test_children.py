@@ -18,7 +18,7 @@ from qsg_operator.children import etcd
 from qsg_operator.children.all import Spare, children
 from qsg_operator.children.config import member_config
 from qsg_operator.children.objects import Images, Object, Owner, container_security, pod_security
-from qsg_operator.children.structures import structures
+from qsg_operator.children.structures import endpoints, structures
 from qsg_operator.settings import Settings
 from support.owners import group, manager
 
@@ -117,8 +117,10 @@ def test_services_and_budgets_select_the_pods_of_a_stateful_set(case: str) -> No
     labels = [c["spec"]["template"]["metadata"]["labels"] for (kind, _), c in found.items() if kind == "StatefulSet"]
     for (kind, name), child in found.items():
         if kind in ("Service", "PodDisruptionBudget"):
-            selector = child["spec"]["selector"] if kind == "Service" else child["spec"]["selector"]["matchLabels"]
+            selector = dict(child["spec"]["selector"] if kind == "Service" else child["spec"]["selector"]["matchLabels"])
+            pod = selector.pop("statefulset.kubernetes.io/pod-name", name)
             assert labels.count(selector) == 1, name
+            assert pod == name, "a Service of one pod is called as it"
 
 
 @pytest.mark.parametrize("case", OWNERS)
@@ -195,6 +197,32 @@ def test_an_external_store_makes_no_etcd_and_no_password_goes_into_a_config_map(
     assert [name for kind, name in named(owner) if kind == "StatefulSet"] == ["orders"]
     config = yaml.safe_load(named(owner)["ConfigMap", "orders-config"]["data"]["orders-0.yaml"])
     assert config["structures"]["admin"]["credentials"] == "/etc/qsg/credentials/admin"
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_the_name_of_each_etcd_member_is_there_before_its_pod(case: str) -> None:
+    """A name that is asked for before it has an address is unknown for as long as DNS remembers that: peers that do not find each other
+    elect nobody when the leader dies, and members of the group lose a store member that is back at another address."""
+    owner = OWNERS[case]
+    made = children(owner, Spare())
+    for structure in structures(owner):
+        if structure.managed is None:
+            continue
+        (at,) = (
+            n
+            for n, one in enumerate(made)
+            if one["kind"] == "StatefulSet" and one["metadata"]["name"] == names.store(owner.base, structure.name)
+        )
+        before = {one["metadata"]["name"]: one["spec"] for one in made[:at] if one["kind"] == "Service"}
+        assert before[made[at]["spec"]["serviceName"]]["clusterIP"] == "None"
+        hosts = [endpoint.removesuffix(f".{owner.namespace}.svc:2379") for endpoint in endpoints(owner, structure)]
+        assert hosts == [f"{made[at]['metadata']['name']}-{n}" for n in range(structure.managed.members)]
+        (peers,) = (flag for flag in etcd.arguments(owner, structure) if flag.startswith("--initial-cluster="))
+        for host in hosts:
+            assert before[host]["publishNotReadyAddresses"] is True, "etcd is ready when it has found its peers, not before"
+            assert "clusterIP" not in before[host], "an address that stays"
+            assert {port["port"] for port in before[host]["ports"]} == {2379, 2380}
+            assert f"//{host}.{owner.namespace}.svc:2380" in peers
 
 
 def test_the_restore_in_the_documentation_fits_the_etcd_that_is_made() -> None:

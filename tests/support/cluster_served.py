@@ -14,7 +14,7 @@ BANK = "bank-qm-0.bank-qm-pods"
 CERTIFIED = {
     "orders-tls": [f"{member}:{port}" for member in MEMBERS for port in (1414, 1415, 1416)],
     "bank-qm-tls": [f"{BANK}:{port}" for port in (1414, 1416)],
-    "orders-store-tls": [f"orders-store-{n}.orders-store:2379" for n in range(3)],
+    "orders-store-tls": [f"orders-store-{n}:2379" for n in range(3)],
     "orders-store-client-tls": [],  # what clients show is not served
 }
 """Secret -> where its certificate is served."""

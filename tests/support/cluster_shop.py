@@ -23,6 +23,8 @@ CHANNEL = "orders-to-bank"
 CHANNELS = (CHANNEL, "orders-to-bank-at-bank", "bank-to-orders", "bank-to-orders-at-bank")
 STOPPED = "halted-to-bank"
 SECRET = "orders-client-tls"
+STORES = tuple(f"{GROUP}-store-{n}" for n in range(3))
+DEATH_MS = 1_000
 COUNTS = ("lost", "duplicated", "unexpected", "out_of_order")
 
 
@@ -147,6 +149,14 @@ class Shop:
                 looks[name] = _missing(found, "Ready")
         return looks
 
+    def store_leader(self) -> str:
+        """The etcd that leads, as its metrics say."""
+        for pod in STORES:
+            path = f"/api/v1/namespaces/{self.namespace.name}/pods/{pod}:2381/proxy/metrics"
+            if "etcd_server_is_leader 1" in run(["kubectl", "get", "--raw", path]):
+                return pod
+        raise AssertionError("no etcd leads")
+
     # ---- commands of the product
 
     def qsg(self, *arguments: str, pod: str = "orders-0", given: str | None = None) -> str:
@@ -223,6 +233,16 @@ class Traffic:
 
     def end(self) -> None:
         self.shop.namespace.kubectl("delete", "pod", "-l", "app=flow", "--ignore-not-found", "--grace-period=0", "--force")
+
+    def through_an_election(self, fault: str) -> None:
+        """The store's leader is killed, and is there again."""
+        namespace, leader = self.shop.namespace, self.shop.store_leader()
+        before = namespace.get("pod", leader)["metadata"]["uid"]
+        with self.through(fault, DEATH_MS):
+            namespace.delete("pod", leader, "--grace-period=0", "--force")
+            self.moves()
+            eventually(lambda: namespace.get("pod", leader)["metadata"]["uid"] != before, what="another pod in its place")
+            assert self.shop.store_leader()
 
     @contextlib.contextmanager
     def through(self, fault: str, below_ms: float) -> Iterator[None]:

@@ -26,7 +26,7 @@ def children(owner: Owner, spare: Spare, store_trust: str = "") -> list[Object]:
             store = etcd.stateful_set(owner, one, store_trust)
             name = store["metadata"]["name"]
             found += [
-                etcd.service(owner, one),
+                *etcd.services(owner, one),
                 budget.budget(owner, name, component(one.name), replicas=one.managed.members, redundant=spare.stores.get(one.name, False)),
                 store,
             ]

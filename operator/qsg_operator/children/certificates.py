@@ -51,8 +51,7 @@ def wanted(owner: Owner) -> list[Wanted]:
     if managed:
         authority = names.store_authority(owner.base)
         hosts = ["localhost", "127.0.0.1"]
-        for one in managed:
-            hosts += host_names(names.store(owner.base, one.name), owner.namespace, pods=etcd_pods(owner, one))
+        hosts += [host for one in managed for pod in etcd_pods(owner, one) for host in host_names(pod, owner.namespace)]
         found.append(Wanted(names.store_tls(owner.base), authority, Leaf(f"{owner.base}-store", tuple(hosts)), "store"))
         found.append(Wanted(names.store_client_tls(owner.base), authority, Leaf(f"{owner.base}-store-client"), "store"))
     return found

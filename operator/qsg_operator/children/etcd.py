@@ -1,8 +1,9 @@
-"""A managed etcd: StatefulSet and headless Service of one structure.
+"""A managed etcd: StatefulSet and Services of one structure.
 
 Settings are those of docs/decisions/0010 and the measurements: small raft log (values are large), short election inside one site, periodic
 compaction as a safety net, in batches that free their pages soon (docs/decisions/0025). The cluster's members never change, so
-`initial-cluster-state=new` is right at every start: who has data takes no notice of it.
+`initial-cluster-state=new` is right at every start: who has data takes no notice of it. Each member has a Service of its
+own, so that its name and address are there before its pod, and stay when the pod moves (docs/decisions/0029).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from qsg_operator.children.objects import (
     pod_field,
     pod_security,
     scheduling,
+    service_ports,
     variables,
     volume_claim,
 )
@@ -25,8 +27,8 @@ from qsg_operator.specs.group import ManagedStore
 
 DATA = "/var/lib/etcd"
 SERVER_TLS, CLIENT_TLS = "/etc/etcd/server", "/etc/etcd/client"
-FOUND_S = 35
-"""Until then members of the group may look for a pod that is back at its old address, as caches of DNS have it."""
+FOUND_S = 5
+"""Until then nodes may lead to a pod that is back by its old address; and its clients and peers have to connect to it anew."""
 SETTINGS = (
     "--snapshot-count=1000",
     "--experimental-snapshot-catchup-entries=250",
@@ -39,9 +41,26 @@ SETTINGS = (
 )
 
 
-def service(owner: Owner, structure: StructureOf) -> Object:
-    ports = {"client": names.ETCD_CLIENT_PORT, "peer": names.ETCD_PEER_PORT, "health": names.ETCD_HEALTH_PORT}
-    return headless(owner, names.store(owner.base, structure.name), component(structure.name), ports)
+PORTS = {"client": names.ETCD_CLIENT_PORT, "peer": names.ETCD_PEER_PORT}
+
+
+def services(owner: Owner, structure: StructureOf) -> list[Object]:
+    """The StatefulSet's own, which nobody asks for an address, and one for each member."""
+    part = component(structure.name)
+    set_of_pods = headless(owner, names.pods(names.store(owner.base, structure.name)), part, PORTS | {"health": names.ETCD_HEALTH_PORT})
+    return [set_of_pods, *(_service_of(owner, part, pod) for pod in etcd_pods(owner, structure))]
+
+
+def _service_of(owner: Owner, part: str, pod: str) -> Object:
+    """An address even while the pod is not ready: it is ready when it has found its peers."""
+    made = child(owner, "v1", "Service", pod, part)
+    made["spec"] = {
+        "type": "ClusterIP",
+        "publishNotReadyAddresses": True,
+        "selector": {**owner.labels(part), "statefulset.kubernetes.io/pod-name": pod},
+        "ports": service_ports(PORTS),
+    }
+    return made
 
 
 def stateful_set(owner: Owner, structure: StructureOf, trust: str = "") -> Object:
@@ -53,7 +72,7 @@ def stateful_set(owner: Owner, structure: StructureOf, trust: str = "") -> Objec
     meta: Object = {"labels": selector} | ({"annotations": {names.TRUST_HASH: trust}} if trust and store.tls else {})
     made["spec"] = {
         "replicas": store.members,
-        "serviceName": name,
+        "serviceName": names.pods(name),
         "podManagementPolicy": "Parallel",
         "minReadySeconds": FOUND_S,
         "selector": {"matchLabels": selector},
@@ -122,8 +141,7 @@ def _etcdctl(store: ManagedStore) -> list[Object]:
 def arguments(owner: Owner, structure: StructureOf) -> list[str]:
     store = structure.managed
     assert store is not None
-    service_name, scheme = names.store(owner.base, structure.name), "https" if store.tls else "http"
-    domain = f"{service_name}.{owner.namespace}.svc"
+    scheme, domain = "https" if store.tls else "http", f"{owner.namespace}.svc"
     cluster = ",".join(f"{pod}={scheme}://{pod}.{domain}:{names.ETCD_PEER_PORT}" for pod in etcd_pods(owner, structure))
     found = [
         "--name=$(POD_NAME)",

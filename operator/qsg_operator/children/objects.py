@@ -117,9 +117,13 @@ def headless(owner: Owner, name: str, component: str, ports: Mapping[str, int]) 
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
         "selector": owner.labels(component),
-        "ports": [{"name": port, "port": number, "targetPort": number, "protocol": "TCP"} for port, number in ports.items()],
+        "ports": service_ports(ports),
     }
     return service
+
+
+def service_ports(ports: Mapping[str, int]) -> list[Object]:
+    return [{"name": name, "port": number, "targetPort": number, "protocol": "TCP"} for name, number in ports.items()]
 
 
 def pod_security() -> Object:

@@ -34,6 +34,7 @@ def component(structure: str) -> str:
 
 
 def etcd_pods(owner: Owner, structure: StructureOf) -> list[str]:
+    """Each has a Service of its name."""
     assert structure.managed is not None
     return [f"{names.store(owner.base, structure.name)}-{n}" for n in range(structure.managed.members)]
 
@@ -42,8 +43,7 @@ def endpoints(owner: Owner, structure: StructureOf) -> list[str]:
     if structure.managed is None:
         assert structure.external is not None
         return list(structure.external.endpoints)
-    service = names.store(owner.base, structure.name)
-    return [f"{pod}.{service}.{owner.namespace}.svc:{names.ETCD_CLIENT_PORT}" for pod in etcd_pods(owner, structure)]
+    return [f"{pod}.{owner.namespace}.svc:{names.ETCD_CLIENT_PORT}" for pod in etcd_pods(owner, structure)]
 
 
 def tls_secret(owner: Owner, structure: StructureOf) -> str:
