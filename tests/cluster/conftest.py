@@ -1,7 +1,7 @@
 """One release of the chart with its examples for all tests, and traffic over them for each that asks for it.
 
 Told by the environment: KUBECONFIG; QSG_IMAGE, QSG_ETCD_IMAGE and QSG_IMAGE_NEWER (images that the nodes have); QSG_CLUSTER_COMMAND (kills
-nodes); QSG_KEEP (what is there is used, and left); QSG_FIGURES (a file for what was measured).
+nodes); QSG_KEEP (what is there is used, and left); QSG_FIGURES (a file for what was measured); QSG_RATE (messages a second, 500).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def shop(release: Release, figures: Figures) -> Iterator[Shop]:
     if not keep:
         began = time.monotonic()
         shop.namespace.remove()
-        figures.add("the examples' namespace deleted", f"{time.monotonic() - began:.0f} s", "30 s")
+        figures.add("the examples' namespace deleted", f"{time.monotonic() - began:.0f} s", "90 s")
         release.uninstall()
 
 

@@ -16,7 +16,8 @@ NODE_MS, PLANNED_MS = 4_000, 250
 
 @pytest.fixture
 def victim(shop: Shop, traffic: Traffic) -> Iterator[str]:
-    """The owner's node, which is not the bank's."""
+    """The owner's node, which is not the bank's, nor one whose loss is more than the store can bear."""
+    shop.spread()
     node = shop.owner_away_from_bank()["node"]
     yield node
     run(["kubectl", "uncordon", node])
@@ -63,3 +64,4 @@ def test_the_node_of_the_owner_is_drained(shop: Shop, victim: str, traffic: Traf
         assert not pods
         run(["kubectl", "uncordon", victim])
         eventually(lambda: shop.namespace.get("pod", before["pod"])["status"]["phase"] == "Running", what="the member is back")
+    shop.spread()

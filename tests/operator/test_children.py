@@ -123,6 +123,21 @@ def test_services_and_budgets_select_the_pods_of_a_stateful_set(case: str) -> No
             assert pod == name, "a Service of one pod is called as it"
 
 
+def test_a_store_does_not_crowd_on_a_node_when_others_take_it() -> None:
+    """Where a node of a control plane takes no pods, or all pods are on the one node there is, it comes up all the same."""
+    found = named(group())
+
+    def firm(name: str) -> list[tuple[str, str]]:
+        spread = found["StatefulSet", name]["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        return [(s["topologyKey"], s["nodeTaintsPolicy"]) for s in spread if s["whenUnsatisfiable"] == "DoNotSchedule"]
+
+    assert firm("orders-store") == [("kubernetes.io/hostname", "Honor")]
+    assert firm("orders") == [], "a member anywhere is better than none"
+    own = [{"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "ScheduleAnyway"}]
+    asked = group(store={"managed": {"scheduling": {"topologySpreadConstraints": own}}})
+    assert named(asked)["StatefulSet", "orders-store"]["spec"]["template"]["spec"]["topologySpreadConstraints"] == own
+
+
 @pytest.mark.parametrize("case", OWNERS)
 def test_members_understand_their_configuration(case: str) -> None:
     owner = OWNERS[case]

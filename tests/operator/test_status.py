@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_an_operation_and_old_numbers_are_not_lost() -> None:
 
 def cluster(owner: Owner, ready: int = 3, etcd: int = 3, rolled_out: bool = True) -> Cluster:
     pods = {name: Pod(name, f"node-{n}", n < ready, "10.0.0.1") for n, name in enumerate(owner.pod_names())}
-    return Cluster(pods, {"admin": etcd}, rolled_out)
+    return Cluster(pods, {"admin": etcd}, {"admin": ["node-0", "node-1", "node-2"]}, rolled_out)
 
 
 def owned(owner: Owner, c: Cluster, s: Seen, problem: str = "") -> tuple[dict[str, Any], dict[str, Condition]]:
@@ -214,6 +215,19 @@ def test_what_must_not_be_lost_now(etcd: int, structures: dict[str, bool], reaso
     _, conditions = owned(owner, cluster(owner, etcd=etcd), s)
     assert conditions["Redundant"].reason == reason
     assert spare(owner, cluster(owner, etcd=etcd), s).stores == {"admin": stores}
+
+
+def test_a_node_that_is_no_spare_is_named() -> None:
+    """After a drain the store's pods are where there was room, and nothing moves them back by itself."""
+    owner = group()
+    crowded = replace(cluster(owner), etcd_nodes={"admin": ["node-1", "node-0", "node-1"]})
+    _, conditions = owned(owner, crowded, seen())
+    found = conditions["Redundant"]
+    assert (found.ok, found.reason) == (True, "NodeNotSpare"), "a pod can be lost, and may be evicted"
+    assert found.message == ("a member and a store member can be lost now, but not a node with 2 of 3 etcd members of admin (node-1)")
+    alone = replace(cluster(owner), pods={name: replace(pod, node="node-0") for name, pod in cluster(owner).pods.items()})
+    _, conditions = owned(owner, alone, seen())
+    assert conditions["Redundant"].message.endswith("but not a node with all members (node-0)")
 
 
 def test_what_an_external_store_can_lose_is_unknown() -> None:

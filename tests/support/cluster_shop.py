@@ -157,6 +157,19 @@ class Shop:
                 return pod
         raise AssertionError("no etcd leads")
 
+    def spread(self) -> None:
+        """No node has two members of the store any more: as docs/kubernetes.md says of the time after a drain."""
+        for _ in range(6):
+            nodes = {pod: self.namespace.node_of(pod) for pod in STORES}
+            crowd = [pod for pod, node in nodes.items() if list(nodes.values()).count(node) > 1]
+            if not crowd:
+                eventually(lambda: condition(self.group(), "Redundant")["reason"] == "MemberAndStoreSpare", 60, "a node can be lost")
+                return
+            eventually(lambda: condition(self.group(), "Redundant")["reason"] == "NodeNotSpare", 60, "it says that a node must not be lost")
+            self.namespace.delete("pod", crowd[-1])
+            self.whole()
+        raise AssertionError(f"the store's members do not leave each other: {nodes}")
+
     # ---- commands of the product
 
     def qsg(self, *arguments: str, pod: str = "orders-0", given: str | None = None) -> str:
@@ -205,7 +218,7 @@ class Figures:
 
 @dataclass
 class Traffic:
-    """500 messages a second of 1 KiB from the group to the bank, some back; both from the bank's node."""
+    """500 messages a second of 1 KiB from the group to the bank (or QSG_RATE), a tenth of them back; both from the bank's node."""
 
     shop: Shop
     figures: Figures
@@ -215,10 +228,10 @@ class Traffic:
         namespace, there = self.shop.namespace, group_addresses(self.shop.namespace.name)
         bank = "bank-qm-client:1416"
         roads = Road("flow-out", there, "PAYMENTS", bank, "PAYMENTS"), Road("flow-back", bank, "RECEIPTS", there, "RECEIPTS")
-        node = self.shop.bank_node()
+        node, rate_per_s = self.shop.bank_node(), float(os.environ.get("QSG_RATE", "500"))
         self.flows = (
-            Flow(namespace, image(), roads[0], SECRET, node),
-            Flow(namespace, image(), roads[1], SECRET, node, rate_per_s=50),
+            Flow(namespace, image(), roads[0], SECRET, node, rate_per_s),
+            Flow(namespace, image(), roads[1], SECRET, node, rate_per_s / 10),
         )
 
     def start(self) -> None:

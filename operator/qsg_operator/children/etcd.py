@@ -94,7 +94,8 @@ def _pod(owner: Owner, structure: StructureOf) -> Object:
         "terminationGracePeriodSeconds": 30,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        **scheduling(store.scheduling, owner.labels(component(structure.name))),
+        # A node with a majority of them would be one whose loss stops the group.
+        **scheduling(store.scheduling, owner.labels(component(structure.name)), apart=True),
         **owner.pull_secrets(),
     }
 

@@ -150,16 +150,12 @@ def variables(given: Mapping[str, str]) -> list[Object]:
     return [{"name": name, "value": value} for name, value in given.items()]
 
 
-def scheduling(given: Scheduling, selector: Mapping[str, str]) -> Object:
-    """Placement of pods. Without constraints of its own they spread over nodes and zones, as far as can be."""
+def scheduling(given: Scheduling, selector: Mapping[str, str], *, apart: bool = False) -> Object:
+    """Placement of pods. Without constraints of its own they spread over nodes and zones, as far as can be; `apart`: over all nodes that
+    take them, or they wait."""
     spread = [dict(one) for one in given.topology_spread_constraints] or [
-        {
-            "maxSkew": 1,
-            "topologyKey": key,
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": dict(selector)},
-        }
-        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+        _spread("kubernetes.io/hostname", selector, firm=apart),
+        _spread("topology.kubernetes.io/zone", selector, firm=False),
     ]
     placed: Object = {"topologySpreadConstraints": spread}
     if given.node_selector:
@@ -171,6 +167,17 @@ def scheduling(given: Scheduling, selector: Mapping[str, str]) -> Object:
     if given.priority_class_name:
         placed["priorityClassName"] = given.priority_class_name
     return placed
+
+
+def _spread(over: str, selector: Mapping[str, str], *, firm: bool) -> Object:
+    spread: Object = {
+        "maxSkew": 1,
+        "topologyKey": over,
+        "whenUnsatisfiable": "DoNotSchedule" if firm else "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(selector)},
+    }
+    # A node that takes none, as that of a control plane, would otherwise count as one that has none yet.
+    return spread | {"nodeTaintsPolicy": "Honor"} if firm else spread
 
 
 def volume_claim(owner: Owner, name: str, component: str, size: str, class_name: str) -> Object:

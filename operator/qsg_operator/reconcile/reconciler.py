@@ -161,17 +161,18 @@ class Reconciler:
 
     def _cluster(self, owner: Owner) -> Cluster:
         cache = self._context.cache
-        pods = {}
-        for pod in cache.of("Pod", owner.namespace):
-            labels = pod["metadata"].get("labels") or {}
-            if owner.labels(COMPONENT).items() <= labels.items():
-                pods[pod["metadata"]["name"]] = _pod(pod)
-        etcd_ready = {}
+        pods = {pod.name: pod for pod in self._pods(owner, COMPONENT)}
+        etcd_ready, etcd_nodes = {}, {}
         for one in structures(owner):
             found = cache.get("StatefulSet", owner.namespace, names.store(owner.base, one.name)) if one.managed else None
             if found is not None and component(one.name) and is_ours(found, owner.uid):
                 etcd_ready[one.name] = found.get("status", {}).get("readyReplicas", 0)
-        return Cluster(pods, etcd_ready, _rolled_out(cache.get("StatefulSet", owner.namespace, owner.base)))
+                etcd_nodes[one.name] = [pod.node for pod in self._pods(owner, component(one.name)) if pod.node]
+        return Cluster(pods, etcd_ready, etcd_nodes, _rolled_out(cache.get("StatefulSet", owner.namespace, owner.base)))
+
+    def _pods(self, owner: Owner, part: str) -> list[Pod]:
+        found = self._context.cache.of("Pod", owner.namespace)
+        return [_pod(pod) for pod in found if owner.labels(part).items() <= (pod["metadata"].get("labels") or {}).items()]
 
     def _reach(self, owner: Owner, cluster: Cluster, state: TargetState) -> None:
         addresses = tuple(sorted(f"{_bracketed(pod.address)}:{names.CLIENT_PORT}" for pod in cluster.pods.values() if pod.address))

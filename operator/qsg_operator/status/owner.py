@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ class Cluster:
     pods: Mapping[str, Pod] = field(default_factory=dict)
     etcd_ready: Mapping[str, int] = field(default_factory=dict)
     """Structure -> members of its managed etcd that are ready."""
+    etcd_nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Structure -> the node of each of its etcd members that is on one."""
     rolled_out: bool = False
     """Every pod is of the newest template."""
 
@@ -99,7 +102,23 @@ def redundant(owner: Owner, cluster: Cluster, seen: Seen) -> Condition:
     if theirs:
         text = f"a member can be lost now; what an external etcd can lose is unknown: {', '.join(theirs)}"
         return Condition("Redundant", None, "ExternalStore", text)
-    return Condition("Redundant", True, "MemberAndStoreSpare", "a member and a store member can be lost now")
+    text = "a member and a store member can be lost now"
+    crowded = _crowded(owner, cluster)
+    if crowded:
+        return Condition("Redundant", True, "NodeNotSpare", f"{text}, but not a node with {' or '.join(crowded)}")
+    return Condition("Redundant", True, "MemberAndStoreSpare", text)
+
+
+def _crowded(owner: Owner, cluster: Cluster) -> list[str]:
+    """What is together on one node, so that the group stops when that is lost."""
+    found = []
+    for one in structures(owner):
+        if one.managed is not None:
+            for node, count in sorted(Counter(cluster.etcd_nodes.get(one.name, ())).items()):
+                if one.managed.members - count <= one.managed.members // 2:
+                    found.append(f"{count} of {one.managed.members} etcd members of {one.name} ({node})")
+    nodes = {pod.node for pod in cluster.pods.values() if pod.node}
+    return found + [f"all members ({node})" for node in nodes if len(nodes) == 1]
 
 
 def ready(owner: Owner, cluster: Cluster, conditions: list[Condition], problem: str) -> Condition:

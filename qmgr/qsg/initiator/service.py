@@ -80,10 +80,11 @@ class Initiator:
     async def _warm_up(self) -> None:
         """The first stream of a process takes several times as long as the next: not when a channel is to be taken over."""
         for listener in list(self.listeners.values())[:1]:
+            address = _from_here(listener.address)
             try:
-                stream = await self._transport.connect(listener.address, SERVICE)
+                stream = await self._transport.connect(address, SERVICE)
             except TransportError as e:
-                log.info("own listener does not answer", address=listener.address, detail=str(e))
+                log.info("own listener does not answer", address=address, detail=str(e))
             else:
                 await stream.close()
 
@@ -203,3 +204,9 @@ class Initiator:
             log.info("an inbound session ended before it began", peer=stream.peer, detail=e.end.detail)
         finally:
             session.end(initiator_pb2.End(reason=int(Reason.PARTNER_CLOSED), detail="the stream has ended"))
+
+
+def _from_here(address: str) -> str:
+    """Where this process reaches its own listener: "everywhere" is a name that no certificate has."""
+    host, _, port = address.rpartition(":")
+    return f"localhost:{port}" if host in ("", "0.0.0.0", "[::]") else address
