@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from math import inf
 
 import pytest
 
+from qsg.transport import grpc_
 from qsg.transport.contract import Closed, Refused, Stream, TransportError, Unreachable
-from qsg.transport.grpc_ import GrpcTransport, method_of
+from qsg.transport.grpc_ import ATTEMPTS, GrpcTransport, method_of
 
 CHANNEL, PEER = "qsg.v1.Channel", "qsg.v1.Peer"
 
@@ -90,6 +93,65 @@ async def test_refusals_do_not_slow_the_next_attempt() -> None:
     assert await asyncio.wait_for(stream.receive(), 5) == b"at once"
     await stream.close()
     await listener.close()
+
+
+class Behind:
+    """An address before several processes, as a Service is: `dead` of its connections end at once, the others lead to `target`."""
+
+    def __init__(self, target: str, dead: float) -> None:
+        self.target, self.dead, self.count = target.rpartition(":"), dead, 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.count += 1
+        if self.count <= self.dead:
+            writer.transport.abort()
+            return
+        there, back = await asyncio.open_connection(self.target[0], int(self.target[2]))
+        await asyncio.gather(self.pipe(reader, back), self.pipe(there, writer))
+
+    async def pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+        sink.close()
+
+
+@pytest.mark.parametrize(("dead", "taken"), [(1, True), (3, True), (inf, False)])
+async def test_who_meets_a_dead_one_of_several_behind_an_address_asks_again_at_once(dead: float, taken: bool) -> None:
+    """A killed initiator of a group of three: a partner that came back by the Service met it in one case of three, waited, met it again;
+    messages paused for up to 1.8 s."""
+    transport = GrpcTransport()
+    listener = await transport.listen("127.0.0.1:0", {CHANNEL: echo})
+    behind = Behind(listener.address, dead)
+    server = await asyncio.start_server(behind, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    if taken:
+        stream = await transport.connect(address, CHANNEL, timeout_s=5)
+        await stream.send(b"taken")
+        assert await asyncio.wait_for(stream.receive(), 5) == b"taken"
+        await stream.close()
+    else:
+        with pytest.raises(Unreachable):
+            await transport.connect(address, CHANNEL, timeout_s=5)
+        assert behind.count == 2 * ATTEMPTS, "a connection and a plain one each time, and then it is enough"
+    server.close()
+    await listener.close()
+
+
+async def test_one_plain_refusal_is_not_yet_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Refused` is believed at once, and what the process held is taken over: all must have refused."""
+    answers = [True, True, False]
+
+    async def refuses(*_: object) -> bool:
+        return answers.pop(0)
+
+    monkeypatch.setattr(grpc_, "_refuses", refuses)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(Unreachable):
+            monkeypatch.setattr(grpc_, "ATTEMPTS", 1)
+            await GrpcTransport().connect(f"127.0.0.1:{unused.getsockname()[1]}", CHANNEL)
+    assert not answers
 
 
 async def test_garbage_at_the_port_harms_nobody() -> None:

@@ -1,6 +1,7 @@
 """The network transport: each stream is one gRPC bidirectional call on a connection of its own, whose messages are raw frames.
 
-A process that died is told from one that does not answer: `Refused` when the kernel there refuses the connection, at once; a stream
+A process that died is told from one that does not answer: `Refused` when the kernel there refuses the connection, at once. One address may
+stand for several processes, among which each connection chooses anew (a Service): refused by one, the next is asked at once. A stream
 whose other process is killed ends with `Closed` at once. Half-closing ends the whole stream. Reading and writing run in tasks of the
 stream, because cancelling a read or write of a gRPC call cancels the call: here `send` and `receive` can be cancelled freely.
 Not guaranteed: that a frame whose `send` returned arrives; every protocol above has its own confirmations.
@@ -29,6 +30,9 @@ MAX_FRAME = 128 << 20
 READ_AHEAD = 2 << 20
 FLUSH_S = 0.3
 """How long a closing stream waits for gRPC to take what is queued, and then for the other side to see the end."""
+ATTEMPTS = PROBES = 3
+"""How often a connection is made while somebody listens there, and how often a plain one is refused before nobody does. Of a Service for
+three processes, one of them just dead, one connection in three fails, and one `connect` in twenty."""
 METHODS = {"qsg.v1.Peer": "Link"}
 """The streaming method of a service; of all others it is `Session`."""
 
@@ -268,6 +272,17 @@ class GrpcTransport:
         self._server_name = server_name
 
     async def connect(self, address: str, service: str, *, timeout_s: float = 1.0) -> _ClientStream:
+        loop, left = asyncio.get_running_loop(), ATTEMPTS
+        until = loop.time() + timeout_s
+        while True:
+            left -= 1
+            try:
+                return await self._connect(address, service, max(0.0, until - loop.time()))
+            except _SomebodyListens:
+                if not left or loop.time() >= until:
+                    raise
+
+    async def _connect(self, address: str, service: str, timeout_s: float) -> _ClientStream:
         channel = self._channel(address)
         call = channel.stream_stream(method_of(service))()
         try:
@@ -276,7 +291,7 @@ class GrpcTransport:
                     raise await _classify(address, await call.code(), await call.details(), timeout_s)
         except TimeoutError:
             await to_the_end(channel.close())
-            raise Unreachable(f"{address}: no answer within {timeout_s} s") from None
+            raise Unreachable(f"{address}: no answer within {timeout_s:.3g} s") from None
         except BaseException:
             call.cancel()
             await to_the_end(channel.close())
@@ -311,8 +326,12 @@ def _host_port(address: str) -> tuple[str, str]:
     return host.strip("[]"), port
 
 
+class _SomebodyListens(Unreachable):
+    """A plain connection was taken after one that had failed."""
+
+
 async def _classify(address: str, code: grpc.StatusCode, words: str, timeout_s: float) -> TransportError:
-    """Asks the kernel there: `Refused` when every address refuses a plain connection. gRPC's own words are not to be relied on."""
+    """Asks the kernel there: `Refused` when every address refuses plain connections. gRPC's own words are not to be relied on."""
     detail = f"{address}: {code.name}: {words}"
     if code is not grpc.StatusCode.UNAVAILABLE:
         return Unreachable(detail)
@@ -320,21 +339,20 @@ async def _classify(address: str, code: grpc.StatusCode, words: str, timeout_s: 
     try:
         async with asyncio.timeout(timeout_s):
             found = await loop.getaddrinfo(*_host_port(address), type=socket.SOCK_STREAM)
-            for family, kind, protocol, _, target in found:
+            for family, kind, protocol, _, target in found * PROBES:
                 if not await _refuses(family, kind, protocol, target):
-                    return Unreachable(detail)
+                    return _SomebodyListens(detail)
     except (OSError, TimeoutError):
         return Unreachable(detail)
     return Refused(detail)
 
 
 async def _refuses(family: int, kind: int, protocol: int, target: Any) -> bool:
+    """Whether nobody takes a plain connection. Raises `OSError` when that cannot be told."""
     with socket.socket(family, kind, protocol) as sock:
         sock.setblocking(False)
         try:
             await asyncio.get_running_loop().sock_connect(sock, target)
         except ConnectionRefusedError:
             return True
-        except OSError as e:
-            log.debug("probe failed", address=target, error=repr(e))
     return False
