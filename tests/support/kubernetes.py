@@ -114,6 +114,12 @@ def condition(made: Mapping[str, Any], kind: str) -> Object:
     return found[0] if found else {}
 
 
+def nodes_that_take_pods() -> list[str]:
+    found: list[Object] = json.loads(run(["kubectl", "get", "node", "-o", "json"]))["items"]
+    closed = ("NoSchedule", "NoExecute")
+    return [n["metadata"]["name"] for n in found if not any(t["effect"] in closed for t in n["spec"].get("taints", ()))]
+
+
 class Nodes:
     def __init__(self) -> None:
         self._command = shlex.split(os.environ.get("QSG_CLUSTER_COMMAND", ""))
