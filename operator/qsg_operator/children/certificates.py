@@ -50,8 +50,8 @@ def wanted(owner: Owner) -> list[Wanted]:
     managed = [one for one in structures(owner) if one.managed is not None and one.managed.tls]
     if managed:
         authority = names.store_authority(owner.base)
-        hosts = ["localhost", "127.0.0.1"]
-        hosts += [host for one in managed for pod in etcd_pods(owner, one) for host in host_names(pod, owner.namespace)]
+        pods = [pod for one in managed for pod in etcd_pods(owner, one)]
+        hosts = ["localhost", "127.0.0.1", *(host for pod in pods for host in host_names(pod, owner.namespace))]
         found.append(Wanted(names.store_tls(owner.base), authority, Leaf(f"{owner.base}-store", tuple(hosts)), "store"))
         found.append(Wanted(names.store_client_tls(owner.base), authority, Leaf(f"{owner.base}-store-client"), "store"))
     return found

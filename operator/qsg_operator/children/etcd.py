@@ -26,6 +26,7 @@ from qsg_operator.children.structures import StructureOf, component, etcd_pods
 from qsg_operator.specs.group import ManagedStore
 
 DATA = "/var/lib/etcd"
+PORTS = {"client": names.ETCD_CLIENT_PORT, "peer": names.ETCD_PEER_PORT}
 SERVER_TLS, CLIENT_TLS = "/etc/etcd/server", "/etc/etcd/client"
 FOUND_S = 5
 """Until then nodes may lead to a pod that is back by its old address; and its clients and peers have to connect to it anew."""
@@ -39,9 +40,6 @@ SETTINGS = (
     "--experimental-compaction-batch-limit=100",
     "--strict-reconfig-check=true",
 )
-
-
-PORTS = {"client": names.ETCD_CLIENT_PORT, "peer": names.ETCD_PEER_PORT}
 
 
 def services(owner: Owner, structure: StructureOf) -> list[Object]:

@@ -118,7 +118,9 @@ def _crowded(owner: Owner, cluster: Cluster) -> list[str]:
                 if one.managed.members - count <= one.managed.members // 2:
                     found.append(f"{count} of {one.managed.members} etcd members of {one.name} ({node})")
     nodes = {pod.node for pod in cluster.pods.values() if pod.node}
-    return found + [f"all members ({node})" for node in nodes if len(nodes) == 1]
+    if len(nodes) == 1:
+        found.append(f"all members ({nodes.pop()})")
+    return found
 
 
 def ready(owner: Owner, cluster: Cluster, conditions: list[Condition], problem: str) -> Condition:

@@ -19,7 +19,7 @@ from qsg.initiator.relay import FROM_SENDER, BadFrame, Relay, check, refuse
 from qsg.pb import channel_pb2, initiator_pb2
 from qsg.rules.reasons import Reason
 from qsg.rules.world import World
-from qsg.transport.contract import Handler, Listener, Stream, Transport, TransportError
+from qsg.transport.contract import EVERYWHERE, Handler, Listener, Stream, Transport, TransportError
 from qsg.transport.mux import INBOUND, LinkLost, Mux, MuxSession, SessionOver
 
 log = structlog.get_logger()
@@ -207,6 +207,6 @@ class Initiator:
 
 
 def _from_here(address: str) -> str:
-    """Where this process reaches its own listener: "everywhere" is a name that no certificate has."""
+    """Where this process reaches its own listener, by a name that certificates have."""
     host, _, port = address.rpartition(":")
-    return f"localhost:{port}" if host in ("", "0.0.0.0", "[::]") else address
+    return f"localhost:{port}" if host in EVERYWHERE else address

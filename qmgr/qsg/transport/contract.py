@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
+EVERYWHERE = ("", "0.0.0.0", "[::]")
+"""Hosts of a listener that takes connections at all addresses of its machine: no name by which anybody reaches it."""
+
 
 class TransportError(Exception):
     """The stream cannot be had or has ended."""

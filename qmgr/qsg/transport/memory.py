@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from qsg.transport.contract import Closed, Handler, Refused, TransportError, Unreachable
+from qsg.transport.contract import EVERYWHERE, Closed, Handler, Refused, TransportError, Unreachable
 from qsg.transport.frames import FrameQueue
 
 log = structlog.get_logger()
@@ -367,7 +367,7 @@ class MemoryTransport:
         if self.dead:
             raise TransportError(f"cannot listen at {address}: this process was killed")
         host, _, port = address.rpartition(":")
-        host = self.host if host in ("", "0.0.0.0", "[::]") else host
+        host = self.host if host in EVERYWHERE else host
         listener = MemoryListener(self.network, f"{host}:{port if port != '0' else self.network.port()}", self.identity, handlers)
         self.network.bind(listener)
         return listener
