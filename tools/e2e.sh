@@ -25,7 +25,7 @@ HOW
   began=$SECONDS
   if [ "$("$tool" status 2> /dev/null < /dev/null | head -n 1)" = down ]; then # one that is up belongs to somebody, who wants it back
     trap '"$tool" down >&2 || true' EXIT
-    trap 'exit 130' INT TERM HUP
+    trap 'exit 130' INT TERM HUP ABRT
   fi
   environment=$("$tool" up --nodes 3 < /dev/null)
   eval "$environment"

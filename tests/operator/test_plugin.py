@@ -137,12 +137,11 @@ def test_commands_go_to_the_group_with_the_applications_certificate(stage: Stage
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_ended_leaves_nothing_behind(stage: Stage, tmp_path: Path, number: signal.Signals) -> None:
     command, environment = stage.prepared("get", "A", "--wait-ms", "60000")
-
-    def heed() -> None:
-        signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored, and rightly so
-
+    # Under nohup it would be ignored, and rightly so.
+    heed = f"import os, signal, sys; signal.signal({int(number)}, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-S", "-c", heed, *command]
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, preexec_fn=heed) as process:
+    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) as process:
         keys = tmp_path / "run"
         until = time.monotonic() + 30
         while not list(keys.glob("*/tls.key")) or sum("port-forward" in line for line in stage.log) < 2:

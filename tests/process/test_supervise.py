@@ -113,6 +113,40 @@ async def test_a_stopped_child_can_be_started_again_under_its_name(supervisor: S
     assert second.running
 
 
+async def test_stopped_between_two_starts_it_stays_so_and_its_last_end_is_told(supervisor: Supervisor) -> None:
+    child = await supervisor.start("x", [sys.executable, "-S", "-c", "raise SystemExit(3)"])
+    waiting = asyncio.create_task(child.wait())
+    await until(lambda: not child.running)
+    await supervisor.stop_child("x")
+    assert (await waiting, child.starts, child.running) == (3, 1, False)
+
+
+FORKLESS = """
+import os, sys
+from pathlib import Path
+
+import uvloop
+
+from qsg.process.supervise import Supervisor
+
+async def main():
+    supervisor = Supervisor(Path(sys.argv[1]))
+    child = await supervisor.start("once", [sys.executable, "-S", "-c", "raise SystemExit(7)"], restart=False)
+    print(await child.wait(), "forks:", forks)
+
+forks = []
+os.register_at_fork(before=lambda: forks.append("before"), after_in_child=lambda: forks.append("in the child"))
+uvloop.run(main())
+"""
+
+
+def test_a_child_is_started_without_a_fork_that_runs_our_code_in_it(tmp_path: Path) -> None:
+    """uvloop's own way to start one did; in a process with gRPC its child waited now and then for threads that were not there, and the
+    parent for the child: `qsg demo` hung while it started a killed queue manager again."""
+    done = subprocess.run([sys.executable, "-c", FORKLESS, str(tmp_path)], capture_output=True, text=True, timeout=READY_S, check=True)
+    assert done.stdout == "7 forks: []\n"
+
+
 PARENT = """
 import asyncio, sys
 from pathlib import Path

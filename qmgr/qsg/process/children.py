@@ -1,10 +1,16 @@
-"""Child processes that never outlive their parent, and ports for them."""
+"""Child processes that never outlive their parent, and ports for them.
+
+Children are started by `subprocess` and not by an event loop: uvloop forks, and runs Python in the child before its program. There gRPC
+waits now and then for threads that a fork does not copy, and the parent for the child, for ever (docs/decisions/0032).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +29,20 @@ _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 def bound_to_parent(argv: Sequence[str]) -> list[str]:
     """`argv` as a command that is killed when the thread that started it (so: the main thread) dies. The pid stays the program's."""
     return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *argv]
+
+
+async def exit_of(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code once it has ended; negative: the signal that killed it. May be waited for by several at once."""
+    if process.poll() is None:
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        handle = os.pidfd_open(process.pid)
+        loop.add_reader(handle, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+    return process.wait()
 
 
 def free_ports(count: int) -> list[int]:

@@ -7,14 +7,14 @@ Children die with this process, whatever ends it (Linux), so start them from the
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
-from qsg.process.children import bound_to_parent
+from qsg.process.children import bound_to_parent, exit_of
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class Child:
         self.exit_code: int | None = None
         """Of the last run that ended; negative: the signal that killed it."""
         self.restart = restart
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._argv = list(argv)
         self._env = dict(env) if env is not None else None
         self._log_path = log_path
@@ -42,17 +42,17 @@ class Child:
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.process.returncode is None
+        return self.process is not None and self.process.poll() is None
 
     async def start(self) -> None:
-        await self._spawn()
+        self._spawn()
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
-    async def _spawn(self) -> None:
+    def _spawn(self) -> None:
         with self._log_path.open("ab") as out:
-            self.process = await asyncio.create_subprocess_exec(
-                *bound_to_parent(self._argv),
-                stdin=asyncio.subprocess.DEVNULL,
+            self.process = subprocess.Popen(
+                bound_to_parent(self._argv),
+                stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
                 env=self._env,
@@ -65,7 +65,7 @@ class Child:
         delay_s = _RESTART_S
         while self.process is not None:
             started = clock()
-            self.exit_code = await self.process.wait()
+            self.exit_code = await exit_of(self.process)
             if self._stopping or not self.restart:
                 return
             if clock() - started >= _STEADY_S:
@@ -73,29 +73,31 @@ class Child:
             log.info("child ended, will be started again", child=self.name, exit_code=self.exit_code, delay_s=delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _RESTART_MAX_S)
-            await self._spawn()
+            self._spawn()
 
     async def wait(self) -> int:
         """Until it has ended for good; its exit code."""
         assert self._task is not None, "not started"
-        await asyncio.shield(self._task)
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.result()
         assert self.exit_code is not None
         return self.exit_code
 
     async def stop(self, timeout_s: float) -> None:
         """SIGTERM, and SIGKILL when that is not enough in time. It stays stopped."""
         self._stopping = True
-        if self._task is None:
+        if self._task is None or self.process is None:
             return
         if not self.running:  # between two starts
+            self.exit_code = self.process.returncode
             self._task.cancel()
         else:
-            assert self.process is not None
             self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
             try:
                 async with asyncio.timeout(timeout_s):
-                    await self.process.wait()
+                    await exit_of(self.process)
             except TimeoutError:
                 log.warning("child does not stop, killed", child=self.name)
                 self.signal(signal.SIGKILL)
@@ -103,20 +105,13 @@ class Child:
                 self.signal(signal.SIGKILL)
                 raise
         await asyncio.gather(self._task, return_exceptions=True)
-        if self.running:  # it was starting just then
-            self.signal(signal.SIGKILL)
-            assert self.process is not None
-            self.exit_code = await self.process.wait()
 
     def signal(self, number: signal.Signals) -> bool:
         """False if it is not running now."""
         if not self.running:
             return False
         assert self.process is not None
-        try:
-            os.kill(self.process.pid, number)
-        except ProcessLookupError:
-            return False
+        self.process.send_signal(number)
         return True
 
 
