@@ -188,9 +188,7 @@ class EtcdCluster:
         ]
         member.wanted = True
         with self.log(index).open("ab") as out:
-            member.process = subprocess.Popen(
-                bound_to_parent(arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
+            member.process = subprocess.Popen(bound_to_parent(arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0)
 
     @property
     def _scheme(self) -> str:

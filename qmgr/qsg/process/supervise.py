@@ -56,7 +56,7 @@ class Child:
                 stdout=out,
                 stderr=out,
                 env=self._env,
-                start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, which stops them in order
+                process_group=0,  # a terminal's Ctrl-C is for the supervisor, which stops them in order
             )
         self.starts += 1
 
