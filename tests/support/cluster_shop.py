@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from support.cluster_flow import PAUSE_MS, Flow, Road
-from support.kubernetes import HOW_TO, Namespace, NotYet, Object, condition, eventually, nodes_that_take_pods, run
+from support.kubernetes import HOW_TO, CommandFailed, Namespace, NotYet, Object, condition, eventually, nodes_that_take_pods, run
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/qsg"
@@ -150,19 +150,23 @@ class Shop:
         return looks
 
     def store_leader(self) -> str:
-        """The etcd that leads, as its metrics say."""
-        for pod in STORES:
-            path = f"/api/v1/namespaces/{self.namespace.name}/pods/{pod}:2381/proxy/metrics"
-            if "etcd_server_is_leader 1" in run(["kubectl", "get", "--raw", path]):
-                return pod
-        raise AssertionError("no etcd leads")
+        """The etcd that leads, as its metrics say, once one does."""
+        found: str = eventually(lambda: next(filter(self._leads, STORES), ""), 60, "an etcd leads")
+        return found
+
+    def _leads(self, pod: str) -> bool:
+        path = f"/api/v1/namespaces/{self.namespace.name}/pods/{pod}:2381/proxy/metrics"
+        try:
+            return "etcd_server_is_leader 1" in run(["kubectl", "get", "--raw", path])
+        except CommandFailed:  # one that starts does not answer, nor one that is gone
+            return False
 
     def spread(self) -> None:
         """No node has two members of the store any more, where nodes are enough: docs/kubernetes.md, after a drain."""
         if len(nodes_that_take_pods()) < len(STORES):
             return
         for _ in range(6):
-            nodes = {pod: self.namespace.node_of(pod) for pod in STORES}
+            nodes: dict[str, str] = eventually(self._store_nodes, what="each etcd member is on a node")
             crowd = [pod for pod, node in nodes.items() if list(nodes.values()).count(node) > 1]
             if not crowd:
                 eventually(lambda: condition(self.group(), "Redundant")["reason"] == "MemberAndStoreSpare", 60, "a node can be lost")
@@ -171,6 +175,10 @@ class Shop:
             self.namespace.delete("pod", crowd[-1])
             self.whole()
         raise AssertionError(f"the store's members do not leave each other: {nodes}")
+
+    def _store_nodes(self) -> dict[str, str]:
+        nodes = {pod: self.namespace.node_of(pod) for pod in STORES}
+        return nodes if all(nodes.values()) else {}
 
     # ---- commands of the product
 
@@ -257,7 +265,7 @@ class Traffic:
             namespace.delete("pod", leader, "--grace-period=0", "--force")
             self.moves()
             eventually(lambda: namespace.get("pod", leader)["metadata"]["uid"] != before, what="another pod in its place")
-            assert self.shop.store_leader()
+            self.shop.store_leader()
 
     @contextlib.contextmanager
     def through(self, fault: str, below_ms: float) -> Iterator[None]:
