@@ -105,7 +105,7 @@ class Namespace:
         self.kubectl("delete", kind, name, *more)
 
     def node_of(self, pod: str) -> str:
-        return str(self.get("pod", pod)["spec"]["nodeName"])
+        return str(self.get("pod", pod)["spec"].get("nodeName", ""))
 
 
 def condition(made: Mapping[str, Any], kind: str) -> Object:
