@@ -85,15 +85,23 @@ class Flow:
 
     def moves(self, timeout_s: float = 60.0) -> None:
         """What is put from now on arrives."""
-        mark = self.last_line().get("acknowledged", 0) + self.rate_per_s
+        mark = self._acknowledged() + self.rate_per_s
         eventually(lambda: self.arrived() >= mark, timeout_s, f"{self.road.name}: messages move", every_s=0.2)
 
     def finish(self) -> dict[str, Any]:
         """Ends the traffic, waits for what is on its way, and answers the counts."""
         self.namespace.kubectl("exec", self.road.name, "--", "sh", "-c", "kill -TERM 1")
-        eventually(lambda: "clean" in self.last_line(), 180, f"{self.road.name}: drained")
-        self.result = self.last_line()
+        self.result = eventually(self._last_words, 180, f"{self.road.name}: drained")
         return self.result
+
+    def _last_words(self) -> dict[str, Any]:
+        line = self.last_line()
+        return line if "clean" in line else {}
+
+    def _acknowledged(self) -> int:
+        """Logs are asked for again when they cannot be had just then."""
+        line: list[dict[str, Any]] = eventually(lambda: [self.last_line()], 30, f"{self.road.name}: what it told last", every_s=0.2)
+        return int(line[0].get("acknowledged", 0))
 
     def longest_pause_ms(self, since: float, until: float | None = None) -> float:
         """Of the pauses that overlap a span of the wall clock, seconds; after `finish`. 0: none as long as `PAUSE_MS`."""
