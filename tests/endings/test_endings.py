@@ -8,6 +8,7 @@ import pytest
 
 from qsg.endings import ended, to_the_end
 from qsg.manager.table import StatusTable
+from qsg.store.contract import Unavailable
 from support.cancelling import ticks
 from support.simulated import simulated
 from support.whole import DLQ, Host, definitions, queue, universe
@@ -93,4 +94,23 @@ async def test_a_start_that_is_cut_off_leaves_no_task_behind(monkeypatch: pytest
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await asyncio.sleep(1)
+        assert [task.get_name() for task in asyncio.all_tasks() - before] == []
+
+
+@simulated
+async def test_a_start_that_fails_leaves_no_task_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulation seed 25240: the store did not answer for so long that the lease was lost; the watch over the private store stayed."""
+    async with universe() as made:
+        await made.host("X", "G", queue(DLQ, structure="admin"))
+        before, host = asyncio.all_tasks(), Host(made, "Y", "G", definitions())
+
+        async def fails(table: StatusTable) -> None:
+            host.manager.structures["admin"].membership.fence("our lease has expired")
+            await host.manager.fenced.wait()
+            raise Unavailable("admin does not answer")
+
+        monkeypatch.setattr(StatusTable, "start", fails)
+        with pytest.raises(Unavailable):
+            await host.start()
+        await asyncio.sleep(10)
         assert [task.get_name() for task in asyncio.all_tasks() - before] == []

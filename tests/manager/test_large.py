@@ -160,6 +160,20 @@ async def test_a_stage_that_was_begun_when_its_session_ended_is_removed_later() 
         assert await remains(x) == [] and not structure.abandoned
 
 
+async def test_what_could_not_be_removed_is_removed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulation seed 25751: a full disk was mended, and 24 s later parts of its time were still there."""
+    monkeypatch.setattr(large, "OWN_EVERY_S", 0.02)
+    async with group() as g:
+        (x,) = await members(g, "X")
+        cleaning = asyncio.create_task(StageCleaner(x.catalog, every_s=600.0).run())
+        await asyncio.sleep(0.05)
+        opened = await x.queues.open_for_get("A")
+        large.leave(opened.structure, await large.stage_message(opened, x.world, BODY))
+        await eventually(lambda: not opened.structure.abandoned)
+        assert await remains(x) == []
+        await ended(cleaning)
+
+
 async def test_published_message_of_a_dead_member_stays() -> None:
     """Interleaving N8: X publishes, acknowledges and dies; a cleaner must not take its body for staged."""
     async with group() as g:

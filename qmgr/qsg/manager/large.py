@@ -33,6 +33,8 @@ CHUNK_BYTES = 256 * 1024
 UNIT_CHUNKS = 4
 """Chunks written or read at once."""
 CLEAN_EVERY_S = 30.0
+OWN_EVERY_S = 5.0
+"""How soon we look again after what we could not remove ourselves: nobody else will."""
 STAGE_ID_BYTES = 12
 
 
@@ -179,13 +181,18 @@ class StageCleaner:
     async def run(self) -> None:
         while True:
             await self.clean()
-            await asyncio.sleep(self.every_s)
+            for _ in range(max(1, round(self.every_s / OWN_EVERY_S))):
+                await asyncio.sleep(OWN_EVERY_S)
+                await self._clean_own()
 
-    async def clean(self) -> int:
-        removed = 0
+    async def _clean_own(self) -> None:
         for joined in self.catalog.structures.values():
             with contextlib.suppress(StoreError, TimeoutError):
                 await discard(joined, *joined.abandoned.values())
+
+    async def clean(self) -> int:
+        removed = 0
+        await self._clean_own()
         for queue in list(self.catalog.queues().values()):
             structure = self.catalog.structures.get(queue.structure) if queue.type == "local" else None
             if structure is None:

@@ -113,7 +113,7 @@ class QueueManager:
             await self._join()
             await self._serve()
         except BaseException:
-            await self._ends.aclose()
+            await self._close()
             raise
 
     async def _join(self) -> None:
@@ -304,10 +304,13 @@ class QueueManager:
                 await asyncio.gather(self.supervisor.drain(), self.receivers.drain())
                 await self.clients.drain()
         finally:
-            try:
-                await ended(*self._watchers)
-            finally:
-                await self._ends.aclose()
+            await self._close()
+
+    async def _close(self) -> None:
+        try:
+            await ended(*self._watchers)
+        finally:
+            await self._ends.aclose()
 
 
 async def _delete(channels: ChannelCommands, delete: Command, arguments: dict[str, object]) -> object:
