@@ -12,7 +12,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Runs before the child's own program: Linux kills it when the parent dies. (Not `preexec_fn`: forking with threads is unsafe.)
@@ -29,6 +29,13 @@ _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 def bound_to_parent(argv: Sequence[str]) -> list[str]:
     """`argv` as a command that is killed when the thread that started it (so: the main thread) dies. The pid stays the program's."""
     return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *argv]
+
+
+def start(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """`argv` bound to us, its output appended to `log`; `env` None: ours. In a process group of its own, and no session: a terminal's
+    Ctrl-C is for us, who stop it in order."""
+    with log.open("ab") as out:
+        return subprocess.Popen(bound_to_parent(argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, process_group=0)
 
 
 async def exit_of(process: subprocess.Popen[bytes]) -> int:

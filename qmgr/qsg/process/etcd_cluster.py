@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsg.process.children import bound_to_parent, free_ports
+from qsg.process.children import free_ports, start
 from qsg.process.etcd_binary import ensure
 
 _START_S = 60.0
@@ -187,8 +187,7 @@ class EtcdCluster:
             *self.options.arguments(),
         ]
         member.wanted = True
-        with self.log(index).open("ab") as out:
-            member.process = subprocess.Popen(bound_to_parent(arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0)
+        member.process = start(arguments, self.log(index))
 
     @property
     def _scheme(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from qsg.process.children import bound_to_parent, exit_of
+from qsg.process.children import exit_of, start
 
 log = structlog.get_logger()
 
@@ -49,15 +49,7 @@ class Child:
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     def _spawn(self) -> None:
-        with self._log_path.open("ab") as out:
-            self.process = subprocess.Popen(
-                bound_to_parent(self._argv),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=self._env,
-                process_group=0,  # a terminal's Ctrl-C is for the supervisor, which stops them in order
-            )
+        self.process = start(self._argv, self._log_path, self._env)
         self.starts += 1
 
     async def _keep(self) -> None:
