@@ -1,6 +1,7 @@
 """What single commits promise, beside what `support.histories` judges: each is looked at in its instant, in one store.
 
-A member that has just joined, and lives, is declared dead by nobody: a verdict is of the incarnation that was accused. A channel that ends
+A member that has just joined, and lives, is declared dead by nobody: a verdict is of the incarnation that was accused. One that was told to
+stop is none of these: it leaves the structures that it reaches, and the others end what is left of it in the rest. A channel that ends
 because nothing is left to send leaves nothing on its queue (seen only where one transaction writes both its lock and its entry), but for
 what the same transaction put there.
 """
@@ -61,6 +62,6 @@ class Promises:
         judges = {keys.unname(e.kv.key[len(keys.GUARDS) :].partition(b"/")[0]) for e in events if e.kv.key.startswith(keys.GUARDS)}
         joined, process = self._joined.pop((store, key), (0.0, ""))
         pod, age_s = self._land.pods[member], self._land.loop.time() - joined
-        lives = pod.manager_process is not None and not pod.manager_process.paused and pod.number == process
+        lives = pod.manager_process is not None and not pod.manager_process.paused and pod.number == process and not pod.is_stopping
         if judges - {member} and lives and age_s < YOUNG_S:
             yield f"{member}, which joined {age_s:.3f} s ago and lives, is declared dead by {', '.join(judges)}"

@@ -24,6 +24,16 @@ pytestmark = pytest.mark.timeout(300)  # a second or two each, on a machine that
 
 ONCE_FAILED = {
     "a record of what was backed out outlives its segment": replace(base(3002), poacher=True, quiet=(), calm=False),
+    "a member that stops and cannot leave every structure was taken for one that lives": replace(
+        base(31679),
+        poacher=True,
+        idle_s=1.5,
+        events=(
+            Event(15.811446751214238, "everything dies", for_s=0.9637314518774855),
+            Event(16.88910770373722, "store out of reach", "owner of S.G", 2.0066166518419326, "app1"),
+            Event(17.430166913814993, "drain", "owner of G.S", 2.5599779995969696),
+        ),
+    ),
 }
 """What a seed has found -> its plan."""
 
