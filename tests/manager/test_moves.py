@@ -158,3 +158,32 @@ async def test_two_moves_at_once_are_one() -> None:
         assert entry.owner in (target.name, third.name)
         await t.put(texts(1, 2), third)
         await t.until_arrived(texts(0, 2))
+
+
+@simulated
+async def test_a_move_that_hangs_ends_with_its_member_though_the_channel_has_left_in_another_way() -> None:
+    """As when the store did not answer the gift, and the partner fell silent meanwhile (seed 43188)."""
+    async with town("X", "Y") as t:
+        first, (other,) = await sending(t, 1)
+        station = t.stations[first]
+        caretaker = station.supervisor.channels[CHANNEL]
+        run, hangs = caretaker.care.run, asyncio.Event()
+
+        async def run_until_the_gift(steps: Any, label: str = "", timeout_s: float = 1.5) -> Any:
+            if label.startswith("give "):
+                hangs.set()
+                await asyncio.Event().wait()
+            return await run(steps, label, timeout_s)
+
+        caretaker.care.run = run_until_the_gift  # type: ignore[method-assign]
+        draining = asyncio.create_task(station.supervisor.drain())
+        await hangs.wait()
+        assert caretaker.tenure is not None and caretaker.move_task is not None
+        caretaker.tenure.cut_off()
+        await draining
+        assert (await t.until(pb.RUNNING, owner=other.name)).takeover.cause == "communications failed"
+        assert not caretaker.move_task.done()
+        await station.supervisor.close()
+        assert caretaker.move_task.done()
+        await t.put(texts(1, 3), other)
+        await t.until_arrived(texts(0, 3))

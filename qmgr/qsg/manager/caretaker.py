@@ -67,6 +67,11 @@ class Caretaker:
     def sender(self) -> RunningSender | None:
         return self.tenure.sender if self.tenure is not None else None
 
+    @property
+    def move_task(self) -> asyncio.Task[None] | None:
+        """What gives it away. It may outlive the channel's own task, when the channel has left in another way meanwhile."""
+        return self._move
+
     # From outside
 
     def start(self, occasion: Occasion | None = None, known: Sight | None = None, held: Held | None = None) -> asyncio.Future[None]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from qsg.endings import ended
 from qsg.failpoint import task_failpoint
 from qsg.manager.asking import OUT_OF_REACH, told_known
 from qsg.manager.caretaker import Caretaker
@@ -92,6 +93,8 @@ class ChannelSupervisor:
         self._unreachable: dict[str, float] = {}
         self._cut_off: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moves: set[asyncio.Task[None]] = set()
+        """Of channels that nobody looks after here any more."""
         self._next_look: asyncio.TimerHandle | None = None
         self._started = False
 
@@ -127,6 +130,7 @@ class ChannelSupervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.recovery.close()
         await asyncio.gather(*(care.close() for care in list(self._care.values())))
+        await ended(*self._moves)
         await self.inbound.close(remove=False)
         for table in self.tables.values():
             await table.close()
@@ -236,6 +240,9 @@ class ChannelSupervisor:
         if self._care.get(care.name) is care:
             del self._care[care.name]
             self.triggers.gone(care.name)
+        if care.move_task is not None and not care.move_task.done():
+            self._moves.add(care.move_task)
+            care.move_task.add_done_callback(self._moves.discard)
 
     def _is_mine(self, admin: str, entry: pb.ChannelStatus) -> bool:
         return (entry.owner, entry.owner_incarnation) == (self.member, self.structures[admin].incarnation)
