@@ -45,7 +45,8 @@ class Caretaker:
         self._asking = Asking(self.care, self._begin)
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
-        self._move: asyncio.Task[None] | None = None
+        self.move_task: asyncio.Task[None] | None = None
+        """What gives it away. It may outlive the channel's own task, when the channel has left in another way meanwhile."""
 
     @property
     def name(self) -> str:
@@ -67,11 +68,6 @@ class Caretaker:
     def sender(self) -> RunningSender | None:
         return self.tenure.sender if self.tenure is not None else None
 
-    @property
-    def move_task(self) -> asyncio.Task[None] | None:
-        """What gives it away. It may outlive the channel's own task, when the channel has left in another way meanwhile."""
-        return self._move
-
     # From outside
 
     def start(self, occasion: Occasion | None = None, known: Sight | None = None, held: Held | None = None) -> asyncio.Future[None]:
@@ -89,7 +85,7 @@ class Caretaker:
 
     async def close(self) -> None:
         """Ends at once, as a killed process would: the table shows what is left over."""
-        tasks = [task for task in (self._task, self._move) if task is not None]
+        tasks = [task for task in (self._task, self.move_task) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -118,7 +114,7 @@ class Caretaker:
     def hand_over(self) -> None:
         """A planned stop: another member is made ready, what is in flight is finished, then that one is asked."""
         self._give_away("drain")
-        self._move = asyncio.get_running_loop().create_task(self._hand_over(), name=f"move {self.name}")
+        self.move_task = asyncio.get_running_loop().create_task(self._hand_over(), name=f"move {self.name}")
 
     async def _hand_over(self) -> None:
         try:
@@ -153,7 +149,7 @@ class Caretaker:
         if self.held is not held or care.handing_over or care.stop is not None:
             raise Refusal(Reason.CHANGED_MEANWHILE, f"{self.name} has ended, or was told to")
         self._give_away("moved by command")
-        self._move = asyncio.get_running_loop().create_task(self._pass_on(), name=f"move {self.name}")
+        self.move_task = asyncio.get_running_loop().create_task(self._pass_on(), name=f"move {self.name}")
         return care.ready
 
     def _give_away(self, cause: str) -> None:
