@@ -188,7 +188,7 @@ def test_n1_what_was_sent_stays_locked_away_when_the_lock_is_lost() -> None:
     model = Model("X", "Y")
     walk = unconfirmed(model, 2)
 
-    model.run(model.me["X"], release_own_lock(model.me["X"], "app", "XQ"))
+    model.run(model.me["X"], release_own_lock(model.me["X"], model.place, model.entry_cell()))
 
     assert model.lock() is None and model.fence().open
     while not walk.done:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qsg.pb import records_pb2 as pb
 from qsg.rules import consume, keys, status
 from qsg.rules.ownership import Occasion, leftovers, raise_epoch, recover, release, release_idle, release_own_lock, take
@@ -9,7 +11,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Place, look
 from qsg.rules.unit import CompareFailed, Fenced
 from qsg.store.contract import Delete, Get, Put, get_prefix
-from support.group_lists import TRIGGER, go_on, in_doubt, recover_all, refused, running, stop, taken, unconfirmed
+from support.group_lists import APART, TRIGGER, go_on, in_doubt, recover_all, refused, running, stop, taken, unconfirmed
 from support.group_model import CHANNEL, Model, Walk
 
 
@@ -156,7 +158,7 @@ def test_n13_a_dead_initiators_lock_is_given_up_by_its_living_queue_manager() ->
     model = Model("X", "Y")
     sending = unconfirmed(model, 1)
     me = model.new_initiator("X")
-    model.run(me, release_own_lock(me, "app", "XQ"))
+    model.run(me, release_own_lock(me, model.place, model.entry_cell()))
     assert model.lock() is None
 
     while not sending.done and model.left():
@@ -164,6 +166,24 @@ def test_n13_a_dead_initiators_lock_is_given_up_by_its_living_queue_manager() ->
     assert isinstance(sending.error, CompareFailed), "what the dead initiator's instance still had in hand is not written"
     assert model.run(me, recover_all(model, me)) == 1
     assert taken(model, "Y", Occasion("request", model.now, requester="X")).epoch == 2
+
+
+@APART
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_n13_a_recovery_that_is_held_up_leaves_a_lock_that_its_own_member_has_taken_since(apart: bool, steps: int) -> None:
+    """X recovers what it left behind, and its store does not answer; meanwhile the channel is stopped, and started at X. Wrong: the late
+    list finds a lock of its own incarnation and gives up what is in use (seed 61282). Prevented: behind the lock it looks whether the
+    entry is still the one it recovers."""
+    model = Model("X", apart=apart)
+    running(model, "X")
+    me = model.new_initiator("X")
+    late = Walk(model, me, release_own_lock(me, model.place, model.entry_cell()))
+    for _ in range(steps):
+        late.step()
+    model.run(me, stop(model, me, pb.INACTIVE))
+    held = taken(model, "X")
+    finish(late)
+    assert late.result is False and model.lock() == pb.Lock.FromString(held.lock.value or b"")
 
 
 def test_n13_a_list_of_what_a_dead_initiator_ran_is_of_no_use_once_another_has_joined() -> None:

@@ -101,7 +101,7 @@ class Lists:
         sight = yield from look(self.place.admin, *(get_prefix(p) for p in prefixes))
         for leftover in leftovers(me, sight):
             if leftover.entry.owner == me.member:
-                yield from release_own_lock(me, self.place.structure, self.place.queue)
+                yield from release_own_lock(me, self.place, leftover.cell)
             yield from recover(me, self.place.admin, leftover, NOW, 0.0, ctx.draw)
         return Become("look after")
 
@@ -221,8 +221,11 @@ class Lists:
             if pieces and not settled and not (record and unsent):
                 yield from drive(sender._commit_settled(pieces, []))
             if not unsent:
-                if (yield from self._running(held)) and not (yield from release_idle(held)) and instance < 2:
+                if not (yield from self._running(held)) or (yield from release_idle(held)) or instance >= 2:
+                    return None
+                if held.intact:
                     return Become("send", (self.grasp(held), instance + 1))
+                yield from release(held, lambda e: status.altered(e, pb.RECOVERING, NOW), clean=False)
                 return None
             built, what = self._batch(held, instance, number, sequence, unsent[0])
             yield Deliver(held.stream, held.epoch, instance, built.batch.SerializeToString(deterministic=True), what)

@@ -42,11 +42,12 @@ def stop(model: Model, me: Me, to: status.State = pb.STOPPED, force: bool = True
 
 def recover_all(model: Model, me: Me) -> Steps[int]:
     """What a member does when another (or its own initiator) is lost: every left-over entry, and the stops among them."""
-    yield from release_own_lock(me, model.place.structure, "XQ")
     prefixes = (keys.STATUS_OUT, keys.STATUS_IN, keys.MEMBERS, keys.INITIATORS)
     sight = yield from look("admin", *(get_prefix(p) for p in prefixes))
     count = 0
     for leftover in leftovers(me, sight):
+        if leftover.entry.owner == me.member:
+            yield from release_own_lock(me, model.place, leftover.cell)
         count += yield from recover(me, "admin", leftover, model.now, 12.5, model.draw)
     return count
 

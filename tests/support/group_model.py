@@ -133,6 +133,13 @@ class Model:
             ]
             self.apply(self.place.structure, puts)
 
+    def entry_cell(self) -> Cell:
+        """As one finds it now."""
+        kv = self.stores["admin"].read(Get(keys.status_out(CHANNEL.name))).first
+        cell = Cell(keys.status_out(CHANNEL.name))
+        cell.saw(0 if kv is None else kv.mod_revision, kv)
+        return cell
+
     def left(self) -> int:
         return len(self._headers())
 

@@ -270,11 +270,11 @@ class Caretaker:
         """A list of ours was cut off behind the entry: taken back, as if from a dead owner."""
         driver = self.care.office.driver
         me = driver.me
-        await self.care.run(release_own_lock(me, self.care.place.structure, self.care.place.queue))
         cell = await self.care.table.structure.cell(keys.status_out(self.name))
         now = status.parse(cell.value)
         if now is None or now.request != entry.request:
             return True
+        await self.care.run(release_own_lock(me, self.care.place, cell))
         leftover = Leftover(cell, now, "start was cut off", driver.structures[self.care.place.admin].mine())
         return await self.care.run(
             recover(me, self.care.place.admin, leftover, self.care.now(), 0.0, self.care.office.world.id), f"recover {self.name}"

@@ -16,7 +16,6 @@ import structlog
 from qsg.failpoint import task_failpoint
 from qsg.manager.office import Office, Passage
 from qsg.manager.table import StatusTable
-from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.ownership import Leftover, leftovers, recovery, release_own_lock
 from qsg.rules.reasons import Refusal
@@ -106,7 +105,7 @@ class Recovery:
         began = loop.time()
         try:
             if entry.owner == driver.member and entry.transmission_queue:
-                await self._unlock(entry)
+                await self._unlock(leftover)
             if entry.owner in self._noticed:
                 leftover = Leftover(leftover.cell, entry, f"{leftover.cause}: {cause}", leftover.compare)
             unit, after = recovery(driver.me, name, leftover, self.office.world.wall_ms(), detect_ms, self.office.world.id)
@@ -132,9 +131,8 @@ class Recovery:
         if after is not None:
             self._adopt(entry.channel, Passage(since, detect_ms))
 
-    async def _unlock(self, entry: pb.ChannelStatus) -> None:
+    async def _unlock(self, leftover: Leftover) -> None:
         """Before the entry: whoever is asked to start finds the lock free."""
-        place = self.office.find(entry.channel)
-        if place is not None and place.queue == entry.transmission_queue and place.structure in self.office.driver.structures:
-            driver = self.office.driver
-            await driver.run(release_own_lock(driver.me, place.structure, place.queue))
+        place, driver = self.office.find(leftover.entry.channel), self.office.driver
+        if place is not None and place.queue == leftover.entry.transmission_queue and place.structure in driver.structures:
+            await driver.run(release_own_lock(driver.me, place, leftover.cell))

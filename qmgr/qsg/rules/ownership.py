@@ -481,18 +481,24 @@ def recover(me: Me, admin: str, leftover: Leftover, now_ms: int, detect_ms: floa
     return True
 
 
-def release_own_lock(me: Me, structure: str, queue: str) -> Steps[bool]:
+def release_own_lock(me: Me, place: Place, leftover: Cell) -> Steps[bool]:
     """Gives up a lock that this incarnation holds and no task of it uses: left over from a list that was cut off, or from a dead
-    initiator (N13: our member key keeps it valid). Compares lock and fence."""
-    lock_key, fence_key = keys.lock(queue), keys.sender_fence(queue)
-    sight = yield from look(structure, Get(lock_key), Get(fence_key))
+    initiator (N13: our member key keeps it valid). Compares lock and fence.
+
+    `leftover`: the entry, as it was found. It is looked at behind the lock: a take writes the entry before the lock, or with it, so while
+    it is unchanged the lock is of nobody who has taken the channel since, be it another task of ours."""
+    lock_key, fence_key = keys.lock(place.queue), keys.sender_fence(place.queue)
+    sight = yield from look(place.structure, Get(lock_key), Get(fence_key))
     cell = sight.cell(lock_key)
     holder = read_record(pb.Lock, cell.value or b"", cell.key)
-    if holder.member != me.member or holder.incarnation != me.incarnations[structure]:
+    if holder.member != me.member or holder.incarnation != me.incarnations[place.structure]:
+        return False
+    behind = yield from look(place.admin, Get(leftover.key))
+    if behind.mod_revision(leftover.key) != leftover.mod_revision:
         return False
     unit = Unit("unlock what nobody uses", changes=[swap(cell, None)], compares=[unchanged(fence_key, sight.mod_revision(fence_key))])
     try:
-        yield Commit(structure, unit)
+        yield Commit(place.structure, unit)
     except (CompareFailed, Refusal):
         return False
     return True

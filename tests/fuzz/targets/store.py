@@ -138,7 +138,8 @@ class _Stored:
         me: Me = driver.me
         list(leftovers(me, table.sight({}, (keys.initiator("X"), 0))))
         await _told(lambda: driver.run(take(me, self._place(), Occasion("trigger", 9), member.world.id)))
-        await _told(lambda: driver.run(release_own_lock(me, "app1", "R")))
+        entry = await table.structure.cell(keys.status_out("C"))
+        await _told(lambda: driver.run(release_own_lock(me, self._place(), entry)))
         await table.close()
 
 
