@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -17,7 +18,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.definitions import Channel, Queue, Settings
 from qsg.rules.reasons import Reason
-from qsg.rules.unit import Change, Unit
+from qsg.rules.unit import Change, Committed, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.channel_pair import STREAM, Rig, rig
 from support.channel_script import Script, connect, request
@@ -80,6 +81,32 @@ async def test_bind_query_ping(two: Rig) -> None:
     wrong = request()
     wrong.channel = "OTHER"
     assert (await refused(two, wrong, ping=True)).reason is Reason.UNKNOWN_CHANNEL_NAME
+
+
+async def test_of_two_binds_that_go_into_one_transaction_the_older_is_refused(two: Rig) -> None:
+    """Simulation seed 86704: a stop's bind was out with that of the paused owner behind it; both were told that they were bound, the
+    older stood, and its owner sent when it woke, though the channel was STOPPED."""
+    private = two.r.structures["private"]
+    commit, binding, both = private.commit, list[Unit](), asyncio.Event()
+
+    async def together(unit: Unit, **how: Any) -> Committed:
+        if unit.label == "bind" and not both.is_set():
+            binding.append(unit)
+            if len(binding) == 2:
+                both.set()  # who came second goes first
+            await both.wait()
+        return await commit(unit, **how)
+
+    private.commit = together  # type: ignore[method-assign]
+    older = asyncio.create_task(refused(two, request(2)))
+    while not binding:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    newer = await connect(two, request(3))
+    assert ((await older).reason, (await older).epoch_seen) == (Reason.EPOCH_TOO_LOW, 3)
+    fence = pb.ReceiverFence.FromString((await private.cell(keys.receiver_fence(STREAM))).value or b"")
+    assert fence.epoch == 3
+    await newer.send(newer.batch(newer.segment(["a"])))
+    assert (await newer.confirm()).number == 1
 
 
 async def test_parameters_must_agree(two: Rig) -> None:

@@ -27,7 +27,9 @@ from qsg.rules.definitions import PRIVATE, Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.receiver import BindRefused, Holder
 from qsg.rules.records import read_record
-from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, OutcomeUnknown, Unit
+from qsg.rules.steps import record as as_stored
+from qsg.rules.steps import swap
+from qsg.rules.unit import Cell, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
 from qsg.store.contract import StoreError
 from qsg.transport.codec import ProtocolError, parse
@@ -262,12 +264,17 @@ class Receiver:
             seen = None if fence.value is None else read_record(records_pb2.ReceiverFence, fence.value, fence.key)
             known = None if progress.value is None else read_record(records_pb2.Progress, progress.value, progress.key)
             accepted = rules.bind(request, seen, known, holder, wrap)
-            unit = Unit("bind", changes=[_write(fence, accepted.fence)])
+            # Compared with what was read also where another bind of this member goes before it in one transaction (P14).
+            unit = Unit("bind", changes=[swap(fence, as_stored(accepted.fence))])
             if accepted.record_changed:
-                unit.changes.append(_write(progress, accepted.record))
+                unit.changes.append(swap(progress, as_stored(accepted.record)))
             try:
                 committed = await structure.commit(unit, affinity=request.stream.hex())
             except CompareFailed:
+                continue
+            except Refusal as refusal:
+                if refusal.reason is not Reason.CHANGED_MEANWHILE:
+                    raise
                 continue
             await structure.refresh(progress)
             self.counters.takeovers = accepted.fence.takeovers
@@ -306,8 +313,3 @@ class Receiver:
     def _tell(self) -> None:
         if self._services.observer is not None:
             self._services.observer.inbound_progress(self.channel, self.partner, self.stream, self.counters)
-
-
-def _write(cell: Cell, record: records_pb2.ReceiverFence | records_pb2.Progress) -> Change:
-    value = record.SerializeToString(deterministic=True)
-    return Change(cell, lambda _: value)

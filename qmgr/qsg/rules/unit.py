@@ -40,7 +40,8 @@ class Change:
     """A compare-and-swap on a cell: `apply` maps the present value to the next (None = absent).
 
     `apply` is pure, may be called several times, and may raise `Refusal`, which answers its unit. All changes of one cell in a
-    transaction are applied one after the other and written once. `guarded` False: no compare of the revision (only for keys that
+    transaction are applied one after the other and written once: the present value may be what another unit has made of it, which the
+    compare does not tell (`qsg.rules.steps.swap` refuses it). `guarded` False: no compare of the revision (only for keys that
     nobody else writes).
     """
 
