@@ -14,7 +14,8 @@ from qsg.manager.sending import Sender
 from qsg.pb import records_pb2 as pb
 from qsg.rules.batches import Piece
 from qsg.rules.reasons import Reason
-from qsg.rules.unit import Committed
+from qsg.rules.unit import Committed, Unit
+from qsg.store.contract import Delete, Put
 from qsg.store.faults import Fault, Faults, RandomFaults
 from qsg.store.memory import MemoryStore
 from support.channel_pair import Rig, rig
@@ -32,6 +33,22 @@ async def test_takeover_after_the_first_died_between_commit_and_delete(two: Rig)
     two.start(await two.sender(two.y))
     assert await two.until(60) == texts
     await two.settled()
+
+
+async def test_who_is_known_to_have_lost_its_lock_sends_nothing_and_deletes_nothing(two: Rig) -> None:
+    """Simulation seed 84757: the take's first answer was lost; the second showed lock and fence as a stop had left them meanwhile, and
+    these were what the sender compared. It sent, though the channel was STOPPED."""
+    await two.put(["a"])
+    sender = await two.sender()
+    grant, app = sender.grant, two.x.structures["app1"]
+    fence = pb.SenderFence.FromString(grant.fence.value or b"")
+    fence.epoch, fence.open = fence.epoch + 1, False
+    stopped = Unit("stopped", ops=[Delete(grant.lock.key), Put(grant.fence.key, fence.SerializeToString())])
+    await two.y.structures["app1"].commit(stopped)
+    await app.refresh(grant.lock, grant.fence)
+    outcome = await two.start(sender)
+    assert (outcome.kind, outcome.reason) == ("fenced", Reason.CHANGED_MEANWHILE)
+    assert await two.arrived() == [] and (await two.left())["depth"] == 1
 
 
 @simulated

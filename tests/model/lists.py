@@ -221,11 +221,8 @@ class Lists:
             if pieces and not settled and not (record and unsent):
                 yield from drive(sender._commit_settled(pieces, []))
             if not unsent:
-                if not (yield from self._running(held)) or (yield from release_idle(held)) or instance >= 2:
-                    return None
-                if held.intact:
+                if (yield from self._running(held)) and not (yield from release_idle(held)) and instance < 2:
                     return Become("send", (self.grasp(held), instance + 1))
-                yield from release(held, lambda e: status.altered(e, pb.RECOVERING, NOW), clean=False)
                 return None
             built, what = self._batch(held, instance, number, sequence, unsent[0])
             yield Deliver(held.stream, held.epoch, instance, built.batch.SerializeToString(deterministic=True), what)

@@ -11,14 +11,17 @@ from qsg.manager.grants import Grant
 from qsg.manager.link import SessionFailed
 from qsg.pb import channel_pb2, records_pb2
 from qsg.rules.lanes import Position
+from qsg.rules.ownership import intact
 from qsg.rules.reasons import Reason
 from qsg.rules.records import read_record
-from qsg.rules.unit import Change, Unit
+from qsg.rules.unit import Change, CompareFailed, Unit
 from qsg.store.contract import Compare, unchanged
 
 
 def ours(grant: Grant) -> list[Compare]:
-    """Lock and fence are as we hold them: part of every unit."""
+    """Lock and fence are as we hold them: part of every unit. Raises `CompareFailed` when they are known not to be."""
+    if not intact(grant.lock, grant.fence, grant.epoch):
+        raise CompareFailed((grant.lock.key, grant.fence.key))
     return [unchanged(c.key, c.mod_revision) for c in (grant.lock, grant.fence)]
 
 

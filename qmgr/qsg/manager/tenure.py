@@ -107,10 +107,6 @@ class Tenure:
         """One instance of the sender, and what follows when it ends."""
         held = self.held
         assert held is not None
-        if not held.intact:
-            # A change that failed has shown it. A sender would take what it compares from there, and send under a lock that is not ours.
-            await self._release(held, lambda e: status.altered(e, pb.RECOVERING, self.care.now()), Ended("fenced", Reason.FENCED))
-            return
         sender = self.care.office.make_sender(held, self._instance)
         self.sender = sender
         if self.care.stop is not None:

@@ -41,8 +41,7 @@ class Held:
 
     @property
     def intact(self) -> bool:
-        """Do lock and fence show what we took, as far as this process has seen? (A failed compare brings the cells up to date.)"""
-        return self.fence_record.epoch == self.epoch == read_record(pb.Lock, self.lock.value or b"", self.lock.key).epoch
+        return intact(self.lock, self.fence, self.epoch)
 
     @property
     def fence_record(self) -> pb.SenderFence:
@@ -68,6 +67,24 @@ class Occasion:
 def void(member: str, incarnation: int) -> Compare:
     """True once that incarnation's member key is gone."""
     return Compare(keys.member(member), Target.CREATE, Relation.NOT_EQUAL, incarnation)
+
+
+def intact(lock: Cell, fence: Cell, epoch: int) -> bool:
+    """Do lock and fence show what was taken at `epoch`, as far as this process has seen?
+
+    Cells are brought up to date by a compare that failed, and by a commit whose first answer was lost: they may be another's by now."""
+    return (
+        read_record(pb.SenderFence, fence.value or b"", fence.key).epoch == epoch == read_record(pb.Lock, lock.value or b"", lock.key).epoch
+    )
+
+
+def _committed(structure: str, unit: Unit) -> Steps[bool]:
+    """Whether it was. False: what it compares has changed."""
+    try:
+        yield Commit(structure, unit)
+    except (CompareFailed, Refusal):
+        return False
+    return True
 
 
 def own_lock(me: Me, place: Place, epoch: int) -> bytes:
@@ -283,10 +300,7 @@ def _starting(
 def _put_back(place: Place, entry: Cell, before: pb.ChannelStatus | None, now_ms: int) -> Steps[None]:
     """The lock was not had: the entry becomes what it was, so that its owner goes on asking. Only if it still is the one we wrote."""
     after = None if before is None else status.altered(before, before.state, now_ms)
-    try:
-        yield Commit(place.admin, Unit("entry as before", changes=[swap_entry(entry, after)]))
-    except (CompareFailed, Refusal):
-        return  # somebody else has it already
+    yield from _committed(place.admin, Unit("entry as before", changes=[swap_entry(entry, after)]))
 
 
 def _still_ours(me: Me, held: Held) -> Steps[None]:
@@ -294,10 +308,7 @@ def _still_ours(me: Me, held: Held) -> Steps[None]:
     sight = yield from look(held.place.admin, Get(held.entry.key))
     if sight.value(held.entry.key) == held.entry.value and sight.mod_revision(held.entry.key) == held.entry.mod_revision:
         return
-    try:
-        yield Commit(held.place.structure, unlock(held, clean=False))
-    except (CompareFailed, Refusal):
-        pass
+    yield from _committed(held.place.structure, unlock(held, clean=False))
     raise Refusal(Reason.CHANGED_MEANWHILE, f"{held.place.channel.name} was taken by another meanwhile")
 
 
@@ -308,9 +319,7 @@ def raise_epoch(me: Me, held: Held, seen: int) -> Steps[bool]:
     fence = read_record(pb.SenderFence, held.fence.value or b"", held.fence.key)
     fence.epoch = max(fence.epoch, seen) + 1
     changes = [swap(held.fence, record(fence)), swap(held.lock, own_lock(me, held.place, fence.epoch))]
-    try:
-        yield Commit(held.place.structure, Unit("raise epoch", changes=changes))
-    except (CompareFailed, Refusal):
+    if not (yield from _committed(held.place.structure, Unit("raise epoch", changes=changes))):
         return False
     held.epoch = fence.epoch
     return True
@@ -353,16 +362,11 @@ def release(held: Held, alter: Alter, *, clean: bool, extra: tuple[Compare, ...]
         unit = unlock(held, clean=clean, last=last)
         unit.changes.append(swap_entry(held.entry, alter(held.status)))
         unit.compares += extra
-        try:
-            yield Commit(held.place.structure, unit)
+        if (yield from _committed(held.place.structure, unit)):
             return True
-        except (CompareFailed, Refusal):
-            pass  # The entry or the lock has changed: what is still ours is given up alone.
-    if held.intact:
-        try:
-            yield Commit(held.place.structure, unlock(held, clean=clean, last=last))
-        except (CompareFailed, Refusal):
-            pass  # Fenced off by another instance or a stop: there is nothing to give up.
+        # The entry or the lock has changed: what is still ours is given up alone.
+    if held.intact:  # Not done: fenced off by another instance or a stop, and there is nothing to give up.
+        yield from _committed(held.place.structure, unlock(held, clean=clean, last=last))
     return (yield from alter_entry(held, alter, extra))
 
 
@@ -371,11 +375,8 @@ def alter_entry(held: Held, alter: Alter, extra: tuple[Compare, ...] = ()) -> St
     before = status.parse(held.entry.value)
     if before is None or before.request != held.request:
         return False
-    try:
-        yield Commit(held.place.admin, Unit("entry", changes=[swap_entry(held.entry, alter(before))], compares=list(extra)))
-    except (CompareFailed, Refusal):
-        return False
-    return True
+    unit = Unit("entry", changes=[swap_entry(held.entry, alter(before))], compares=list(extra))
+    return (yield from _committed(held.place.admin, unit))
 
 
 def release_idle(held: Held) -> Steps[bool]:
@@ -393,15 +394,10 @@ def release_idle(held: Held) -> Steps[bool]:
     gone = swap_entry(held.entry, None)
     if held.place.together:
         unit.changes.append(gone)
-    try:
-        yield Commit(held.place.structure, unit)
-    except (CompareFailed, Refusal):
+    if not (yield from _committed(held.place.structure, unit)):
         return False
-    if not held.place.together:
-        try:
-            yield Commit(held.place.admin, Unit("entry inactive", changes=[gone]))
-        except (CompareFailed, Refusal):
-            pass  # a stop or a recovery goes on with it
+    if not held.place.together:  # not done: a stop or a recovery goes on with it
+        yield from _committed(held.place.admin, Unit("entry inactive", changes=[gone]))
     return True
 
 
@@ -474,11 +470,7 @@ def recovery(me: Me, admin: str, leftover: Leftover, now_ms: int, detect_ms: flo
 def recover(me: Me, admin: str, leftover: Leftover, now_ms: int, detect_ms: float, draw: Draw) -> Steps[bool]:
     """Recovers one entry; False: another member was faster, or the owner is back."""
     unit, _ = recovery(me, admin, leftover, now_ms, detect_ms, draw)
-    try:
-        yield Commit(admin, unit)
-    except (CompareFailed, Refusal):
-        return False
-    return True
+    return (yield from _committed(admin, unit))
 
 
 def release_own_lock(me: Me, place: Place, leftover: Cell) -> Steps[bool]:
@@ -497,8 +489,4 @@ def release_own_lock(me: Me, place: Place, leftover: Cell) -> Steps[bool]:
     if behind.mod_revision(leftover.key) != leftover.mod_revision:
         return False
     unit = Unit("unlock what nobody uses", changes=[swap(cell, None)], compares=[unchanged(fence_key, sight.mod_revision(fence_key))])
-    try:
-        yield Commit(place.structure, unit)
-    except (CompareFailed, Refusal):
-        return False
-    return True
+    return (yield from _committed(place.structure, unit))
