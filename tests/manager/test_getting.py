@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from random import Random
 
 import pytest
 
 from qsg.bell import Once
-from qsg.manager.getting import GetSpec
+from qsg.manager.getting import GetSpec, GetterLoop
 from qsg.manager.structure import Structure
 from qsg.manager.window import Window
 from qsg.pb import records_pb2 as pb
@@ -312,6 +313,36 @@ async def test_claims_of_a_dead_member_are_void() -> None:
 
         assert await waiting == [b"1", b"2"]
         assert await left_over(y) == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+@simulated
+async def test_what_another_member_gives_back_is_found_by_getters_that_wait_a_little_each(
+    told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulation seed 91446: who gave back had put nothing, and its lane was taken for one with something new; nobody waited long enough
+    to look at the claim once more, and the message stayed where it was."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        if not told:
+            monkeypatch.setattr(GetterLoop, "_heard", lambda loop, events: None)
+        await x.put("A", b"1")
+        unit = y.queues.begin()
+        await y.queues.get(GetSpec("A"), unit=unit)
+
+        async def asking(begin_s: float) -> list[bytes]:
+            await asyncio.sleep(begin_s)
+            while True:
+                with suppress(Refusal):
+                    return await x.get("A", wait_ms=800)
+
+        two = [asyncio.create_task(asking(begin_s)) for begin_s in (0.0, 0.4)]
+        await asyncio.sleep(3.0)
+        await unit.backout()
+        done, waiting = await asyncio.wait(two, timeout=0.1 if told else 1.5, return_when=asyncio.FIRST_COMPLETED)
+        for one in waiting:
+            one.cancel()
+        assert [one.result() for one in done] == [[b"1"]]
 
 
 async def test_put_and_get_inhibited() -> None:

@@ -41,7 +41,8 @@ log = structlog.get_logger()
 
 STALE_S = 0.05
 POLL_S = 1.0
-"""How often somebody who waits looks for claims of dead members, should nobody have told that one died."""
+"""How often what others have claimed is looked at again, busy or not: nobody may have told that it was given back, or that who claimed it
+died."""
 EMPTY_POLL_S = 10.0
 """The same on an empty queue, where nothing is claimed, and the watch tells of what is put: not even this should be needed."""
 LINGER_S = 2.0
@@ -73,7 +74,7 @@ class GetterLoop:
         self._told = 0
         self._follower: Follower | None = None
         self._sums: dict[bytes, tuple[int, int]] = {}
-        self._waited_at = 0.0
+        self._looked_at = 0.0
         self._closed = False
 
     @property
@@ -159,7 +160,10 @@ class GetterLoop:
     async def _round(self) -> None:
         try:
             await self._check_queue()
-            self.window.end_quiet(asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            if now - self._looked_at >= POLL_S:
+                self._look_again()
+            self.window.end_quiet(now)
             await self._serve()
         except Refusal as refusal:
             self._fail_all(refusal)
@@ -415,12 +419,11 @@ class GetterLoop:
         return bool(left)
 
     async def _wait(self) -> None:
-        """Until the bell rings, somebody's time is up, or it is time to look for claims of the dead."""
+        """Until the bell rings, somebody's time is up, or it is time to look at claims again."""
         loop = asyncio.get_running_loop()
         await self._follow()
         if self._bell.is_set():
             return
-        self._waited_at = loop.time()
         if any(r.deadline <= loop.time() and self._unread_for(r) for r in self.requests):
             self._rung = True
             return
@@ -429,10 +432,9 @@ class GetterLoop:
         until = min([loop.time() + poll_s, *deadlines, *self.window.disputed(loop.time())])
         if not await self._bell.wait(until):
             self._rung = True
-            if loop.time() - self._waited_at >= POLL_S * 0.9:
-                self._look_again()
 
     def _look_again(self) -> None:
+        self._looked_at = asyncio.get_running_loop().time()
         if self.window.dropped:
             self.window.rescan()
         else:
@@ -458,20 +460,21 @@ class GetterLoop:
             await follower.close()
 
     def _heard(self, events: list[Event]) -> None:
-        """The totals moved: rings when something was put, or given back (rewritten without a change)."""
+        """The totals moved: rings when something was put, or given back (rewritten without a change). Of a lane that is new here either may
+        be so; what is given back in a transaction that also puts is found in `POLL_S`."""
         for event in events:
             try:
                 totals = read_record(pb.Totals, event.kv.value, event.kv.key)
             except Damaged:
                 self.ring()  # who reads it tells
                 continue
-            before = self._sums.get(event.kv.key, (-1, -1))
+            before = self._sums.get(event.kv.key)
             self._sums[event.kv.key] = totals.put, totals.got
-            if totals.put != before[0]:
-                self.told(event.kv.mod_revision)
-            elif totals.got == before[1]:
+            if before is None or before == (totals.put, totals.got):
                 self._look_again()
                 self.ring()
+            elif totals.put != before[0]:
+                self.told(event.kv.mod_revision)
 
     def _fail_all(self, error: Exception) -> None:
         for request in self.requests:
