@@ -82,13 +82,12 @@ async def test_an_idle_channel_ends_clean_and_is_triggered_again(apart: bool) ->
 async def test_a_channel_that_finds_its_lock_gone_takes_it_anew_before_it_sends_more(apart: bool) -> None:
     """Simulation seed 61282: the failed end of the idle channel showed that the lock was gone, and the next instance compared just that."""
     async with town("X", "Y", apart=apart, disconnect_interval_s=0.5) as t:
-        await t.put(texts(0, 2), t.stations["X"])
-        await t.until_arrived(texts(0, 2))
+        first, _ = await sending(t, 2)
         before = await t.until(pb.RUNNING)
         await asyncio.sleep(0.2)
         t.servers[t.home].txn((), (Delete(keys.lock(XMITQ)),), ())
         await asyncio.sleep(0.6)
-        await t.put(texts(2, 4), t.stations["X"])
+        await t.put(texts(2, 4), t.stations[first])
         await t.until_arrived(texts(0, 4))
         assert (await t.until(pb.RUNNING)).epoch == before.epoch + 1
 

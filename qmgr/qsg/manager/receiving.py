@@ -21,14 +21,12 @@ from qsg.manager.link import InboundSession, SessionFailed
 from qsg.manager.placing import Placer
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, records_pb2
-from qsg.rules import keys, negotiate
+from qsg.rules import keys, negotiate, steps
 from qsg.rules import receiver as rules
 from qsg.rules.definitions import PRIVATE, Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.receiver import BindRefused, Holder
 from qsg.rules.records import read_record
-from qsg.rules.steps import record as as_stored
-from qsg.rules.steps import swap
 from qsg.rules.unit import Cell, CompareFailed, Fenced, OutcomeUnknown, Unit
 from qsg.rules.world import World
 from qsg.store.contract import StoreError
@@ -265,9 +263,9 @@ class Receiver:
             known = None if progress.value is None else read_record(records_pb2.Progress, progress.value, progress.key)
             accepted = rules.bind(request, seen, known, holder, wrap)
             # Compared with what was read also where another bind of this member goes before it in one transaction (P14).
-            unit = Unit("bind", changes=[swap(fence, as_stored(accepted.fence))])
+            unit = Unit("bind", changes=[steps.swap(fence, steps.record(accepted.fence))])
             if accepted.record_changed:
-                unit.changes.append(swap(progress, as_stored(accepted.record)))
+                unit.changes.append(steps.swap(progress, steps.record(accepted.record)))
             try:
                 committed = await structure.commit(unit, affinity=request.stream.hex())
             except CompareFailed:
