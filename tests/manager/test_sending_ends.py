@@ -12,7 +12,7 @@ from qsg.rules.reasons import Reason
 from qsg.rules.unit import Change, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.channel_pair import STREAM, XMITQ, Rig, rig
-from support.senders import died_before_its_delete, sent_and_stopped
+from support.senders import died_before_its_delete, never, sent_and_stopped
 
 
 async def test_nobody_there_is_a_failure_with_its_reason(two: Rig) -> None:
@@ -78,6 +78,25 @@ async def test_force_stops_at_once_and_quiesce_waits_for_what_is_in_flight(two: 
     sender.stop(force=True)
     outcome = await asyncio.wait_for(running, 1)
     assert (outcome.kind, outcome.reason) == ("stopped", Reason.STOPPED_BY_COMMAND)
+
+
+async def test_a_forced_end_is_not_clean_while_what_the_partner_has_is_still_there(two: Rig) -> None:
+    """The one before has taken the record over, and died before its deletes too: the bind finds nothing to change, and nothing is busy."""
+    await two.put(["1", "2"])
+    await died_before_its_delete(two, 2)
+    second = await two.sender()
+    second._commit_settled = never  # type: ignore[method-assign,assignment]
+    running = two.start(second)
+    await second.bound.wait()
+    await asyncio.sleep(0.1)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    third = await two.sender()
+    running = two.start(third)
+    await third.bound.wait()
+    third.stop(force=True)
+    outcome = await running
+    assert (outcome.kind, outcome.clean) == ("stopped", False) and (await two.left())["depth"] == 2
 
 
 async def test_a_clean_stop_waits_until_all_that_the_partner_has_is_deleted(two: Rig) -> None:

@@ -171,7 +171,7 @@ class Sender:
             "receive": self._receive(session),
             "settle": self._settle(settled),
             "watch": self._watch(),
-            "force": self._obey_force(),
+            "force": self._obey_force(reading),
             "read": reading.run(),
             "fence": self._watch_fence(),
         }
@@ -448,9 +448,10 @@ class Sender:
         """A raised fence ends this instance also when it has nothing to write."""
         await until_raised(self.grant, lambda: self._giving)
 
-    async def _obey_force(self) -> None:
+    async def _obey_force(self, reading: Prefetch) -> None:
+        """Clean only once all that the partner's record covers was read: until then some of it may be on the queue (N1)."""
         await self._force.wait()
-        raise _Ended(Outcome("stopped", Reason.STOPPED_BY_COMMAND, "stopped by force", clean=not self._busy()))
+        raise _Ended(Outcome("stopped", Reason.STOPPED_BY_COMMAND, "stopped by force", clean=reading.passed.is_set() and not self._busy()))
 
 
 def _abort(opening: asyncio.Future[Session]) -> None:
