@@ -69,6 +69,20 @@ async def test_another_initiator_takes_the_place_of_the_first_which_is_ended(one
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_of_two_that_join_at_once_the_record_of_the_one_that_stays_is_written(x: Member, one: Pair) -> None:
+    await one.stop_initiator()
+    await one.link.settled()
+    muxes = [Mux(await stranger(one), lambda kind, number, payload: None) for _ in range(2)]
+    for number, mux in enumerate(muxes):
+        mux.put(initiator_pb2.LOCAL_JOIN, 0, initiator_pb2.Join(member="X", process=f"p{number}", pid=4712 + number))
+    running = asyncio.gather(*(mux.run() for mux in muxes), return_exceptions=True)
+    await asyncio.sleep(0.2)
+    cell = await x.structures["admin"].cell(one.link.cell.key)
+    assert records_pb2.InitiatorRecord.FromString(cell.value or b"").process and one.link.initiator == cell.mod_revision
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_an_initiator_of_another_member_is_refused(one: Pair) -> None:
     first = one.link.initiator
     mux = Mux(await stranger(one), lambda kind, number, payload: None)

@@ -260,17 +260,17 @@ class InitiatorLink:
             await _dismiss(current.mux.stream, Reason.NOT_AUTHORIZED, detail)
             return
         current.pid = current.pid or join.pid
-        if self._current is not None:
-            self._lose("another initiator joined", end_process=self._current.pid != current.pid)
-        await self.settled()
         record = records_pb2.InitiatorRecord(member=join.member, incarnation=self._structure.incarnation, process=join.process)
-        initiator = await self._write(record)
-        if not initiator or current.mux.closed:
-            await current.mux.stream.close()
-            return
-        if self._current is not None:
-            self._lose("another initiator joined", end_process=self._current.pid != current.pid)
+        while True:
+            if self._current is not None:
+                self._lose("another initiator joined", end_process=self._current.pid != current.pid)
             await self.settled()
+            initiator = await self._write(record)
+            if not initiator or current.mux.closed:
+                await current.mux.stream.close()
+                return
+            if self._current is None:
+                break  # else one has joined while this was written, and is overwritten first
         current.initiator = initiator
         self._current = current
         welcome = initiator_pb2.Welcome(member=join.member, group=self._group, incarnation=self._structure.incarnation, initiator=initiator)
