@@ -125,12 +125,12 @@ class Caretaker:
 
     async def _pass_on(self) -> None:
         """To who is ready, while it runs; else it is stopped, and then the others are asked."""
-        given = False
+        given, tenure = False, self.tenure
         try:
-            if self.tenure is not None and self.care.ready and self.care.stop is None:
-                given = await self.tenure.give(self.care.ready)
+            if tenure is not None and self.care.ready and self.care.stop is None:
+                given = await tenure.give(self.care.ready)
         finally:
-            if not given:
+            if not given and self.tenure is tenure:  # it may have left, and have been taken again, while this hung
                 self.stop(force=False)
 
     async def move(self, to: str) -> str:
@@ -246,7 +246,7 @@ class Caretaker:
             await self._carry_stop()
         elif entry.state in status.HELD:
             # Who has given it away may have it back already: that is for whoever takes the gift up.
-            return not self.care.handing_over and await self._recover(entry)
+            return not self.care.handing_over and (await self._recover(entry) or self.care.wake.is_set())
         else:
             return False
         return True

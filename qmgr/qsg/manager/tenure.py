@@ -40,7 +40,7 @@ GOING = frozenset({Reason.HOST_UNREACHABLE, Reason.PARTNER_CLOSED, Reason.Q_MGR_
 """What a bind meets at a member that was ending, and is gone by now."""
 REBIND_S = (0.01, 0.1)
 """First and longest pause between them; there is none before the first."""
-EPOCH_TRIES = 3
+EPOCH_TRIES = STOP_TRIES = 3
 GIVEN_S = 0.5
 """How long a sender whose channel was given away goes on, unless the partner ends it for the next owner's bind."""
 
@@ -172,7 +172,9 @@ class Tenure:
             if await self.care.run(raise_epoch(driver.me, held, outcome.epoch_seen), f"raise epoch of {self.care.name}"):
                 self._instance = 1
                 return
-        if driver.link.initiator != self._initiator:
+        if not held.named:  # who has changed it goes on
+            await self._release(held, lambda e: None, outcome)
+        elif driver.link.initiator != self._initiator:
             await self._initiator_lost(held, outcome)
         elif outcome.reason in FATAL:
             await self._stop_for(outcome.reason, outcome.detail, held)
@@ -232,13 +234,16 @@ class Tenure:
 
     async def _stop_for(self, reason: Reason, detail: str, held: Held) -> None:
         """An error that needs a command: the stop list, begun by ourselves."""
+        driver, draw = self.care.office.driver, self.care.office.world.id
         order = StopOrder(pb.STOPPED, False, self.care.now(), int(reason), detail[:500])
-        try:
-            await self.care.office.driver.run(
-                ask_stop(self.care.office.driver.me, self.care.place, order, self.care.office.world.id), f"stop {self.care.name}"
-            )
-        except Refusal as refusal:
-            log.info("entry changed before the stop", channel=self.care.name, detail=refusal.detail)
+        for _ in range(STOP_TRIES):  # a report of ours may still have been on its way
+            try:
+                await driver.run(ask_stop(driver.me, self.care.place, order, draw, mine=held.request), f"stop {self.care.name}")
+                break
+            except Refusal as refusal:
+                log.info("entry changed before the stop", channel=self.care.name, detail=refusal.detail)
+                if refusal.reason is not Reason.CHANGED_MEANWHILE:
+                    break
         await self._release(held, lambda e: None, Ended("failed", reason))
 
     async def _release(self, held: Held, alter: Alter, outcome: Outcome, extra: tuple[Compare, ...] = ()) -> None:

@@ -44,6 +44,12 @@ class Held:
         return intact(self.lock, self.fence, self.epoch)
 
     @property
+    def named(self) -> bool:
+        """Is the entry still ours, as far as this process has seen? It is brought up to date as lock and fence are (`intact`)."""
+        entry = status.parse(self.entry.value)
+        return entry is not None and entry.request == self.request
+
+    @property
     def fence_record(self) -> pb.SenderFence:
         return read_record(pb.SenderFence, self.fence.value or b"", self.fence.key)
 
@@ -118,20 +124,18 @@ def take(me: Me, place: Place, occasion: Occasion, draw: Draw, known: Sight | No
     swapped = swap_entry(entry, _starting(me, place, before, occasion, after, request))
     held = Held(place, entry, lock, fence, progress, after.epoch, after.stream, after.partner, request)
     locking = _locking(me, place, held, holder, after, queue_side)
-    if place.together:
-        # One store: the entry and the lock change in one transaction, so nothing can come between them.
+    if place.together:  # one store: the entry and the lock change in one transaction, so nothing can come between them
         locking.changes.append(swapped)
-        try:
-            yield Commit(place.structure, locking)
-        except CompareFailed as error:
-            raise Refusal(Reason.CHANGED_MEANWHILE, str(error)) from error
-        return held
-    # The fence was read before the entry is swapped, and the lock's transaction compares it: a stop or another take that came between
-    # has raised the epoch (C7).
     try:
-        yield Commit(place.admin, Unit("entry starting", changes=[swapped]))
+        yield Commit(place.admin, locking if place.together else Unit("entry starting", changes=[swapped]))
     except CompareFailed as error:
         raise Refusal(Reason.CHANGED_MEANWHILE, str(error)) from error
+    if not held.named:  # its first answer was lost, and it was stopped or recovered since: whoever did that goes on
+        raise Refusal(Reason.CHANGED_MEANWHILE, f"{place.channel.name} was taken, and changed by another since")
+    if place.together:
+        return held
+    # The fence was read before the entry was swapped, and the lock's transaction compares it: a stop or another take that came between
+    # has raised the epoch (C7).
     try:
         yield Commit(place.structure, locking)
     except (CompareFailed, Refusal) as error:
@@ -308,7 +312,8 @@ def _still_ours(me: Me, held: Held) -> Steps[None]:
     sight = yield from look(held.place.admin, Get(held.entry.key))
     if sight.value(held.entry.key) == held.entry.value and sight.mod_revision(held.entry.key) == held.entry.mod_revision:
         return
-    yield from _committed(held.place.structure, unlock(held, clean=False))
+    if held.intact:  # not another's, learned from a second answer
+        yield from _committed(held.place.structure, unlock(held, clean=False))
     raise Refusal(Reason.CHANGED_MEANWHILE, f"{held.place.channel.name} was taken by another meanwhile")
 
 
@@ -358,7 +363,7 @@ def release(held: Held, alter: Alter, *, clean: bool, extra: tuple[Compare, ...]
     Answers whether the entry became what `alter` says. False: it was changed by somebody else (a stop, a recovery), who goes on.
     Cut off between the two, the entry still names us and is recovered, or found again by ourselves.
     """
-    if held.place.together and held.intact and held.entry.value is not None and held.status.request == held.request:
+    if held.place.together and held.intact and held.named:
         unit = unlock(held, clean=clean, last=last)
         unit.changes.append(swap_entry(held.entry, alter(held.status)))
         unit.compares += extra
@@ -372,10 +377,9 @@ def release(held: Held, alter: Alter, *, clean: bool, extra: tuple[Compare, ...]
 
 def alter_entry(held: Held, alter: Alter, extra: tuple[Compare, ...] = ()) -> Steps[bool]:
     """Compare-and-swap of our entry; False: it is not ours any more."""
-    before = status.parse(held.entry.value)
-    if before is None or before.request != held.request:
+    if not held.named:
         return False
-    unit = Unit("entry", changes=[swap_entry(held.entry, alter(before))], compares=list(extra))
+    unit = Unit("entry", changes=[swap_entry(held.entry, alter(held.status))], compares=list(extra))
     return (yield from _committed(held.place.admin, unit))
 
 
@@ -387,7 +391,7 @@ def release_idle(held: Held) -> Steps[bool]:
     doorbells = keys.totals(held.place.queue)
     sight = yield from look(held.place.structure, get_prefix(doorbells))
     totals = [read_record(pb.Totals, kv.value, kv.key) for kv in sight.under(doorbells)]
-    if sum(t.put - t.got for t in totals) > 0 or not held.intact or held.entry.value is None or held.status.request != held.request:
+    if sum(t.put - t.got for t in totals) > 0 or not held.intact or not held.named:
         return False
     unit = unlock(held, clean=True)
     unit.compares.append(nothing_changed_after(doorbells, sight.revision))

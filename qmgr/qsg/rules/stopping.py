@@ -60,14 +60,17 @@ def _entry_sight(place: Place) -> Steps[Sight]:
 # --- stop -----------------------------------------------------------------------------------------------------------------------------
 
 
-def ask_stop(me: Me, place: Place, order: StopOrder, draw: Draw) -> Steps[str]:
+def ask_stop(me: Me, place: Place, order: StopOrder, draw: Draw, *, mine: bytes = b"") -> Steps[str]:
     """First step of a stop: entry STOPPING. Answers the member that carries it on, "" when the channel is stopped already.
 
     A quiesce is carried on by a living owner, which lets its batches in flight finish; a force by the member that was asked.
+    `mine`: an owner stops what it has taken, for an error, and no other's: the request in its entry.
     """
     sight = yield from _entry_sight(place)
     cell = sight.cell(keys.status_out(place.channel.name))
     before = status.parse(cell.value)
+    if mine and (before is None or before.request != mine):
+        raise Refusal(Reason.CHANNEL_IN_USE, f"{place.channel.name} is another's by now, or stopped")
     if before is None and order.to == pb.INACTIVE:
         raise Refusal(Reason.CHANNEL_NOT_ACTIVE, f"{place.channel.name} is inactive")
     if before is not None and before.state == pb.STOPPED:
@@ -192,6 +195,8 @@ def _raise(place: Place, queue: _Queue, draw: Draw, *, close: bool, above: int =
     else:
         unit.compares.append(unchanged(queue.lock.key, 0))
     yield Commit(place.structure, unit)
+    if queue.fence.value != record(fence):  # its first answer was lost: another stop, or an owner, has raised it since
+        raise CompareFailed((queue.fence.key,))
 
 
 def _fence_and_settle(place: Place, queue: _Queue, draw: Draw, sender_name: str) -> Steps[int]:
