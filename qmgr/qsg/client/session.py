@@ -112,12 +112,16 @@ class Session:
                 raise SessionLost(self.why, sent=True)
             return response
         except asyncio.CancelledError:
-            if request.HasField("get") and request.get.wait_ms and not self._lost:
-                self._post(pb.ClientRequest(id=number, cancel=pb.Cancel(request=number)))
+            self.give_up(request)
             raise
         finally:
             self._pending.pop(number, None)
             self._check_idle()
+
+    def give_up(self, request: pb.ClientRequest) -> None:
+        """A get that waits at the member waits there no more; it is answered all the same."""
+        if request.HasField("get") and request.get.wait_ms:
+            self._post(pb.ClientRequest(id=request.id, cancel=pb.Cancel(request=request.id)))
 
     def tell(self, request: pb.ClientRequest) -> None:
         """Sends without waiting for an answer, behind what was sent before. Sets `request.id`."""

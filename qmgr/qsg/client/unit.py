@@ -163,6 +163,14 @@ def _outcome(response: pb.ClientResponse) -> Outcome:
 _TELLS_NOTHING = frozenset({int(Reason.CALL_INTERRUPTED), int(Reason.UNEXPECTED_ERROR)})
 
 
+def _did_nothing(call: asyncio.Task[pb.ClientResponse]) -> bool:
+    """Whether a call that has ended provably did nothing. Fetches its exception, so that the loop need not complain that nobody did."""
+    if call.cancelled() or call.exception() is not None:
+        return False
+    reason = call.result().reason
+    return bool(reason) and reason not in _TELLS_NOTHING
+
+
 class UnitOfWork:
     """Made by `QueueManager.unit()`. As a context manager it commits, or backs out when the block raises.
 
@@ -176,8 +184,8 @@ class UnitOfWork:
         self._session: Session | None = None
         self._queue: tuple[str, str] | None = None
         """Of the first call that did something in it."""
-        self._doubtful = 0
-        """Calls that were not answered, or not told what they did."""
+        self._doubtful: set[asyncio.Task[pb.ClientResponse]] = set()
+        """Calls that were not answered, or were given up, or not told what they did."""
         self._over = ""
         self._lost = ""
 
@@ -254,14 +262,22 @@ class UnitOfWork:
         if self._session is None:
             self._session = await self._link.session()
             self._session.units += 1
-        self._doubtful += 1
+        # In a task of its own: when the caller gives it up, its answer still tells what it did.
+        call = asyncio.create_task(self._session.call(request))
+        self._doubtful.add(call)
         try:
-            response = await self._session.call(request)
+            await asyncio.wait([call])
+        except asyncio.CancelledError:
+            self._session.give_up(request)
+            call.add_done_callback(_did_nothing)
+            raise
+        try:
+            response = call.result()
         except SessionLost as lost:
             # Whatever the call did was in the unit, and the member backs that out.
             raise self._fail(f"the connection was lost: {lost}") from lost
         if response.reason not in _TELLS_NOTHING:
-            self._doubtful -= 1
+            self._doubtful.discard(call)
         if response.reason in RETRY_ELSEWHERE:
             session = self._session
             session.retire(f"{session.address}: {response.detail}")
@@ -273,7 +289,8 @@ class UnitOfWork:
 
     def _fail(self, why: str) -> BackedOut:
         self._lost = why
-        self._end("backed out")
+        if not self._over:
+            self._end("backed out")
         return BackedOut(why)
 
     def _end(self, how: str) -> None:
@@ -282,15 +299,26 @@ class UnitOfWork:
             self._session.end_unit()
 
     async def commit(self) -> None:
-        """Does all of it. Raises OutcomeUnknown, or any other QsgError: the unit was backed out."""
+        """Does what its calls that returned did, and no more. Raises OutcomeUnknown, or any other QsgError: the unit was backed out.
+
+        A call that was given up or interrupted, and did something perhaps, cannot be taken out of it: BackedOut.
+        """
         self._check()
-        if self._session is None or self._queue is None:
+        if self._session is None:
             # Nothing was done in it.
             await self.backout()
             return
         self._over = "committed"
         try:
-            await self._commits.commit(self._session, self._number, self._queue)
+            if self._doubtful:
+                await asyncio.wait(self._doubtful)
+            unclear = not all(map(_did_nothing, self._doubtful))
+            if self._queue is not None:
+                if unclear:
+                    raise BackedOut("a call of the unit was given up or interrupted, and what it did is not known to the application")
+                await self._commits.commit(self._session, self._number, self._queue)
+            elif unclear:
+                self._session.tell(self._end_unit())
         except BaseException:
             # It may not have been sent, and the member would hold the unit as long as the connection lives. After a commit this is void.
             self._session.tell(self._end_unit())
