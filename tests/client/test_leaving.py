@@ -58,6 +58,25 @@ async def test_a_unit_of_work_ends_where_it_was_begun(group: ClientGroup) -> Non
     assert group.payloads("Q") == [b"1", b"2"]
 
 
+async def test_a_unit_that_the_member_refuses_to_go_on_with_gives_back_at_once(group: ClientGroup) -> None:
+    """Its get waits as the member drains, and another unit holds the connection open."""
+    async with group.connect() as qmgr:
+        await qmgr.put("IN", b"1")
+        service = group.services[qmgr.member]
+        other, unit = qmgr.unit(), qmgr.unit()
+        await other.put("OUT", b"1")
+        await unit.get("IN")
+        waiting = asyncio.create_task(unit.get("EMPTY", wait_ms=60_000))
+        drained = asyncio.create_task(service.drain())
+        with pytest.raises(qsg.BackedOut):
+            await waiting
+        await asyncio.sleep(0.1)
+        assert group.payloads("IN") == [b"1"]
+        await other.commit()
+        assert await drained
+    assert group.payloads("OUT") == [b"1"]
+
+
 async def test_a_member_that_is_to_end_takes_no_more_applications(group: ClientGroup) -> None:
     group.services["X"].announce()
     with pytest.raises(qsg.HostNotAvailable):

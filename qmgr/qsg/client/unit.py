@@ -281,6 +281,7 @@ class UnitOfWork:
         if response.reason in RETRY_ELSEWHERE:
             session = self._session
             session.retire(f"{session.address}: {response.detail}")
+            session.tell(self._end_unit())  # the connection may live on for a while
             raise self._fail(f"{session.address}: {response.detail}")
         if response.reason:
             raise error_for(response.reason, response.detail)
