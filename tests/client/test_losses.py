@@ -322,10 +322,11 @@ def test_no_member_comes_back_in_time() -> None:
     assert isinstance(late_numbered, qsg.ReconnectFailed)
 
 
-def test_a_late_open_request_of_ours_does_not_look_like_another_application() -> None:
+@pytest.mark.parametrize("before", [[], [b"1"]], ids=["the first one", "a later one"])
+def test_a_late_open_request_of_ours_does_not_look_like_another_application(before: list[bytes]) -> None:
     async def main() -> list[bytes]:
         async with ClientGroup() as group, group.connect(producer="P") as qmgr:
-            await qmgr.put("Q", b"1")
+            await qmgr.put_many("Q", before)
             frozen = asyncio.Event()
             left = 1
 
@@ -344,7 +345,7 @@ def test_a_late_open_request_of_ours_does_not_look_like_another_application() ->
             await qmgr.put("Q", b"3")
             return group.payloads("Q")
 
-    assert run(main()) == [b"1", b"2", b"3"]
+    assert run(main()) == [*before, b"2", b"3"]
 
 
 def test_a_large_message_on_a_slow_path_is_not_taken_for_silence() -> None:

@@ -93,6 +93,8 @@ class ProducerPuts:
         self._driver: asyncio.Task[None] | None = None
         self._fenced: ProducerFenced | None = None
         self._ask_until: float | None = None
+        self._opens_unanswered = 0
+        """Of queues whose structure was not known: they may still raise the epoch of a line that is yet to be made."""
 
     def submit(self, item: Item) -> None:
         if self._fenced is not None:
@@ -258,6 +260,7 @@ class ProducerPuts:
 
     def _unanswered(self, line: Line | None) -> None:
         """An open request of ours may still raise the epoch: of this line, or of whichever its queue leads to."""
+        self._opens_unanswered += line is None
         for known in self._lines.values() if line is None else (line,):
             known.window.opens_unanswered += 1
 
@@ -268,7 +271,8 @@ class ProducerPuts:
         except QsgError as error:
             answer_failed(list(self._unrouted.pop(key)), error)
             return
-        line = self._lines.setdefault(response.structure, Line(response.structure))
+        made = Line(response.structure, Window(opens_unanswered=self._opens_unanswered))
+        line = self._lines.setdefault(response.structure, made)
         self._opened(session, line, response)
         self._homes[key] = line
         for item in self._unrouted.pop(key):
