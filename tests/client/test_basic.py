@@ -158,6 +158,15 @@ async def test_waiting_puts_share_commits(group: ClientGroup) -> None:
     assert group.durable.commits <= 5
 
 
+@pytest.mark.parametrize("producer", ["", "P"])
+async def test_puts_with_and_without_expiry_keep_their_order(group: ClientGroup, producer: str) -> None:
+    async with group.connect(producer=producer) as qmgr:
+        await asyncio.gather(*(qmgr.put("Q", b"%d" % i, expiry_ms=60_000 if i % 5 else 0) for i in range(20)))
+
+    assert group.payloads("Q") == [b"%d" % i for i in range(20)]
+    assert max(group.durable.frames) == 4, "neighbours still share a frame"
+
+
 async def test_one_bad_message_does_not_harm_its_company(group: ClientGroup) -> None:
     async with group.connect() as qmgr:
         answers = await asyncio.gather(*(qmgr.put("Q", b"x" * (4_000_001 if i == 7 else 10)) for i in range(20)), return_exceptions=True)

@@ -52,23 +52,24 @@ class Line:
     window: Window[Frame] = field(default_factory=Window)
     session: Session | None = None
     """The one on which the producer was last opened here."""
-    waiting: dict[Route, deque[Item]] = field(default_factory=dict)
+    waiting: dict[tuple[str, str], deque[Item]] = field(default_factory=dict)
+    """By target."""
 
     def queue(self, item: Item) -> None:
-        self.waiting.setdefault(item.route, deque()).append(item)
+        self.waiting.setdefault(item.route.target, deque()).append(item)
 
     def requeue(self, items: list[Item]) -> None:
         for item in reversed(items):
-            self.waiting.setdefault(item.route, deque()).appendleft(item)
+            self.waiting.setdefault(item.route.target, deque()).appendleft(item)
 
     def next(self) -> list[Item]:
-        """Items for one frame. Routes take turns."""
+        """Items for one frame. Targets take turns."""
         while self.waiting:
-            route = next(iter(self.waiting))
-            queue = self.waiting.pop(route)
+            target = next(iter(self.waiting))
+            queue = self.waiting.pop(target)
             items = take(queue)
             if queue:
-                self.waiting[route] = queue
+                self.waiting[target] = queue
             if items:
                 return items
         return []
@@ -103,7 +104,7 @@ class ProducerPuts:
         for message in item.messages:
             if not message.message_id:
                 message.message_id = self._world.id(24)
-        key = (item.route.queue, item.route.queue_manager)
+        key = item.route.target
         if (line := self._homes.get(key)) is not None:
             line.queue(item)
         else:
@@ -314,11 +315,11 @@ class ProducerPuts:
             else:
                 again += items
                 if frame.outcome is Outcome.CHANGED:
-                    changed[_key(items[0])] = None
+                    changed[items[0].route.target] = None
         again = [item for item in again if item.wanted]
-        line.requeue([item for item in again if _key(item) not in changed])
+        line.requeue([item for item in again if item.route.target not in changed])
         for key in changed:
-            self._move(line, key, [item for item in again if _key(item) == key])
+            self._move(line, key, [item for item in again if item.route.target == key])
 
     def _refused(self, items: list[Item], response: pb.ClientResponse) -> list[Item]:
         """Items to be sent again, each on its own: one of them was refused, and all with it."""
@@ -334,8 +335,7 @@ class ProducerPuts:
         self._homes.pop(key, None)
         moved = self._unrouted.setdefault(key, deque())
         moved.extend(items)
-        for route in [route for route in line.waiting if (route.queue, route.queue_manager) == key]:
-            moved.extend(line.waiting.pop(route))
+        moved.extend(line.waiting.pop(key, ()))
 
     # ---- the end
 
@@ -363,7 +363,3 @@ class ProducerPuts:
 def _tell_done(items: list[Item]) -> None:
     for item in items:
         item.done([message.message_id for message in item.messages])
-
-
-def _key(item: Item) -> tuple[str, str]:
-    return item.route.queue, item.route.queue_manager

@@ -1,4 +1,4 @@
-"""Puts that wait are sent together: one frame per queue, without any added delay when idle.
+"""Puts that wait are sent together: one frame per queue, in the order in which they came, without any added delay when idle.
 
 `PlainPuts` are not numbered: a frame whose answer is lost was perhaps done, and its callers are told `OutcomeUnknown`; a frame that
 provably was not done goes to another member. A frame is all or nothing, so when one message of many callers is refused the frame is cut
@@ -72,6 +72,11 @@ class Route(NamedTuple):
     queue_manager: str = ""
     expires_in_ms: int = 0
 
+    @property
+    def target(self) -> tuple[str, str]:
+        """What goes to one target keeps its order, whatever its route."""
+        return self.queue, self.queue_manager
+
 
 @dataclass(slots=True, eq=False)
 class Item:
@@ -99,7 +104,7 @@ class Item:
 
 
 def take(waiting: deque[Item]) -> list[Item]:
-    """The next items, up to a frame: as many as fit, at least one, without those whose callers have gone."""
+    """The next items, up to a frame: as many of one route as fit, at least one, without those whose callers have gone."""
     items: list[Item] = []
     messages = size = 0
     while waiting:
@@ -107,7 +112,8 @@ def take(waiting: deque[Item]) -> list[Item]:
         if item.wanted:
             messages += len(item.messages)
             size += item.size
-            if items and (item.alone or items[-1].alone or messages > FRAME_MESSAGES or size > FRAME_BYTES):
+            full = messages > FRAME_MESSAGES or size > FRAME_BYTES
+            if items and (full or item.alone or items[-1].alone or item.route != items[-1].route):
                 break
             items.append(item)
         waiting.popleft()
@@ -142,28 +148,29 @@ class PlainPuts:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._lanes: dict[Route, deque[Item]] = {}
+        self._lanes: dict[tuple[str, str], deque[Item]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, item: Item) -> None:
-        lane = self._lanes.get(item.route)
+        target = item.route.target
+        lane = self._lanes.get(target)
         if lane is not None:
             lane.append(item)
             return
-        # One frame of a route at a time: the queue manager would commit a second one behind it, and one larger frame is cheaper.
-        self._lanes[item.route] = deque((item,))
-        task = asyncio.create_task(self._pump(item.route), name=f"qsg put {item.route.queue}")
+        # One frame of a target at a time: the queue manager would commit a second one behind it, and one larger frame is cheaper.
+        self._lanes[target] = deque((item,))
+        task = asyncio.create_task(self._pump(target), name=f"qsg put {item.route.queue}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, route: Route) -> None:
-        lane = self._lanes[route]
+    async def _pump(self, target: tuple[str, str]) -> None:
+        lane = self._lanes[target]
         items: list[Item] = []
         try:
             while items := take(lane):
                 await self._put(items)
         finally:
-            del self._lanes[route]
+            del self._lanes[target]
             # Only when the connection is closed, or by a bug, is anything left here.
             answer_failed(items, OutcomeUnknown("the connection was closed"))
             answer_failed(list(lane), ConnectionBroken("the connection was closed"))
