@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from functools import partial
 from math import inf
 
-from simulation.knots import draw
 from simulation.plan import KINDS, Plan
 from simulation.run import COMMANDS, Result, run
-from simulation.seeds import prepare, results
+from simulation.seeds import draw, prepare, results
 from simulation.shrink import shrink
 from simulation.tally import Counts
 from simulation.traces import Printer
@@ -42,11 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", action="append", default=[], metavar="KIND", choices=sorted(KINDS), help="this kind of fault; may be repeated"
     )
+    parser.add_argument("--tangled", action="store_true", help="other histories: little but knots, each at one channel and member")
     parser.add_argument("--no-shrink", action="store_true", help="leave a failing seed's list of events as it is")
     parser.add_argument("--events", type=numbers, metavar="N,N", help="of --seed, only the events with these numbers (or: none)")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        return one(options.seed, options.planted, options.only, options.events)
+        return one(options)
     return many(options)
 
 
@@ -54,15 +54,15 @@ def numbers(text: str) -> list[int]:
     return [] if text == "none" else [int(number) for number in text.split(",")]
 
 
-def one(seed: int, planted: str | None, only: Sequence[str], events: Sequence[int] | None) -> int:
-    prepare(planted, logs=True)
+def one(options: argparse.Namespace) -> int:
+    prepare(options.planted, logs=True)
     printer = Printer(sys.stdout)
-    plan = draw(seed, only)
-    chosen = range(len(plan.events)) if events is None else events
+    plan = draw(options.seed, options.only, tangled=options.tangled)
+    chosen = range(len(plan.events)) if options.events is None else options.events
     printer.plan(plan, chosen)
     with printer.logs():
         result = run(plan, [plan.events[number] for number in chosen], printer)
-    say(f"seed {seed}: {result.counts}; {result.simulated_s:.0f} s simulated, drained {result.drained_s:.1f} s after the faults")
+    say(f"seed {options.seed}: {result.counts}; {result.simulated_s:.0f} s simulated, drained {result.drained_s:.1f} s after the faults")
     for violation in result.violations:
         say(f"VIOLATED {violation}")
     return 1 if result.violations else 0
@@ -72,7 +72,8 @@ def many(options: argparse.Namespace) -> int:
     began = time.monotonic()
     total = Total()
     failed: list[Result] = []
-    for result in results(range(options.first, options.first + options.seeds), options.jobs, options.planted, options.only):
+    seeds = range(options.first, options.first + options.seeds)
+    for result in results(seeds, options.jobs, options.planted, options.only, tangled=options.tangled):
         total.add(result)
         if result.violations:
             failed.append(result)
@@ -123,6 +124,7 @@ class Total:
 def _again(options: argparse.Namespace, seed: int, events: Sequence[int] | None = None) -> str:
     """The command that plays a seed, or some of its events, again."""
     told = ["--planted", options.planted] if options.planted else []
+    told += ["--tangled"] * options.tangled
     told += [word for kind in options.only for word in ("--only", kind)]
     told += [] if events is None else ["--events", ",".join(map(str, events)) or "none"]
     return make("simulate", told, SEED=seed)

@@ -2,7 +2,8 @@
 
 Invariant 1 at its root: what is confirmed on a transmission queue, and what is deleted from one that is in a channel's hands, is covered by
 the partner's record of the stream, and that record would survive a crash of the partner. Messages that expire are deleted unsent; what an
-application takes it takes from a queue that is not open.
+application takes it takes from a queue that is not open. And the other way round: when a queue's fence is closed, so that applications may
+get from it, nothing is on it that the partner's record covers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
+from qsg.rules.batches import bits
 from qsg.store.contract import Event, KeyValue
 from simulation.disk import DiskServer
 from support.histories import Place, StoreHistory, place_of
@@ -29,6 +31,10 @@ class Confirmations:
     def __init__(self, land: Landscape, histories: Mapping[str, StoreHistory]) -> None:
         self._land, self._histories = land, histories
         self._segments: dict[tuple[str, bytes], KeyValue] = {}
+        self._gone: dict[tuple[str, bytes], int] = {}
+        """(store, key of a consumption record) -> bits of the entries that are gone."""
+        self._open: set[tuple[str, bytes]] = set()
+        """(store, key of a fence)."""
         self._records: dict[tuple[str, bytes], list[tuple[int, bytes]]] = {}
         """(store, stream) -> (revision, record), the newest last."""
 
@@ -49,10 +55,37 @@ class Confirmations:
         for event in events:
             if event.kv.key.startswith(keys.QUEUES):
                 wrong += self._segment(store, history, event)
+        for event in events:
+            if event.kv.key.startswith(keys.FENCES):
+                wrong += self._fence(store, event)
         return wrong
+
+    def _fence(self, store: str, event: Event) -> list[str]:
+        """Behind what the same revision deletes."""
+        fence = pb.SenderFence.FromString(event.kv.value)
+        if fence.open:
+            self._open.add((store, event.kv.key))
+            return []
+        if (store, event.kv.key) not in self._open:
+            return []
+        self._open.remove((store, event.kv.key))
+        queue = keys.unname(event.kv.key[len(keys.FENCES) :])
+        record = next((records[-1][1] for (_, stream), records in self._records.items() if stream == fence.stream and records), b"")
+        confirmed = pb.Progress.FromString(record).confirmed
+        for (where, key), kv in self._segments.items():
+            if where != store or not key.startswith(keys.headers(queue)):
+                continue
+            priority, suffix = keys.split_segment_key(queue, key)
+            gone = self._gone.get((store, keys.consumption(queue, priority, bytes(suffix))), 0)
+            first = next(n for n in range(2**20) if not gone >> n & 1)
+            if priority in confirmed and (kv.create_revision, bytes(suffix), first) <= place_of(confirmed[priority]):
+                return [f"{queue} is given to applications, and {key.decode()} is on it, which the partner has"]
+        return []
 
     def _segment(self, store: str, history: StoreHistory, event: Event) -> list[str]:
         name, _, rest = event.kv.key[len(keys.QUEUES) :].partition(b"/")
+        if rest.startswith(b"c/"):
+            self._gone[store, event.kv.key] = bits(pb.Consumption.FromString(event.kv.value).gone)
         if not rest.startswith(b"h/"):
             return []
         if not event.deleted:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
+from simulation.aimed import Aim
 from simulation.landscape import MEMBERS, STORE_DELAY_S, Landscape
 from simulation.loop import KERNEL, Process
 from simulation.plan import HOSTS, Event
@@ -144,6 +145,25 @@ class Faults:
         def undo() -> None:
             for path in paths:
                 path.refused = path.lost = path.reply_lost = path.late = 0.0
+
+        self._until_over(event, undo)
+
+    def _answers_lost(self, event: Event) -> None:
+        """To transactions of the kind in `detail`, at every structure."""
+        self._aim(event, Aim(reply_lost=event.amount))
+
+    def _late(self, event: Event) -> None:
+        """Transactions of the kind in `detail`, at every structure: others that were sent later overtake them."""
+        self._aim(event, Aim(late=event.amount))
+
+    def _aim(self, event: Event, aim: Aim) -> None:
+        paths = [self.land.faults(m, structure) for m in self._members(event) for structure in self.land.structures]
+        for path in paths:
+            path.aims[event.detail] = aim
+
+        def undo() -> None:
+            for path in paths:
+                path.aims.pop(event.detail, None)
 
         self._until_over(event, undo)
 

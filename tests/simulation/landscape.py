@@ -12,9 +12,9 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from qsg.rules.definitions import Channel, Definitions, Queue
-from qsg.store.faults import RandomFaults
 from qsg.store.memory import MemoryServer
 from qsg.transport.memory import MemoryNetwork
+from simulation.aimed import AimedFaults
 from simulation.loop import KERNEL, SimLoop
 from simulation.observe import Observer
 from simulation.pods import Pod
@@ -56,13 +56,17 @@ class Landscape:
         self.slow_s = 0.0
         """The network is slower by up to this."""
         self.structures = {name: MemoryServer(random=Random(f"{seed} {name}"), context=KERNEL) for name in structures}
-        self.paths: dict[tuple[str, str], RandomFaults] = {}
+        self.paths: dict[tuple[str, str], AimedFaults] = {}
         """(member, structure) -> what happens on the way there."""
         self.tally = Tally()
         self.counted: Counter[str] = Counter()
         """Kind of event -> how often; of commands: tried."""
         self.done: Counter[str] = Counter()
         """Commands that were told as done."""
+        self.releasing: Counter[str] = Counter()
+        """Channel -> commands under way that let it leave STOPPED."""
+        self.released: dict[str, float] = {}
+        """Channel -> until when one that has ended may still do so."""
         self.violations: list[str] = []
         self.on_violation: Callable[[], None] = lambda: None
         self.pods: dict[str, Pod] = {}
@@ -85,10 +89,10 @@ class Landscape:
             return 0.00005 + self.chance.random() * 0.0002
         return 0.0002 + self.chance.random() * (0.0008 + self.slow_s)
 
-    def faults(self, member: str, structure: str) -> RandomFaults:
+    def faults(self, member: str, structure: str) -> AimedFaults:
         key = (member, structure)
         if key not in self.paths:
-            self.paths[key] = RandomFaults(Random(f"{self.seed} path {member} {structure}"), delay_s=STORE_DELAY_S)
+            self.paths[key] = AimedFaults(Random(f"{self.seed} path {member} {structure}"), delay_s=STORE_DELAY_S)
         return self.paths[key]
 
     def count(self, what: str, by: int = 1) -> None:

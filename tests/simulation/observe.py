@@ -127,8 +127,19 @@ class Observer:
             state = self.histories[store].table.state(channel)
             if state not in (pb.RUNNING, pb.INACTIVE):
                 self.land.violation(f"{channel} is {status.name(state)} after everything was mended")
+            elif state == pb.RUNNING:
+                self._check_lock(self.histories[store].table.entries[keys.status_out(channel)], store)
         for name, server in self.land.stores().items():
             self._check_keys(name, server)
+
+    def _check_lock(self, entry: pb.ChannelStatus, store: str) -> None:
+        """Who runs a channel holds its queue, in whichever structure that is."""
+        for name in self.land.structures if store in self.land.structures else (store,):
+            ownership = self.histories[name].queues.get(entry.transmission_queue)
+            lock = ownership.lock if ownership is not None else None
+            if lock is not None and (lock.member, lock.epoch) == (entry.owner, entry.epoch):
+                return
+        self.land.violation(f"{entry.channel} runs on {entry.owner}, epoch {entry.epoch}, without its lock")
 
     def _check_keys(self, name: str, server: MemoryServer) -> None:
         group = not name.startswith("private")

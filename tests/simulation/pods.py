@@ -18,6 +18,7 @@ from qsg.rules.definitions import Definitions
 from qsg.rules.world import World
 from qsg.store.memory import MemoryStore
 from qsg.transport.contract import Listener, Stream
+from simulation.aimed import AimedStore
 from simulation.disk import DiskServer
 from simulation.loop import KERNEL, Process
 
@@ -77,7 +78,7 @@ class Pod:
         self._stop = asyncio.Event()
         self.stores = {"private": self.disk.open()}
         if self.group:
-            self.stores |= {name: server.client(self.land.faults(self.name, name)) for name, server in self.land.structures.items()}
+            self.stores |= {name: AimedStore(server, self.land.faults(self.name, name)) for name, server in self.land.structures.items()}
         for structure in sorted(self.cut_off):
             self.stores[structure].cut()
         process.spawn(self._run_manager(process, world, self.stores, self._stop), f"queue manager {self.name}")

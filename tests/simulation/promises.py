@@ -3,7 +3,7 @@
 A member that has just joined, and lives, is declared dead by nobody: a verdict is of the incarnation that was accused. One that was told to
 stop is none of these: it leaves the structures that it reaches, and the others end what is left of it in the rest. A channel that ends
 because nothing is left to send leaves nothing on its queue (seen only where one transaction writes both its lock and its entry), but for
-what the same transaction put there.
+what the same transaction put there. A channel that is STOPPED stays so until a command starts it, or makes it inactive.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from qsg.pb import records_pb2 as pb
-from qsg.rules import keys
+from qsg.rules import keys, status
 from qsg.store.contract import Event, get_prefix
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Promises:
         self._joined: dict[tuple[str, bytes], tuple[float, str]] = {}
         """(store, member key) -> (when, random id of the process)."""
         self._entries: dict[tuple[str, bytes], pb.ChannelStatus] = {}
+        self._stopped_at: dict[tuple[str, bytes], float] = {}
 
     def saw(self, store: str, events: Sequence[Event]) -> Iterator[str]:
         """One revision of one store."""
@@ -46,6 +47,13 @@ class Promises:
         """A running channel that is given up together with its entry has come to its end: nothing is left to send."""
         key = (store, event.kv.key)
         before = self._entries.pop(key, None)
+        after = pb.INACTIVE if event.deleted else pb.ChannelStatus.FromString(event.kv.value).state
+        if after == pb.STOPPED and (before is None or before.state != pb.STOPPED):
+            self._stopped_at[key] = self._land.loop.time()
+        elif after != pb.STOPPED and before is not None and before.state == pb.STOPPED:
+            channel = before.channel
+            if not self._land.releasing[channel] and self._land.released.get(channel, -1.0) < self._stopped_at[key]:
+                yield f"{channel} was STOPPED, and is {status.name(after)} though no command was given since"
         if not event.deleted:
             self._entries[key] = pb.ChannelStatus.FromString(event.kv.value)
         elif before is not None and before.state == pb.RUNNING and not self._land.pods[before.owner].is_stopping:

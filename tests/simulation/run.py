@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -28,6 +29,7 @@ QUIET_S = LOAD_S + 14
 QUIET_LEAST_S = 5.0
 DRAIN_S = 60.0
 """Within so long after the faults everything has arrived."""
+LATE_S = 10.0
 COMMANDS = frozenset({"stop", "start", "reset", "resolve"})
 Trace = Callable[[float, str, str], None]
 
@@ -181,12 +183,26 @@ class Story:
             arguments["action"] = event.detail
             if event.detail == "commit":
                 arguments["record"] = await self._record(event.where)
+        leaves = event.kind == "start" or event.detail.endswith(" inactive")
         try:
-            answer = str(await self._ask(place, event.kind, arguments))
+            with self._released(event.where) if leaves else nullcontext():
+                answer = str(await self._ask(place, event.kind, arguments))
             self.land.done[event.kind] += 1
         except qsg.QsgError as error:
             answer = repr(error)
         self.land.trace("COMMAND", f"{event.kind} {event.where}: {answer}")
+
+    @contextmanager
+    def _released(self, channel: str) -> Iterator[None]:
+        """A command that is not answered may be carried out yet."""
+        land, late_s = self.land, LATE_S
+        land.releasing[channel] += 1
+        try:
+            yield
+            late_s = 0.0
+        finally:
+            land.releasing[channel] -= 1
+            land.released[channel] = max(land.released.get(channel, 0.0), land.loop.time() + late_s)
 
     async def _record(self, channel: str) -> str:
         """What the receiving side's status shows."""
@@ -242,7 +258,8 @@ class Story:
             await asyncio.sleep(0.1)
         while True:
             try:
-                await self._ask(SENDERS[channel], "start", {"channel": channel, "wait_s": 1})
+                with self._released(channel):
+                    await self._ask(SENDERS[channel], "start", {"channel": channel, "wait_s": 1})
                 return
             except qsg.QsgError as error:
                 self.land.trace("COMMAND", f"start {channel}: {error!r}")

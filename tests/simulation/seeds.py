@@ -10,7 +10,8 @@ from functools import partial
 
 import structlog
 
-from simulation.knots import draw
+from simulation import knots, tangles
+from simulation.plan import Plan
 from simulation.run import Result, run
 
 
@@ -29,9 +30,14 @@ def prepare(planted: str | None, *, logs: bool = False) -> None:
     gc.freeze()
 
 
-def results(seeds: Sequence[int], jobs: int, planted: str | None, only: Sequence[str] = ()) -> Iterator[Result]:
-    """In the order in which they end. `only`: faults of these kinds alone."""
-    run_one = partial(run_seed, only=tuple(only))
+def draw(seed: int, only: Sequence[str] = (), *, tangled: bool = False) -> Plan:
+    """`only`: faults of these kinds alone. `tangled`: another history, of `simulation.tangles`."""
+    return tangles.draw(seed) if tangled else knots.draw(seed, only)
+
+
+def results(seeds: Sequence[int], jobs: int, planted: str | None, only: Sequence[str] = (), *, tangled: bool = False) -> Iterator[Result]:
+    """In the order in which they end. `only`, `tangled`: as `draw` has them."""
+    run_one = partial(run_seed, only=tuple(only), tangled=tangled)
     if jobs == 1:
         prepare(planted)
         yield from map(run_one, seeds)
@@ -40,7 +46,7 @@ def results(seeds: Sequence[int], jobs: int, planted: str | None, only: Sequence
         yield from pool.imap_unordered(run_one, seeds, chunksize=5)
 
 
-def run_seed(seed: int, only: Sequence[str] = ()) -> Result:
-    result = run(draw(seed, only))
+def run_seed(seed: int, only: Sequence[str] = (), *, tangled: bool = False) -> Result:
+    result = run(draw(seed, only, tangled=tangled))
     gc.collect()
     return result

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 
 import pytest
+from google.protobuf.message import Message
 
 from planted.bugs import planted
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
+from qsg.store.contract import Delete, Put
 from simulation import __main__ as command
 from simulation import seeds
 from simulation.faults import Faults
@@ -18,6 +21,7 @@ from simulation.landscape import MEMBERS, Channels, Landscape
 from simulation.loop import SimLoop
 from simulation.plan import FAULTS_LEAST, KINDS, LOAD_S, PUT, Event, base
 from simulation.run import run
+from support.histories import Ownership
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -66,6 +70,56 @@ def test_an_entry_that_outlives_its_owner_is_told() -> None:
     finally:
         land.close()
         loop.close()
+
+
+@pytest.fixture
+def land() -> Iterator[Landscape]:
+    loop = SimLoop("told")
+    made = Landscape(loop, "0", ("admin",), lambda where, what: None, Channels())
+    yield made
+    made.close()
+    loop.close()
+
+
+def write(land: Landscape, *records: tuple[bytes, Message | None]) -> None:
+    ops = [Delete(key) if record is None else Put(key, record.SerializeToString()) for key, record in records]
+
+    async def committed() -> None:
+        land.structures["admin"].txn((), ops, ())
+
+    land.loop.run_until_complete(committed())
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_fence_that_is_closed_over_what_the_partner_has_is_told(land: Landscape, deleted: bool) -> None:
+    fence = pb.SenderFence(stream=b"s", epoch=1, open=True, channel="G.R", partner="R")
+    header = keys.header("R", 5, keys.suffix("X.0", 1, 1))
+    write(land, (keys.sender_fence("R"), fence), (header, pb.SegmentHeader(entries=[pb.Entry()])))
+    position = pb.Position(create_revision=land.structures["admin"].state.revision, suffix=bytes(keys.suffix("X.0", 1, 1)), index=0)
+    write(land, (keys.receiver_progress(b"s"), pb.Progress(confirmed={5: position})))
+    fence.open = False
+    del land.violations[:]
+    write(land, (keys.sender_fence("R"), fence), *([(header, None)] if deleted else []))
+    assert [v for v in land.violations if "which the partner has" in v] == land.violations and bool(land.violations) != deleted
+
+
+@pytest.mark.parametrize("commanded", [False, True])
+def test_a_channel_that_leaves_stopped_without_a_command_is_told(land: Landscape, commanded: bool) -> None:
+    write(land, (keys.status_out("G.R"), pb.ChannelStatus(channel="G.R", owner="X", state=pb.STOPPED)))
+    land.releasing["G.R"] += commanded
+    del land.violations[:]
+    write(land, (keys.status_out("G.R"), None))
+    assert bool(land.violations) != commanded and all("no command was given" in v for v in land.violations)
+
+
+def test_a_channel_that_runs_without_its_lock_is_told(land: Landscape) -> None:
+    entry = pb.ChannelStatus(channel="G.R", transmission_queue="R", owner="X", epoch=1, state=pb.RUNNING)
+    ownership = land.observer.histories["admin"].queues["R"] = Ownership("R", pb.Lock(member="X", epoch=1))
+    land.observer._check_lock(entry, "admin")
+    assert not land.violations
+    ownership.lock = None
+    land.observer._check_lock(entry, "admin")
+    assert land.violations[0].endswith("without its lock")
 
 
 def test_a_bug_makes_the_command_fail_with_a_seed_to_be_seen_again(

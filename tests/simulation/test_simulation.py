@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from planted.bugs import planted
+from simulation import tangles
 from simulation.knots import draw
 from simulation.plan import Event, base
 from simulation.run import run
@@ -53,6 +54,12 @@ def test_every_invariant_holds(seed: int) -> None:
     assert result.violations == []
     assert result.counts.sent > 10 and result.counts.lost == result.counts.duplicated == 0
     assert sum(result.events.values()) >= 10 and result.simulated_s >= 60
+
+
+def test_a_tangled_seed_holds_and_has_what_it_aims_at() -> None:
+    result = run(tangles.draw(0))
+    assert result.violations == []
+    assert result.events["answers lost"] + result.events["late"] > 0 and result.done["start"] and result.done["stop"]
 
 
 @pytest.mark.parametrize("found", ONCE_FAILED)
