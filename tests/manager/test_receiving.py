@@ -21,13 +21,7 @@ from qsg.rules.reasons import Reason
 from qsg.rules.unit import Change, Committed, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.channel_pair import STREAM, Rig, rig
-from support.channel_script import Script, connect, request
-
-
-async def refused(two: Rig, bind: channel_pb2.Bind, *, ping: bool = False) -> SessionFailed:
-    with pytest.raises(SessionFailed) as failed:
-        await connect(two, bind, ping=ping)
-    return failed.value
+from support.channel_script import Script, connect, refused, request
 
 
 async def test_batches_commit_with_their_record_and_several_share_a_confirmation(two: Rig) -> None:
@@ -426,15 +420,6 @@ async def test_parts_that_do_not_fit_are_refused(two: Rig, wrong: str) -> None:
     assert await script.refusal() is (Reason.PROTOCOL_ERROR if wrong == "order" else Reason.LARGE_MESSAGE_INCOMPLETE)
     await asyncio.sleep(0.05)
     assert await stages(two) == 0
-
-
-async def test_draining_ends_sessions_behind_what_they_received(two: Rig) -> None:
-    script = await connect(two)
-    await script.send(script.batch(script.segment(["a"])))
-    await script.confirm()
-    await asyncio.wait_for(two.receivers.drain(), 2)
-    assert await script.refusal() is Reason.DRAINING
-    assert (await refused(two, request(2))).reason is Reason.DRAINING
 
 
 async def test_a_receiver_of_the_group_portal_uses_its_home_structure() -> None:

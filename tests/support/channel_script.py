@@ -75,3 +75,9 @@ async def connect(
     bind = bind or request()
     order = initiator_pb2.Open(channel="X.TO.R", addresses=[address], bind=bind, silence_ms=1500, ping=ping, query=query)
     return Script(await two.xp.link.open(order))
+
+
+async def refused(two: Rig, bind: channel_pb2.Bind, *, ping: bool = False) -> SessionFailed:
+    with pytest.raises(SessionFailed) as failed:
+        await connect(two, bind, ping=ping)
+    return failed.value

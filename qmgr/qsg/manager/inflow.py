@@ -101,9 +101,10 @@ class Inflow:
     def __init__(
         self, session: Session, bond: Bond, progress: Cell, placer: Placer, counters: ReceiverCounters, tell: Callable[[], None]
     ) -> None:
-        self.idle = asyncio.Event()
-        """Everything received is confirmed."""
-        self.idle.set()
+        self._idle = asyncio.Event()
+        """Everything taken in is confirmed."""
+        self._idle.set()
+        self._finishing = False
         self._session = session
         self._definition = bond.definition
         self._parameters = bond.parameters
@@ -151,6 +152,11 @@ class Inflow:
         finally:
             await to_the_end(self._clear(tasks))
 
+    async def finish(self) -> None:
+        """Takes nothing more in, and returns once all before is confirmed. A partner that is busy always has a batch under way."""
+        self._finishing = True
+        await self._idle.wait()
+
     async def _clear(self, tasks: list[asyncio.Task[None]]) -> None:
         await ended(*tasks)
         # Units that are out settle by themselves, comparing the fence.
@@ -175,11 +181,13 @@ class Inflow:
         """Takes frames in; more batches than agreed are a protocol error, parts wait until they are staged."""
         while True:
             kind, payload = await self._session.receive()
+            if self._finishing:
+                continue  # the partner sends it to whoever it binds next
             if kind == channel_pb2.FRAME_BATCH:
                 if self._in_hand >= window:
                     raise ProtocolError(f"more than {window} batches in flight")
                 self._in_hand += 1
-                self.idle.clear()
+                self._idle.clear()
                 await self._inbox.put(parse(channel_pb2.Batch, payload))
             elif kind == channel_pb2.FRAME_PART:
                 await self._inbox.put(parse(channel_pb2.Part, payload))
@@ -303,7 +311,7 @@ class Inflow:
         confirm = channel_pb2.Confirm(number=number, luwid=counters.luwid, sequence=counters.sequence, dead_letter_used=used)
         await self._send_confirm(confirm)
         if not self._in_hand:
-            self.idle.set()
+            self._idle.set()
         self._tell()
 
     async def _send_confirm(self, confirm: channel_pb2.Confirm) -> None:

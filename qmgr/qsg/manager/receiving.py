@@ -9,6 +9,7 @@ Does not guarantee that a partner hears a confirmation; it finds the record at i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,6 +42,9 @@ BIND_ATTEMPTS = 8
 BIND_S = 3.0
 """A store that takes longer is out of reach: the partner goes elsewhere. A bind that is applied later only raises the fence."""
 SESSION_ID_BYTES = 8
+DRAIN_S = 10.0
+"""A batch that takes longer, in message retry, is not confirmed: the partner sends it to whoever it binds next."""
+STOPPING = "the member is stopping"
 
 
 class InboundObserver(Protocol):
@@ -72,7 +76,9 @@ class Receivers:
     def __init__(self, services: ReceiverServices) -> None:
         self.services = services
         self.draining = False
+        self._running: set[Receiver] = set()
         self._active: dict[bytes, Receiver] = {}
+        """By stream: those that are bound, or about to be."""
 
     @property
     def active(self) -> list[Receiver]:
@@ -80,7 +86,12 @@ class Receivers:
 
     async def accept(self, session: InboundSession) -> None:
         """Runs one inbound session to its end."""
-        await Receiver(session, self.services, self).run()
+        receiver = Receiver(session, self.services, self)
+        self._running.add(receiver)
+        try:
+            await receiver.run()
+        finally:
+            self._running.discard(receiver)
 
     async def adopt(self, stream: bytes, receiver: Receiver) -> None:
         """A newer bind of the stream replaces the session that this member had, at once."""
@@ -96,9 +107,11 @@ class Receivers:
             del self._active[stream]
 
     async def drain(self) -> None:
-        """Refuses further binds; sessions end once what they have received is confirmed, and their partners go elsewhere."""
+        """Refuses binds; sessions end once what they have received is confirmed, or in `DRAIN_S`, and their partners go elsewhere."""
         self.draining = True
-        await asyncio.gather(*(receiver.finish() for receiver in self.active))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                await asyncio.gather(*(receiver.finish() for receiver in self._running))
 
 
 class Receiver:
@@ -150,16 +163,19 @@ class Receiver:
             await self._ended.wait()
 
     async def finish(self) -> None:
-        """Ends once everything received is confirmed."""
-        idle = self._inflow.idle.wait() if self._inflow is not None else self._ended.wait()
-        waits = [asyncio.ensure_future(idle), asyncio.ensure_future(self._ended.wait())]
+        """Ends once everything received by now is confirmed, or when cancelled; what is not bound yet is refused."""
+        if self._inflow is None:
+            await self._refuse(Reason.DRAINING, STOPPING)
+            await self._ended.wait()
+            return
+        waits = [asyncio.ensure_future(self._inflow.finish()), asyncio.ensure_future(self._ended.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            await self._session.close(Reason.DRAINING, "the member is stopping")
-            await waits[1]
         finally:
+            await self._session.close(Reason.DRAINING, STOPPING)
             for wait in waits:
                 wait.cancel()
+        await self._ended.wait()
 
     async def _refuse(self, reason: Reason, detail: str, epoch_seen: int = 0, instance_seen: int = 0) -> None:
         log.warning("inbound session refused", channel=self.channel, address=self._session.address, reason=reason.name, detail=detail)
@@ -227,7 +243,7 @@ class Receiver:
         self, structure: Structure, definition: Channel, request: channel_pb2.Bind, parameters: channel_pb2.Parameters
     ) -> None:
         if self._registry.draining:
-            raise Refusal(Reason.DRAINING, "the member is stopping")
+            raise Refusal(Reason.DRAINING, STOPPING)
         try:
             async with asyncio.timeout(BIND_S):
                 revision, progress = await self._bind(structure, request, parameters.sequence_wrap)
