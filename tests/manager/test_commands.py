@@ -229,3 +229,21 @@ async def test_reset_is_told_to_the_partner_at_the_next_bind() -> None:
         await asyncio.sleep(1.5)
         (line,) = (await x.command("status", channel=CHANNEL))["channels"]
         assert line["last_sequence"] == 100 and line["saved"]["reset_to"] == 0
+
+
+@simulated
+async def test_a_stop_with_a_reset_still_to_be_told_fences_the_partner() -> None:
+    """More than half of the numbers were used: the stop was refused as if R had lost data, and left the channel in doubt."""
+    async with town("X", sequence_wrap=100) as t:
+        x, r = t.stations["X"], t.stations["R"]
+        await r.catalog.define_channel(Channel(name=CHANNEL, type="receiver", partner="QSG", sequence_wrap=100))
+        await t.put(texts(0, 60), x)
+        await t.until_arrived(texts(0, 60))
+        await x.command("stop", channel=CHANNEL)
+        await x.command("reset", channel=CHANNEL, sequence=1)
+        await r.pair.stop_initiator()
+        await x.command("start", channel=CHANNEL)
+        await t.until(pb.RETRYING)
+        await x.command("stop", channel=CHANNEL)
+        await r.pair.start_initiator()
+        assert not (await t.until(pb.STOPPED)).in_doubt

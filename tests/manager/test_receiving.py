@@ -156,6 +156,14 @@ async def test_a_fence_only_bind_raises_the_epoch_and_ends(two: Rig) -> None:
     assert (await refused(two, request(4, 9))).epoch_seen == 5
 
 
+async def test_a_fence_only_bind_that_is_refused_for_lost_data_fences_all_the_same(two: Rig) -> None:
+    script = await connect(two)
+    assert (await refused(two, request(5, 1, sequence=1, fence_only=True))).reason is Reason.SEQUENCE_ERROR
+    await script.send(script.batch(script.segment(["a"])))
+    assert await script.refusal() is Reason.EPOCH_TOO_LOW
+    assert await two.arrived() == []
+
+
 async def test_undeliverable_messages_go_to_the_dead_letter_queue(two: Rig) -> None:
     script = await connect(two)
     await script.send(script.batch(script.segment(["a", "b"], ("NOWHERE", "R")), script.segment(["c"])))

@@ -99,6 +99,8 @@ class Partner:
             return self, not_reached(error.reason, error.detail, error.epoch_seen)
         record = _image(accepted.record) if known is not None or accepted.record_changed else b""
         stream = Stream(request.stream, _image(accepted.fence), record, 0, request.fence_only)
+        if (lost := accepted.lost) is not None:
+            return self._with(stream, self.committed), not_reached(lost.reason, lost.detail, lost.epoch_seen)
         bound = channel_pb2.Bound(receiver="R", member="R", record=accepted.record, parameters=parameters, epoch=request.epoch)
         return self._with(stream, self.committed), BoundTo(bound.SerializeToString(deterministic=True))
 

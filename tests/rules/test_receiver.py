@@ -82,6 +82,20 @@ def test_being_ahead_is_seen_over_the_wrap() -> None:
         bind(request(2, sequence=3), seen(1, 1), records_pb2.Progress(sequence=999), HOLDER, WRAP)
 
 
+@pytest.mark.parametrize("sequence", [1, 499, 500, 501, 999, 1000])
+def test_a_bind_that_knows_of_no_number_is_never_ahead(sequence: int) -> None:
+    """A stop with a reset that is still to be told: from the middle of the numbers on it was refused, and taken for a loss of data."""
+    record = records_pb2.Progress(sequence=sequence)
+    assert bind(request(2, fence_only=True), seen(1, 1), record, HOLDER, WRAP).lost is None
+    assert bind(request(2), seen(1, 1), record, HOLDER, WRAP).fence.epoch == 2
+
+
+def test_a_fence_only_bind_that_is_ahead_raises_the_fence_before_it_is_told() -> None:
+    accepted = bind(request(2, sequence=11, fence_only=True), seen(1, 1), records_pb2.Progress(sequence=10), HOLDER, WRAP)
+    assert accepted.fence.epoch == 2 and not accepted.record_changed
+    assert accepted.lost is not None and accepted.lost.reason is Reason.SEQUENCE_ERROR
+
+
 @pytest.mark.parametrize(
     "change,reason",
     [

@@ -290,6 +290,8 @@ class Receiver:
                 if refusal.reason is not Reason.CHANGED_MEANWHILE:
                     raise
                 continue
+            if accepted.lost is not None:
+                raise accepted.lost
             await structure.refresh(progress)
             self.counters.takeovers = accepted.fence.takeovers
             self.counters.takeover = accepted.fence.takeover if accepted.fence.HasField("takeover") else None

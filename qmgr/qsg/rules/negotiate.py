@@ -53,5 +53,5 @@ def advance(sequence: int, count: int, wrap: int) -> int:
 
 
 def is_ahead(sequence: int, of: int, wrap: int) -> bool:
-    """`sequence` is later than `of`, where less than half of the numbers can lie between them."""
-    return 0 < (sequence - of) % wrap < (wrap + 1) // 2
+    """`sequence` is later than `of`, where less than half of the numbers can lie between them. 0, none yet, is later than nothing."""
+    return sequence > 0 and 0 < (sequence - of) % wrap < (wrap + 1) // 2

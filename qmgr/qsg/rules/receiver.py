@@ -58,11 +58,15 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A bind that is accepted: the fence to write, the record to answer, and whether the record is written too (only by a reset)."""
+    """A bind that is accepted: the fence to write, the record to answer, and whether the record is written too (only by a reset).
+
+    `lost`: this is answered instead, behind the raised fence. A stop may then go on: nothing of an old instance comes in any more.
+    """
 
     fence: records_pb2.ReceiverFence
     record: records_pb2.Progress
     record_changed: bool
+    lost: BindRefused | None = None
 
 
 def check_names(request: channel_pb2.Bind, channel: Channel | None, our_name: str, identity: str) -> Channel:
@@ -101,14 +105,16 @@ def bind(
         raise BindRefused(Reason.EPOCH_TOO_LOW, detail, *seen)
     if request.bound_before and fence is None and not request.reset_to:
         raise BindRefused(Reason.NO_RECORD, "the stream was bound before, but its record is gone: data may be lost; reset to go on")
-    record = records_pb2.Progress()
+    record, lost = records_pb2.Progress(), None
     if progress is not None:
         record.CopyFrom(progress)
     if request.reset_to:
         record.sequence = request.reset_to - 1
     elif is_ahead(request.sequence, record.sequence, wrap):
         detail = f"sequence number {request.sequence} was confirmed, the record here says {record.sequence}"
-        raise BindRefused(Reason.SEQUENCE_ERROR, detail, *seen)
+        lost = BindRefused(Reason.SEQUENCE_ERROR, detail, *seen)
+        if not request.fence_only:
+            raise lost
     raised = records_pb2.ReceiverFence(
         epoch=request.epoch,
         instance=request.instance,
@@ -120,7 +126,7 @@ def bind(
         session=holder.session,
     )
     _count_adoption(raised, fence, holder)
-    return Accepted(raised, record, bool(request.reset_to))
+    return Accepted(raised, record, bool(request.reset_to), lost)
 
 
 def _count_adoption(raised: records_pb2.ReceiverFence, before: records_pb2.ReceiverFence | None, holder: Holder) -> None:
