@@ -98,6 +98,8 @@ async def test_an_instance_under_the_same_lock_counts_nothing_that_the_one_befor
     await two.put(["last"])
     assert len(await two.until(31)) == 31
     await two.settled()
+    progress = await two.x.structures["app1"].cell(first.grant.progress.key)
+    assert pb.Progress.FromString(progress.value or b"").messages == 31, "nor does it lose what the one before has counted"
 
 
 class Slow(Faults):

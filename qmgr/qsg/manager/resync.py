@@ -32,11 +32,9 @@ def bound_unit(grant: Grant, bound: channel_pb2.Bound) -> tuple[Unit, bool, int]
     """
     before = read_record(records_pb2.Progress, grant.progress.value or b"", grant.progress.key)
     _check_record(before, bound.record)
-    after = progress_bound(before, bound.record)
     unit = Unit("bound", compares=ours(grant))
-    if after != before:
-        value = after.SerializeToString(deterministic=True)
-        unit.changes.append(Change(grant.progress, lambda _: value))
+    if progress_bound(before, bound.record) != before:
+        unit.changes.append(Change(grant.progress, lambda present: _bound(present, bound.record)))
     fence = read_record(records_pb2.SenderFence, grant.fence.value or b"", grant.fence.key)
     first = not fence.bound_before
     if first:
@@ -46,6 +44,11 @@ def bound_unit(grant: Grant, bound: channel_pb2.Bound) -> tuple[Unit, bool, int]
     # The next bind must not take a partner that has lost our record for one that never had it.
     at_once = first or bool(before.reset_to)
     return unit, at_once, (bound.record.sequence - before.sequence) % bound.parameters.sequence_wrap
+
+
+def _bound(present: bytes | None, record: records_pb2.Progress) -> bytes:
+    """Of the progress as it is when this is committed: a delete of the instance before may be out, with its totals."""
+    return progress_bound(read_record(records_pb2.Progress, present or b""), record).SerializeToString(deterministic=True)
 
 
 def _check_record(before: records_pb2.Progress, record: records_pb2.Progress) -> None:
