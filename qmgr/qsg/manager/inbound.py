@@ -56,6 +56,7 @@ class Inbound:
     takeovers: int = 0
     takeover: pb.Takeover | None = None
     parameters: channel_pb2.Parameters = field(default_factory=channel_pb2.Parameters)
+    written: bool = False
     ended: bool = False
     over: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,6 +64,12 @@ class Inbound:
     @property
     def progress(self) -> tuple[object, ...]:
         return self.state, self.messages, self.bytes, self.batches, self.sequence
+
+    def replaced_by(self, entry: pb.ChannelStatus) -> bool:
+        """It is of a later session, here or in another member (adoption). Members' clocks do not tell which is later."""
+        if entry.stream == self.stream:
+            return (entry.epoch, entry.instance) > (self.epoch, self.instance)
+        return self.written
 
     def end(self) -> None:
         self.ended = True
@@ -152,7 +159,6 @@ class InboundTable:
     async def _write(self, session: Inbound, cell: Cell | None) -> Cell | None:
         structure = self._driver.structures[session.table]
         for _ in range(ATTEMPTS):
-            fresh = cell is None
             cell = cell or await structure.cell(keys.status_in(session.channel, session.partner))
             try:
                 before = status.parse(cell.value)
@@ -160,16 +166,17 @@ class InboundTable:
                 log.error("an entry of the status table cannot be read, replaced", channel=session.channel, detail=damaged.detail)
                 before = None
             if before is not None and before.request != session.request:
-                if not fresh and before.started_at_ms >= session.started_at_ms:
-                    return cell  # replaced by a later session, here or in another member (adoption)
+                if session.replaced_by(before):
+                    return None
                 before = None  # of an older session: replaced
             try:
                 await structure.commit(Unit("inbound status", changes=[swap(cell, status.image(self._entry(session, before)))]))
             except (CompareFailed, Refusal):
                 cell = None
             else:
+                session.written = True
                 return cell
-        return cell
+        return None
 
     def _entry(self, session: Inbound, before: pb.ChannelStatus | None) -> pb.ChannelStatus:
         me = self._driver.me
