@@ -14,6 +14,8 @@ from qsg.manager.steps import Driver
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.reasons import Reason
+from qsg.rules.unit import Cell
+from qsg.store.contract import Unavailable
 from support.channel_pair import STREAM, Rig
 
 
@@ -68,5 +70,18 @@ async def test_a_session_whose_first_entry_comes_late_does_not_replace_the_newer
         found = await entry(two)
         assert found is not None and found.owner == "Y"
         begin(x, 3)
+        found = await entry(two)
+        assert found is not None and found.owner == "X"
+
+
+async def test_an_entry_that_could_not_be_written_is_written_when_the_table_is_back(two: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(key: bytes) -> Cell:
+        raise Unavailable("admin does not answer")
+
+    async with tables(two) as (x, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(two.x.structures["admin"], "cell", away)
+            begin(x, 1)
+            await asyncio.sleep(10)
         found = await entry(two)
         assert found is not None and found.owner == "X"

@@ -149,8 +149,12 @@ class InboundTable:
         cell: Cell | None = None
         try:
             while not session.ended:
-                written = session.progress
-                cell = await self._write(session, cell)
+                written: tuple[object, ...] = session.progress
+                try:
+                    cell = await self._write(session, cell)
+                except StoreError as error:
+                    log.info("inbound status not written yet", channel=session.channel, partner=session.partner, error=repr(error))
+                    written = ()  # the session goes on without the table, which may come back
                 await session.news(written)
             await self._remove(session.table, session.channel, session.partner, session.request)
         except (Fenced, OutcomeUnknown, StoreError, Refusal) as error:
