@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from qsg.manager import large
+from qsg.manager import backout, large
 from qsg.manager.getting import GetSpec
 from qsg.manager.large import StageCleaner
 from qsg.rules import keys
 from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
-from qsg.store.contract import get_prefix
+from qsg.rules.unit import OutcomeUnknown, Unit
+from qsg.store.contract import Unavailable, get_prefix
 from support.members import Member, group, shared
-from support.units import CLAIMS, empty, empty_now, get, members
+from support.simulated import simulated
+from support.units import CLAIMS, empty, empty_now, get, members, outrun
 
 LARGE = bytes(range(256)) * 6_000
 
@@ -165,6 +167,72 @@ async def test_a_backout_cut_short_while_it_stages_leaves_that_to_the_cleaner() 
         assert await empty(y, "B")
         assert await y.get("A") == [LARGE]
         assert await empty(y, "A")
+
+
+@simulated
+async def test_what_a_faster_member_takes_from_the_same_segment_does_not_keep_a_claim() -> None:
+    """However often the release is too late: while its member lives nobody else would give the message back."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        await x.put("A", *(b"%d" % i for i in range(22)))
+        unit = x.queues.begin()
+        assert await get(x, unit, "A") == [(b"0", 0)]
+        outrun(x, y, "release", 20)
+        await unit.backout()
+
+        assert unit.empty
+        assert await get(y, y.queues.begin(), "A", 5) == [(b"0", 1), (b"21", 0)]
+
+
+@CLAIMS
+async def test_a_backout_that_is_tried_again_counts_once(sole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two segments the second could not be given back at first."""
+    async with group() as g:
+        (x,) = await members(g, "X", sole=sole)
+        unit, make, units = x.queues.begin(), backout._unit, 0
+        for payload in (b"1", b"2"):
+            await x.put("A", payload)
+            await get(x, unit, "A")
+
+        async def failing(*arguments: Any) -> Unit:
+            nonlocal units
+            units += 1
+            if units == 2:
+                raise Unavailable("app1 does not answer")
+            return await make(*arguments)
+
+        monkeypatch.setattr(backout, "_unit", failing)
+        with pytest.raises(Unavailable):
+            await unit.backout()
+        assert not unit.empty
+        await unit.backout()
+
+        assert unit.empty and units == 3
+        assert await get(x, x.queues.begin(), "A", 2) == [(b"1", 1), (b"2", 1)]
+
+
+@CLAIMS
+async def test_a_backout_behind_a_commit_that_nobody_knew_of_ends(sole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was committed is not claimed any more, and is left alone."""
+    async with group() as g:
+        (x,) = await members(g, "X", sole=sole)
+        await x.put("A", b"1", b"2")
+        unit, structure = x.queues.begin(), x.structures["app1"]
+        assert await get(x, unit, "A") == [(b"1", 0)]
+        commit = structure.commit
+
+        async def unknown(made: Unit, **how: Any) -> None:
+            await commit(made, **how)
+            raise OutcomeUnknown
+
+        monkeypatch.setattr(structure, "commit", unknown)
+        with pytest.raises(OutcomeUnknown):
+            await unit.commit()
+        monkeypatch.setattr(structure, "commit", commit)
+        await unit.backout()
+
+        assert unit.empty
+        assert await get(x, x.queues.begin(), "A", 2) == [(b"2", 0)]
 
 
 async def under(member: Member, queue: str) -> list[bytes]:

@@ -11,7 +11,8 @@ from qsg.manager.producers import ProducerNumber
 from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
 from support.members import group, shared
-from support.units import CLAIMS, empty, empty_now, get, members, put
+from support.simulated import simulated
+from support.units import CLAIMS, empty, empty_now, get, members, outrun, put
 
 
 @CLAIMS
@@ -133,6 +134,19 @@ async def test_two_units_share_a_segment() -> None:
 
         assert await x.get("A", 9) == [b"1", b"3"]
         assert await empty(x, "A")
+
+
+@simulated
+async def test_a_commit_goes_on_against_a_faster_member() -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        await x.put("A", *(b"%d" % i for i in range(22)))
+        unit = x.queues.begin()
+        assert await get(x, unit, "A") == [(b"0", 0)]
+        outrun(x, y, "commit", 20)
+        await unit.commit()
+        assert await y.get("A", 9) == [b"21"]
+        assert await empty(y, "A")
 
 
 @CLAIMS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from qsg.manager.units import UnitOfWork
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import Committed, Unit
 from qsg.store.contract import get_prefix
 from support.members import Group, Member, shared
 
@@ -34,6 +36,21 @@ async def put(member: Member, unit: UnitOfWork, queue: str, *payloads: bytes) ->
 async def get(member: Member, unit: UnitOfWork, queue: str, count: int = 1) -> list[tuple[bytes, int]]:
     got = await member.queues.get(GetSpec(queue, messages_max=count), unit=unit)
     return [(g.message.payload, g.backouts) for g in got]
+
+
+def outrun(slower: Member, faster: Member, label: str, times: int) -> None:
+    """Just before each of the `slower` member's next units with this label the `faster` one takes a message of the same segment from A."""
+    structure = slower.structures["app1"]
+    commit, left = structure.commit, times
+
+    async def late(unit: Unit, **how: Any) -> Committed:
+        nonlocal left
+        if unit.label.startswith(label) and left:
+            left -= 1
+            await faster.get("A")
+        return await commit(unit, **how)
+
+    structure.commit = late  # type: ignore[method-assign]
 
 
 async def empty(member: Member, queue: str) -> bool:

@@ -21,6 +21,7 @@ from qsg.manager import large
 from qsg.manager.consuming import Guarded, Segment, release_unit, returned, take
 from qsg.manager.large import Stage
 from qsg.manager.placing import Placement, check_size
+from qsg.manager.racing import pause
 from qsg.pb import records_pb2 as pb
 from qsg.rules import consume, keys, segments
 from qsg.rules.consume import Claimer
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-ATTEMPTS = 10
+TELL_EVERY = 10
 MOVE_ATTEMPTS = 3
 """After that many lost races the messages are only given back."""
 LARGE_MOVES = 16
 """Large messages moved in one transaction: each is copied while the backout waits, and takes operations of its own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claimed:
     """Entries (a bitmap) of one segment that a unit of work holds."""
 
@@ -73,35 +74,54 @@ async def _attempting(service: QueueService, claimed: Claimed) -> AsyncIterator[
 
 
 async def give_back(service: QueueService, claimed: Claimed, *, count: bool) -> None:
-    """Releases the entries; `count`: as backed out. Raises `Fenced` (the claims are void then) and `OutcomeUnknown`."""
+    """Releases the entries; `count`: as backed out. Nobody else does that while this incarnation lives: it goes on, however often others
+    are faster. Raises `Fenced` (the claims are void then), `OutcomeUnknown` and `StoreError`."""
+    losses = 0
+    while not await _given_back(service, claimed, count=count, move=count and losses < MOVE_ATTEMPTS):
+        losses += 1
+        if losses % TELL_EVERY == 0:
+            log.warning("claims not given back yet", queue=claimed.guarded.opened.name, losses=losses)
+        await pause(service.world, losses)
+
+
+async def _given_back(service: QueueService, claimed: Claimed, *, count: bool, move: bool) -> bool:
+    """One attempt; also True when the unit holds nothing here any more."""
     guarded, segment = claimed.guarded, claimed.segment
-    problem: Exception = Refusal(Reason.CHANGED_MEANWHILE)
-    for number in range(ATTEMPTS):
-        move = count and number < MOVE_ATTEMPTS
-        try:
-            async with _attempting(service, claimed) as attempt:
-                unit = await _unit(service, claimed, count, attempt if move else None)
-                # Consumption is in slot 0, where units of this process see each other's changes of a record.
-                await guarded.opened.structure.commit(unit, slot=0)
-            if unit.changes:
-                segment.settle()
-            return
-        except CompareFailed as failed:
-            problem = failed
-            if keys.header(guarded.opened.name, segment.at.priority, segment.at.suffix) in failed.keys:
-                segment.gone = True  # The queue was deleted or purged.
-                return
-            if guarded.opened.state.key in failed.keys:
-                try:
-                    guarded.opened = await service.reopen(guarded.opened)
-                except Refusal as refusal:
-                    log.info("claims went with their queue", queue=guarded.opened.name, reason=refusal.reason.name)
-                    return
-        except Refusal as refusal:
-            if refusal.reason is not Reason.CHANGED_MEANWHILE and attempt.placement is None:
-                raise
-            problem = refusal
-    log.warning("claims not given back", queue=guarded.opened.name, problem=str(problem))
+    try:
+        async with _attempting(service, claimed) as attempt:
+            unit = await _unit(service, claimed, count, attempt if move else None)
+            # Consumption is in slot 0, where units of this process see each other's changes of a record.
+            await guarded.opened.structure.commit(unit, slot=0)
+        if unit.changes:
+            segment.settle()
+        return True
+    except CompareFailed as failed:
+        if keys.header(guarded.opened.name, segment.at.priority, segment.at.suffix) in failed.keys:
+            segment.gone = True  # The queue was deleted or purged.
+            return True
+        if guarded.opened.state.key in failed.keys:
+            try:
+                guarded.opened = await service.reopen(guarded.opened)
+            except Refusal as refusal:
+                log.info("claims went with their queue", queue=guarded.opened.name, reason=refusal.reason.name)
+                return True
+    except Refusal as refusal:
+        if refusal.reason is Reason.CHANGED_MEANWHILE:
+            claimed.mask = await _held(claimed)
+            return not claimed.mask
+        if attempt.placement is None:
+            raise
+    return False
+
+
+async def _held(claimed: Claimed) -> int:
+    """Those of the entries that the unit has still, as read now: a commit whose outcome nobody knew may have taken them."""
+    segment = claimed.segment
+    await claimed.guarded.opened.structure.refresh(segment.cell)
+    record = consume.parse(segment.cell.value)
+    if segment.claims is not None:
+        return claimed.mask & ~consume.gone_mask(record)
+    return claimed.mask & consume.gathered(record, claimed.claimer).mask
 
 
 async def _unit(service: QueueService, claimed: Claimed, count: bool, attempt: _Attempt | None) -> Unit:

@@ -22,6 +22,7 @@ from qsg.manager.consuming import Guarded, Segment, take
 from qsg.manager.large import Stage
 from qsg.manager.placing import Placement, release
 from qsg.manager.producers import Applied, ProducerNumber
+from qsg.manager.racing import pause
 from qsg.manager.structure import Structure
 from qsg.rules import consume, keys, segments
 from qsg.rules.consume import Claimer
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-ATTEMPTS = 10
+COMMIT_S = 30.0
+"""How long a commit goes on against members that are faster."""
 ENTRY_BYTES = 256
 """Allowed for a message beside its body."""
 SEGMENT_OPS = 3
@@ -172,8 +174,9 @@ class UnitOfWork:
             self._done(committed=True)
 
     async def _commit(self, structure: Structure, producer: ProducerNumber | None) -> None:
-        problem: CompareFailed | Refusal = Refusal(Reason.CHANGED_MEANWHILE)
-        for _ in range(ATTEMPTS):
+        loop, losses = asyncio.get_running_loop(), 0
+        until = loop.time() + COMMIT_S
+        while True:
             unit = await self._unit(structure, producer)
             try:
                 # Consumption is in slot 0, where units of this process see each other's changes of a record.
@@ -181,13 +184,14 @@ class UnitOfWork:
                 await task_failpoint("unit.after_commit_before_answer")
                 return
             except CompareFailed as failed:
-                problem = failed
                 await self._changed(failed)
-            except Refusal as refusal:
-                if refusal.reason is not Reason.CHANGED_MEANWHILE or not isinstance(refusal, consume.LastEntries):
+                if loop.time() >= until:
+                    raise Refusal(Reason.CHANGED_MEANWHILE, str(failed)) from failed
+                losses += 1
+                await pause(self._service.world, losses)
+            except consume.LastEntries:
+                if loop.time() >= until:
                     raise
-                problem = refusal
-        raise Refusal(Reason.CHANGED_MEANWHILE, str(problem))
 
     async def _unit(self, structure: Structure, producer: ProducerNumber | None) -> Unit:
         unit = Unit("commit")
@@ -233,13 +237,11 @@ class UnitOfWork:
 
     async def _backout(self, structure: Structure, *, count: bool) -> None:
         claimer = self._claimer(structure)
-        jobs = [
-            give_back(self._service, Claimed(guarded, segment, mask, claimer), count=count)
-            for guarded, parts in self._parts.items()
-            for segment, mask in parts.items()
-        ]
-        if jobs:
-            await asyncio.gather(*jobs)
+        jobs = [self._give_back(guarded, segment, claimer, count) for guarded, parts in self._parts.items() for segment in parts]
+        # All end before one that failed is told: who tries again must find nothing under way, and only what is left to be given back.
+        for outcome in await asyncio.gather(*jobs, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
         for held in self._puts:
             if held.stage is not None:
                 await large.discard(structure, held.stage)
@@ -247,6 +249,13 @@ class UnitOfWork:
         self._done(committed=False)
         for opened in queues:
             self._service.ring(opened)
+
+    async def _give_back(self, guarded: Guarded, segment: Segment, claimer: Claimer, count: bool) -> None:
+        parts = self._parts[guarded]
+        await give_back(self._service, Claimed(guarded, segment, parts[segment], claimer), count=count)
+        del parts[segment]
+        if segment.claims is not None:
+            segment.claims.release(segment.key, self.id)
 
     def _done(self, *, committed: bool) -> None:
         for parts in self._parts.values():
