@@ -9,7 +9,7 @@ incarnation is dropped only together with a compare that it is dead.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qsg.manager import large
@@ -98,6 +98,9 @@ class Segments:
         if known is None or known.at.create_revision != at.create_revision:
             known = self._known[key] = Segment(self.queue, at, self.claims)
         return known
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(list(self._known.values()))
 
 
 @dataclass(slots=True, eq=False)

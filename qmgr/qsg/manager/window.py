@@ -65,6 +65,7 @@ class Window:
 
     def rescan(self) -> None:
         """Starts again at the head of the queue."""
+        self.doubt_claimed()
         self.reader, self.dropped = self._reader(), False
         for priority in list(self._segments):
             for segment in list(self._segments[priority]):
@@ -243,9 +244,10 @@ class Window:
                 self.dropped = True
 
     def doubt_claimed(self) -> None:
-        """What others have claimed may be free by now: its records are read again before it is offered."""
+        """What others have claimed may be free by now: its records are read again before it is offered. Also behind the window, where a
+        request by id has found it, or a unit of work holds a part of it."""
         mine = self.structure.member, self.structure.incarnation
-        for segment in self:
+        for segment in self.segments:
             record = consume.parse(segment.cell.value)
             if any((c.member, c.incarnation) != mine for c in record.claims):
                 segment.checked = False
