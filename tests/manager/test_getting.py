@@ -256,6 +256,21 @@ async def test_expired_messages_are_skipped_and_removed(sole: bool) -> None:
         assert (await x.queues.depth("A")).messages == 0
 
 
+@pytest.mark.parametrize("wait_ms", [0, 60_000])
+@simulated
+async def test_what_is_behind_a_window_full_of_expired_messages_is_got_at_once(wait_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qsg.manager.window.SEGMENTS_MAX", 40)
+    async with group() as g:
+        (x,) = await members(g, "X")
+        for _ in range(200):
+            await x.put("A", b"old", expires_at_ms=g.wall.ms + 1_000)
+        await x.put("A", b"live")
+        g.wall.ms += 2_000
+        assert await x.get("A", wait_ms=wait_ms) == [b"live"]
+        assert asyncio.get_running_loop().time() < 0.5
+        assert (await x.queues.depth("A")).messages == 0
+
+
 @CLAIMS
 async def test_bytes_max_bounds_a_get_but_one_message_always_comes(sole: bool) -> None:
     async with group() as g:

@@ -204,6 +204,9 @@ class GetterLoop:
             break
         if assignment.expired or any(r.messages for r in waiting):
             await self._commit(waiting, assignment.expired)
+        if assignment.expired and not self.window.complete:  # they may have filled the window: what is behind them is looked at
+            for request in waiting:
+                request.again = request.again or not request.messages
 
     @staticmethod
     def _needs_body(segment: Segment) -> bool:
