@@ -13,6 +13,7 @@ from qsg.manager.large import StageCleaner
 from qsg.manager.placing import entry_of
 from qsg.manager.producers import ProducerNumber
 from qsg.manager.queues import PutRequest
+from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.pb.channel_pb2 import Part
 from qsg.rules import keys
@@ -22,6 +23,7 @@ from qsg.rules.unit import CompareFailed, Fenced, NewMessage, Unit
 from qsg.store.contract import Delete, get_prefix
 from support.group import eventually
 from support.members import Group, Member, group, shared
+from support.simulated import simulated
 
 MIB = 1 << 20
 BODY = bytes(range(256)) * (3 * MIB // 256) + b"end"
@@ -227,3 +229,35 @@ async def test_incomplete_body_is_told() -> None:
         with pytest.raises(Refusal) as refusal:
             await large.read(x.structures["app1"], "A", entry)
         assert refusal.value.reason is Reason.LARGE_MESSAGE_INCOMPLETE
+
+
+@simulated
+async def test_who_loses_large_messages_to_a_faster_member_is_told_of_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        for i in range(14):
+            await y.put("A", BODY[i:MIB])
+        read, left = large.read, 12
+
+        async def late(structure: Structure, queue: str, entry: pb.Entry) -> bytes:
+            nonlocal left
+            if structure is x.structures["app1"] and left:
+                left -= 1
+                await y.get("A")
+            return await read(structure, queue, entry)
+
+        monkeypatch.setattr(large, "read", late)
+        (got,) = await x.get("A", wait_ms=5_000)
+        assert len(got) > MIB - 14 and left > 0, "it goes on behind what it loses"
+
+
+async def test_a_large_message_without_a_chunk_is_told_as_damage() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.put("A", BODY)
+        chunk = next(key for key in await remains(x) if b"/x/" in key)
+        await x.stores["app1"].txn([], [Delete(chunk)])
+        with pytest.raises(Refusal) as refusal:
+            await x.get("A", wait_ms=5_000)
+        assert refusal.value.reason is Reason.LARGE_MESSAGE_INCOMPLETE
+        assert (await x.queues.depth("A")).messages == 1

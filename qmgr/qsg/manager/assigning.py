@@ -85,8 +85,6 @@ class Request:
     bytes: int = 0
     losses: int = 0
     """Compare-and-swaps that it lost; it ends with the first that is won."""
-    incomplete: int = 0
-    """How often a large message meant for it was not whole."""
     scan: LaneReader | None = None
     found: list[tuple[Segment, int]] = field(default_factory=list)
 

@@ -49,8 +49,6 @@ LINGER_S = 2.0
 """How long the watch of the doorbell outlives its last waiter."""
 LOSSES = 2
 QUIET_S = (0.005, 0.05)
-INCOMPLETE_MAX = 10
-"""After that a large message that is not whole, but not taken either, is told as what it is: damage."""
 _PERHAPS_TAKEN = frozenset({Reason.LARGE_MESSAGE_INCOMPLETE, Reason.RECORD_DAMAGED})
 """What is missing may have been taken meanwhile: looked at again, before it is told."""
 AHEAD = 6, 192
@@ -307,7 +305,7 @@ class GetterLoop:
         """Where nobody else has the store nothing is written. Who has gone meanwhile claims nothing: its unit may have ended."""
         if request.future.done():
             return
-        if any(mask & ~segment.free(self.window.live) for segment, mask in request.parts.items()):
+        if not self._free(request.parts):
             self._lost([request], request.parts, Refusal(Reason.CHANGED_MEANWHILE))
             return
         for segment, mask in request.parts.items():
@@ -322,15 +320,21 @@ class GetterLoop:
             try:
                 found[request] = await self._messages(request)
             except Refusal as refusal:
-                if refusal.reason not in _PERHAPS_TAKEN or request.incomplete >= INCOMPLETE_MAX:
+                if refusal.reason not in _PERHAPS_TAKEN or await self._still_there(request.parts):
                     request.fail(refusal)
-                    continue
-                request.incomplete += 1
-                request.again = True
-                for segment in request.parts:
-                    segment.checked = False
-                self.ring()
+                else:
+                    self._lost([request], request.parts, Refusal(Reason.CHANGED_MEANWHILE))
         return found
+
+    async def _still_there(self, parts: dict[Segment, int]) -> bool:
+        """Whether nobody has taken these, as read now: what is missing of them is damage then."""
+        for segment in parts:
+            segment.checked = False
+        await self.window.check(parts)
+        return self._free(parts)
+
+    def _free(self, parts: dict[Segment, int]) -> bool:
+        return not any(mask & ~segment.free(self.window.live) for segment, mask in parts.items())
 
     async def _messages(self, request: Request) -> list[GotMessage]:
         found = []
