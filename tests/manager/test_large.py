@@ -20,7 +20,7 @@ from qsg.rules import keys
 from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Fenced, NewMessage, Unit
-from qsg.store.contract import Delete, get_prefix
+from qsg.store.contract import Delete, Unavailable, get_prefix
 from support.group import eventually
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
@@ -81,6 +81,28 @@ async def test_refused_put_leaves_no_stage_behind() -> None:
         with pytest.raises(Refusal) as refusal:
             await x.queues.put([PutRequest("A", pb.Message(payload=BODY))], producer=number)
         assert refusal.value.reason is Reason.PRODUCER_GAP
+        assert await remains(x) == []
+
+
+@pytest.mark.parametrize("problem", [Unavailable("app1 does not answer"), asyncio.CancelledError()], ids=["store", "cancelled"])
+async def test_put_that_ends_between_staging_and_commit_leaves_the_stage_to_the_cleaner(
+    problem: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        opened = await x.queues.open_producer("P", "A")
+        number = ProducerNumber("P", "app1", opened.epoch, 1)
+
+        async def failing(*_: object) -> None:
+            raise problem
+
+        with monkeypatch.context() as patched:
+            patched.setattr(x.structures["app1"], "refresh", failing)
+            with pytest.raises(type(problem)):
+                await x.queues.put([PutRequest("A", pb.Message(payload=BODY))], producer=number)
+        assert await remains(x)
+
+        await StageCleaner(x.catalog).clean()
         assert await remains(x) == []
 
 

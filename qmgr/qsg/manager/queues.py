@@ -245,6 +245,12 @@ class QueueService:
             except (Refusal, CompareFailed):
                 await self.discard(held)
                 raise
+            except BaseException:
+                # The store does not answer, or nobody waits any more: left to our cleaner, which lets alone what was published.
+                for h in held:
+                    if h.stage is not None:
+                        large.leave(home, h.stage)
+                raise
         finally:
             release(placements, committed=committed)
 
