@@ -20,6 +20,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Unit
 from qsg.store.contract import Get, GetResult, Put
 from qsg.store.faults import RandomFaults
+from qsg.store.follow import Follower
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
 from support.units import CLAIMS, left_over
@@ -127,6 +128,31 @@ async def test_cancel_ends_a_wait_and_loses_nothing(sole: bool) -> None:
         await asyncio.gather(dropped, return_exceptions=True)
         await x.put("A", b"1")
         assert await x.get("A") == [b"1"]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+@simulated
+async def test_a_wait_ends_in_time_though_the_store_goes_before_the_watch_begins(cancelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        structure, cancel = x.structures["app1"], Once()
+        follow = structure.follow
+
+        def late(prefix: bytes) -> Follower:
+            x.stores["app1"].pause()
+            return follow(prefix)
+
+        monkeypatch.setattr(structure, "follow", late)
+        spec = GetSpec("A", wait_ms=60_000 if cancelled else 100)
+        waiting = asyncio.create_task(x.queues.get(spec, cancel=cancel))
+        await asyncio.sleep(0.2)
+        if cancelled:
+            cancel.set()
+        done, _ = await asyncio.wait([waiting], timeout=8.0)
+        x.stores["app1"].resume()
+        assert done
+        reason = Reason.NO_MSG_AVAILABLE if cancelled else Reason.STRUCTURE_NOT_AVAILABLE
+        await refused(waiting, reason)
 
 
 @simulated

@@ -428,9 +428,7 @@ class GetterLoop:
     async def _wait(self) -> None:
         """Until the bell rings, somebody's time is up, or it is time to look at claims again."""
         loop = asyncio.get_running_loop()
-        await self._follow()
-        if self._bell.is_set():
-            return
+        self._follow()
         if any(r.deadline <= loop.time() and self._unread_for(r) for r in self.requests):
             self._rung = True
             return
@@ -451,15 +449,12 @@ class GetterLoop:
         """Nobody waits: keeps the watch a little while. False: the loop ends."""
         return await self._bell.wait(asyncio.get_running_loop().time() + LINGER_S) or bool(self.requests)
 
-    async def _follow(self) -> None:
-        if self._follower is not None:
-            return
-        prefix = keys.totals(self.window.queue)
-        self._follower = self.window.structure.follow(prefix)
-        self._follower.add_listener(self._heard)
-        await self._follower.ready()
-        self._rung = True
-        self._bell.set()
+    def _follow(self) -> None:
+        """Its first listing tells of what came behind the last read. Nobody waits for it: the store may be gone, for longer than they wait."""
+        if self._follower is None:
+            self._follower = self.window.structure.follow(keys.totals(self.window.queue))
+            self._follower.add_listener(self._heard)
+            self._follower.start()
 
     async def _unfollow(self) -> None:
         follower, self._follower = self._follower, None
