@@ -23,7 +23,7 @@ from qsg.store.faults import RandomFaults
 from qsg.store.follow import Follower
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
-from support.units import CLAIMS, left_over
+from support.units import CLAIMS, left_over, refused
 
 REMOTE = Queue(name="R", type="remote", remote_queue="Q", remote_queue_manager="RR", transmission_queue="A")
 
@@ -35,13 +35,6 @@ async def members(g: Group, *names: str, sole: bool = False, **attributes: objec
     await made[0].queues.define(shared("A", **attributes))
     await asyncio.sleep(0.01)
     return made
-
-
-async def refused(call: object, reason: Reason) -> Refusal:
-    with pytest.raises(Refusal) as refusal:
-        await call  # type: ignore[misc]
-    assert refusal.value.reason is reason
-    return refusal.value
 
 
 async def test_put_order_is_get_order() -> None:

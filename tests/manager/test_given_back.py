@@ -7,9 +7,11 @@ import asyncio
 import pytest
 
 from qsg.manager.getting import GetSpec
+from qsg.manager.window import Window
+from qsg.rules.reasons import Reason
 from support.members import group
 from support.simulated import simulated
-from support.units import members
+from support.units import members, refused
 
 
 @simulated
@@ -31,7 +33,9 @@ async def test_what_another_member_gives_back_behind_the_window_is_found_by_id(m
 
 
 @simulated
-async def test_what_is_given_back_of_a_segment_that_a_unit_here_holds_too_is_found_in_a_full_window(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_given_back_of_a_segment_that_a_unit_here_holds_too_is_found_in_a_full_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("qsg.manager.window.SEGMENTS_MAX", 4)
     async with group() as g:
         x, y = await members(g, "X", "Y")
@@ -47,3 +51,39 @@ async def test_what_is_given_back_of_a_segment_that_a_unit_here_holds_too_is_fou
         await other.backout()
         assert await waiting == [b"other"]
         assert asyncio.get_running_loop().time() < 2.0
+
+
+@pytest.mark.parametrize("wait_ms", [0, 10])
+@simulated
+async def test_who_does_not_wait_finds_what_was_given_back_before_it_asked(wait_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waited, so no watch told of it. Looking costs one read where something is claimed, and nothing where nothing is."""
+    reads, read = 0, Window.read
+
+    async def counted(window: Window, *, ahead: bool) -> None:
+        nonlocal reads
+        reads += window.structure.member == "X"
+        await read(window, ahead=ahead)
+
+    monkeypatch.setattr(Window, "read", counted)
+    monkeypatch.setattr("qsg.manager.getting.GetterLoop._heard", lambda loop, events: None)
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+
+        async def asked() -> int:
+            """Reads until it is told that there is nothing."""
+            nonlocal reads
+            await asyncio.sleep(0.1)
+            reads = 0
+            await refused(x.get("A", wait_ms=wait_ms), Reason.NO_MSG_AVAILABLE)
+            return reads
+
+        await asked()
+        nothing = await asked()
+        await x.put("A", b"1")
+        unit = y.queues.begin()
+        await y.queues.get(GetSpec("A"), unit=unit)
+        await asked()
+        assert await asked() == nothing + 1
+        await unit.backout()
+        assert await x.get("A", wait_ms=wait_ms) == [b"1"]
+        assert await asked() == nothing and asyncio.get_running_loop().time() < 1.0

@@ -19,7 +19,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
-from qsg.store.contract import get_prefix
+from qsg.store.contract import Unavailable, get_prefix
 from qsg.store.faults import RandomFaults
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
@@ -64,7 +64,7 @@ class Ledger:
                     return
                 await unit.commit()
             self.acknowledged |= names
-        except OutcomeUnknown:
+        except (OutcomeUnknown, Unavailable):  # by chance a store loses everything for 5 s
             self.unknown |= names
         except Refusal as refusal:
             assert refusal.reason is Reason.Q_MGR_STOPPING, refusal

@@ -38,6 +38,13 @@ async def get(member: Member, unit: UnitOfWork, queue: str, count: int = 1) -> l
     return [(g.message.payload, g.backouts) for g in got]
 
 
+async def refused(call: object, reason: Reason) -> Refusal:
+    with pytest.raises(Refusal) as refusal:
+        await call  # type: ignore[misc]
+    assert refusal.value.reason is reason
+    return refusal.value
+
+
 def outrun(slower: Member, faster: Member, label: str, times: int) -> None:
     """Just before each of the `slower` member's next units with this label the `faster` one takes a message of the same segment from A."""
     structure = slower.structures["app1"]

@@ -24,11 +24,11 @@ from qsg.manager.assigning import Assignment, GetSpec, GotMessage, Request, Unit
 from qsg.manager.claims import Claims
 from qsg.manager.consuming import Guarded, Segment, Segments, claim_unit, take
 from qsg.manager.queue_store import Opened, QueueStore
-from qsg.manager.window import Window, all_matching
+from qsg.manager.scanning import scan
+from qsg.manager.window import Window
 from qsg.pb import records_pb2 as pb
 from qsg.rules import consume, keys, segments
 from qsg.rules.consume import Claimer
-from qsg.rules.lanes import LaneReader
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import Damaged, read_record, stored_message
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown, Unit
@@ -73,6 +73,8 @@ class GetterLoop:
         self._follower: Follower | None = None
         self._sums: dict[bytes, tuple[int, int]] = {}
         self._looked_at = 0.0
+        self._doubted = 0
+        """Reads that had begun when what others have claimed was last doubted."""
         self._closed = False
 
     @property
@@ -193,7 +195,7 @@ class GetterLoop:
             if self._must_read(waiting):
                 await self._read()
                 continue
-            if await self._scan_deep(waiting):
+            if await scan(self.window, waiting):
                 continue
             bare = [s for r in waiting for s in r.parts if s.body is None and self._needs_body(s)]
             if bare:
@@ -239,36 +241,6 @@ class GetterLoop:
         self._rung = False
         self._read_at = asyncio.get_running_loop().time()
         await self.window.read(ahead=True)
-
-    async def _scan_deep(self, waiting: list[Request]) -> bool:
-        """Looks behind the window for ids: each request scans the headers once, then only what is new. True: assign again."""
-        progress = False
-        for request in waiting:
-            if not request.by_id or request.messages or self.window.complete:
-                continue
-            if request.scan is None:
-                request.scan = LaneReader(self.window.queue, hold_max_bytes=1 << 20)
-            reader = request.scan
-            request.found = [(s, i) for s, i in request.found if not s.gone]
-            doubtful = [s for s, _ in request.found if not s.checked]
-            if doubtful:
-                await self.window.check(doubtful)
-                progress = True
-                continue
-            before = len(request.found)
-            while len(request.found) == before and not (reader.caught_up and reader.revision >= self.window.revision):
-                revision, results = await self.window.structure.read(*reader.plan())
-                reader.feed(revision, results)
-                for priority in reader.priorities():
-                    while reader.ready(priority):
-                        segment = self.segments.at(reader.ready(priority).popleft())
-                        spec = request.spec
-                        request.found.extend((segment, i) for i in all_matching(segment, spec.message_id, spec.correlation_id))
-            new = [s for s, _ in request.found[before:]]
-            if new:
-                progress = True
-                await self.window.check(new)
-        return progress
 
     # Committing
 
@@ -412,18 +384,26 @@ class GetterLoop:
     def _sift(self) -> bool:
         """Answers those who need not wait any longer; whether anybody is left."""
         now = asyncio.get_running_loop().time()
-        left: deque[Request] = deque()
         disputed = bool(self.window.disputed(now))
+
+        def late(request: Request) -> bool:
+            return request.deadline <= now and request.arrived < self._reads and not (request.again or disputed)
+
+        self.requests = deque(r for r in self.requests if not r.future.done())
+        unsure = [r for r in self.requests if late(r) and r.arrived > self._doubted]
+        if unsure and self._doubt():
+            for request in unsure:
+                request.again = True
         for request in self.requests:
-            if request.future.done():
-                continue
-            late = request.deadline <= now and request.arrived < self._reads and not request.again and not disputed
-            if request.cancelled or late:
+            if request.cancelled or late(request):
                 request.fail(Refusal(Reason.NO_MSG_AVAILABLE, self.window.queue))
-            else:
-                left.append(request)
-        self.requests = left
-        return bool(left)
+        self.requests = deque(r for r in self.requests if not r.future.done())
+        return bool(self.requests)
+
+    def _doubt(self) -> bool:
+        """Before a request is told that there is nothing, what others have claimed must be read again: they may have given it back."""
+        self._doubted = self._reads
+        return self.window.doubt_claimed()
 
     async def _wait(self) -> None:
         """Until the bell rings, somebody's time is up, or it is time to look at claims again."""
@@ -442,15 +422,14 @@ class GetterLoop:
         self._looked_at = asyncio.get_running_loop().time()
         if self.window.dropped:
             self.window.rescan()
-        else:
-            self.window.doubt_claimed()
+        self._doubt()
 
     async def _linger(self) -> bool:
         """Nobody waits: keeps the watch a little while. False: the loop ends."""
         return await self._bell.wait(asyncio.get_running_loop().time() + LINGER_S) or bool(self.requests)
 
     def _follow(self) -> None:
-        """Its first listing tells of what came behind the last read. Nobody waits for it: the store may be gone, for longer than they wait."""
+        """Its first listing tells what came behind the last read. Nobody waits for it: the store may be gone for longer than they wait."""
         if self._follower is None:
             self._follower = self.window.structure.follow(keys.totals(self.window.queue))
             self._follower.add_listener(self._heard)

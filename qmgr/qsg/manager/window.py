@@ -243,14 +243,15 @@ class Window:
                 self.remove(segment)
                 self.dropped = True
 
-    def doubt_claimed(self) -> None:
-        """What others have claimed may be free by now: its records are read again before it is offered. Also behind the window, where a
-        request by id has found it, or a unit of work holds a part of it."""
-        mine = self.structure.member, self.structure.incarnation
+    def doubt_claimed(self) -> bool:
+        """What others have claimed may be free by now: its records are read again before it is offered; whether there is any. Also behind
+        the window, where a request by id has found it, or a unit of work holds a part of it."""
+        mine, any_claimed = (self.structure.member, self.structure.incarnation), False
         for segment in self.segments:
             record = consume.parse(segment.cell.value)
             if any((c.member, c.incarnation) != mine for c in record.claims):
-                segment.checked = False
+                segment.checked, any_claimed = False, True
+        return any_claimed
 
     # By id
 
