@@ -44,7 +44,7 @@ LARGE_MOVES = 16
 
 @dataclass(slots=True)
 class Claimed:
-    """Entries (a bitmap) of one segment that a unit of work holds."""
+    """Entries (a bitmap, less what is found gone) of one segment that a unit of work holds."""
 
     guarded: Guarded
     segment: Segment

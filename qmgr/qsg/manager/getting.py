@@ -389,16 +389,19 @@ class GetterLoop:
         def late(request: Request) -> bool:
             return request.deadline <= now and request.arrived < self._reads and not (request.again or disputed)
 
-        self.requests = deque(r for r in self.requests if not r.future.done())
-        unsure = [r for r in self.requests if late(r) and r.arrived > self._doubted]
+        waiting = [r for r in self.requests if not r.future.done()]
+        unsure = [r for r in waiting if late(r) and r.arrived > self._doubted]
         if unsure and self._doubt():
             for request in unsure:
                 request.again = True
-        for request in self.requests:
+        left: deque[Request] = deque()
+        for request in waiting:
             if request.cancelled or late(request):
                 request.fail(Refusal(Reason.NO_MSG_AVAILABLE, self.window.queue))
-        self.requests = deque(r for r in self.requests if not r.future.done())
-        return bool(self.requests)
+            else:
+                left.append(request)
+        self.requests = left
+        return bool(left)
 
     def _doubt(self) -> bool:
         """Before a request is told that there is nothing, what others have claimed must be read again: they may have given it back."""
@@ -420,9 +423,9 @@ class GetterLoop:
 
     def _look_again(self) -> None:
         self._looked_at = asyncio.get_running_loop().time()
+        self._doubt()
         if self.window.dropped:
             self.window.rescan()
-        self._doubt()
 
     async def _linger(self) -> bool:
         """Nobody waits: keeps the watch a little while. False: the loop ends."""

@@ -65,7 +65,6 @@ class Window:
 
     def rescan(self) -> None:
         """Starts again at the head of the queue."""
-        self.doubt_claimed()
         self.reader, self.dropped = self._reader(), False
         for priority in list(self._segments):
             for segment in list(self._segments[priority]):
