@@ -84,12 +84,8 @@ class Confirmations:
 
     def _segment(self, store: str, history: StoreHistory, event: Event) -> list[str]:
         name, _, rest = event.kv.key[len(keys.QUEUES) :].partition(b"/")
-        if rest.startswith(b"c/"):
-            self._gone[store, event.kv.key] = bits(pb.Consumption.FromString(event.kv.value).gone)
-        if not rest.startswith(b"h/"):
-            return []
-        if not event.deleted:
-            self._segments[store, event.kv.key] = event.kv
+        self._on_queue(store, event.kv)
+        if not rest.startswith(b"h/") or not event.deleted:
             return []
         segment = self._segments.pop((store, event.kv.key), None)
         ownership = history.queues.get(keys.unname(name))
@@ -100,6 +96,14 @@ class Confirmations:
         if not lack or any(entry.expires_at_ms for entry in pb.SegmentHeader.FromString(segment.value).entries):
             return []
         return [f"{segment.key.decode()} is deleted, and {lack}"]
+
+    def _on_queue(self, store: str, kv: KeyValue) -> None:
+        """A header, or what is gone of its entries."""
+        kind = kv.key[len(keys.QUEUES) :].partition(b"/")[2][:2]
+        if kind == b"h/" and kv.value:
+            self._segments[store, kv.key] = kv
+        elif kind == b"c/":
+            self._gone[store, kv.key] = bits(pb.Consumption.FromString(kv.value).gone)
 
     def _lacks(self, stream: bytes, priority: int, place: Place) -> str:
         """What is wrong with the partner's record, "" when it covers the place for good."""
@@ -116,8 +120,17 @@ class Confirmations:
         server = self._land.stores()[store]
         return not isinstance(server, DiskServer) or server.is_synced(revision, asyncio.get_running_loop().time())
 
-    def crashed(self, store: str, revision: int) -> None:
-        """What the store had behind `revision` is gone."""
+    def crashed(self, store: str, revision: int, left: Sequence[KeyValue]) -> None:
+        """What the store had behind `revision` is gone, and what was deleted behind it is back."""
+        for known in (self._segments, self._gone):
+            for where in [where for where in known if where[0] == store]:
+                del known[where]
+        self._open = {where for where in self._open if where[0] != store}
+        for kv in left:
+            if kv.key.startswith(keys.FENCES) and pb.SenderFence.FromString(kv.value).open:
+                self._open.add((store, kv.key))
+            elif kv.key.startswith(keys.QUEUES):
+                self._on_queue(store, kv)
         for (name, _), records in self._records.items():
             if name == store:
                 records[:] = [record for record in records if record[0] <= revision]

@@ -52,9 +52,11 @@ class Observer:
     def crashed(self, name: str, server: MemoryServer) -> None:
         """A disk lost what was not synced: what is left is the new beginning."""
         self.land.tally.rewound(name, server.state.revision)
-        self.confirmations.crashed(name, server.state.revision)
+        left = server.state.read(Get(b"\0", b"\0")).kvs
+        self.confirmations.crashed(name, server.state.revision, left)
+        self.promises.crashed(name, left)
         self.histories[name] = history = StoreHistory()
-        for kv in server.state.read(Get(b"\0", b"\0")).kvs:
+        for kv in left:
             history.saw([Event(kv)])
 
     def owner(self, channel: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
-from qsg.store.contract import Event, get_prefix
+from qsg.store.contract import Event, KeyValue, get_prefix
 
 if TYPE_CHECKING:
     from simulation.landscape import Landscape
@@ -42,6 +42,14 @@ class Promises:
             else:
                 process = pb.MemberRecord.FromString(event.kv.value).process
                 self._joined[store, event.kv.key] = self._land.loop.time(), process
+
+    def crashed(self, store: str, left: Sequence[KeyValue]) -> None:
+        """A disk lost what was not synced: its entries are what is left."""
+        self._entries = {key: entry for key, entry in self._entries.items() if key[0] != store}
+        for kv in left:
+            if kv.key.startswith(keys.STATUS_OUT):
+                self._entries[store, kv.key] = pb.ChannelStatus.FromString(kv.value)
+                self._stopped_at.setdefault((store, kv.key), 0.0)
 
     def _status(self, store: str, events: Sequence[Event], event: Event) -> Iterator[str]:
         """A running channel that is given up together with its entry has come to its end: nothing is left to send."""
