@@ -17,10 +17,11 @@ from qsg.manager.asking import Asking
 from qsg.manager.care import GIVE_UP_S, Care
 from qsg.manager.office import Office, Passage, RunningSender, remove_entry
 from qsg.manager.preparing import make_ready
+from qsg.manager.recovery import unlock_leftover
 from qsg.manager.tenure import Tenure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
-from qsg.rules.ownership import Held, Leftover, Occasion, recover, release_own_lock, take
+from qsg.rules.ownership import Held, Leftover, Occasion, recover, take
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Place, Sight
 from qsg.rules.stopping import carry_stop
@@ -274,7 +275,8 @@ class Caretaker:
         now = status.parse(cell.value)
         if now is None or now.request != entry.request:
             return True
-        await self.care.run(release_own_lock(me, self.care.place, cell))
+        if not await unlock_leftover(self.care.office, self.care.place, cell):
+            self.care.elsewhere = True
         leftover = Leftover(cell, now, "start was cut off", driver.structures[self.care.place.admin].mine())
         return await self.care.run(
             recover(me, self.care.place.admin, leftover, self.care.now(), 0.0, self.care.office.world.id), f"recover {self.name}"
@@ -289,4 +291,6 @@ class Caretaker:
                 return
         except Refusal as refusal:
             log.info("stop not carried on", channel=self.name, detail=refusal.detail)
+        except StoreError as error:  # of the table too? Then the next look at the entry says so
+            log.warning("stop not carried on", channel=self.name, structure=self.place.structure, error=repr(error))
         await self.care.pause(self.care.place.channel.retry.short_ms / 1000)

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from qsg.failpoint import task_failpoint
+from qsg.manager.care import GIVE_UP_S
 from qsg.manager.office import Office, Passage
 from qsg.manager.table import StatusTable
 from qsg.rules import keys, status
 from qsg.rules.ownership import Leftover, leftovers, recovery, release_own_lock
 from qsg.rules.reasons import Refusal
-from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
+from qsg.rules.steps import Place
+from qsg.rules.unit import Cell, CompareFailed, Fenced, OutcomeUnknown
 from qsg.store.contract import StoreError
 
 log = structlog.get_logger()
@@ -115,7 +117,7 @@ class Recovery:
         except (CompareFailed, Refusal) as error:
             log.info("recovered by another", channel=entry.channel, detail=str(error))
             return
-        except (StoreError, OutcomeUnknown, Fenced) as error:
+        except (StoreError, TimeoutError, OutcomeUnknown, Fenced) as error:
             log.warning("not recovered", channel=entry.channel, error=repr(error))
             return
         self.recovered += 1
@@ -132,7 +134,27 @@ class Recovery:
             self._adopt(entry.channel, Passage(since, detect_ms))
 
     async def _unlock(self, leftover: Leftover) -> None:
-        """Before the entry: whoever is asked to start finds the lock free."""
-        place, driver = self.office.find(leftover.entry.channel), self.office.driver
-        if place is not None and place.queue == leftover.entry.transmission_queue and place.structure in driver.structures:
-            await driver.run(release_own_lock(driver.me, place, leftover.cell))
+        place = self.office.find(leftover.entry.channel)
+        if place is not None and place.queue == leftover.entry.transmission_queue:
+            await unlock_leftover(self.office, place, leftover.cell)
+
+
+async def unlock_leftover(office: Office, place: Place, leftover: Cell) -> bool:
+    """Before the entry: whoever is asked to start finds the lock free.
+
+    False: its structure does not answer, and the lock stays. A member that reaches it takes it over at our request (scenario 1b); what is
+    given up here and still out compares the lock as it was, so it meets nobody's later one.
+    """
+    driver = office.driver
+    structure = driver.structures.get(place.structure)
+    if structure is None or not (structure.reachable or place.together):
+        return False
+    try:
+        async with asyncio.timeout(GIVE_UP_S):
+            await driver.run(release_own_lock(driver.me, place, leftover))
+    except (TimeoutError, StoreError) as error:
+        if place.together:
+            raise
+        log.warning("a lock that nobody uses stays", channel=place.channel.name, structure=place.structure, error=repr(error))
+        return False
+    return True

@@ -24,7 +24,7 @@ from qsg.rules import retry, status
 from qsg.rules.handover import give, left_behind, receiver
 from qsg.rules.ownership import Alter, Held, alter_entry, raise_epoch, release, release_idle
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.steps import Sight
+from qsg.rules.steps import Sight, Steps
 from qsg.rules.stopping import StopOrder, ask_stop
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import Compare, StoreError, unchanged
@@ -134,7 +134,7 @@ class Tenure:
         if self.held is None:
             return  # given away meanwhile
         if outcome.kind == "idle" and self.care.stop is None:
-            await self._idle(held)
+            await self._idle(held, counters)
         elif outcome.kind == "fenced":
             self.held = None
             await self.care.pause(0.0)
@@ -149,14 +149,28 @@ class Tenure:
         else:
             await self._failed(held, counters, outcome)
 
-    async def _idle(self, held: Held) -> None:
-        if await self.care.run(release_idle(held), f"end idle {self.care.name}"):
+    async def _idle(self, held: Held, counters: SenderCounters) -> None:
+        released = await self._answered(release_idle(held), f"end idle {self.care.name}")
+        if released is None:
+            await self._failed(held, counters, Ended("failed", Reason.STRUCTURE_NOT_AVAILABLE, "not ended idle"))
+            return
+        if released:
             self.held = None
             return
         entry = await self.care.table.read(self.care.name)
         if entry is None or entry.request != held.request:
             await self._release(held, lambda e: None, Ended("idle", clean=True))
         self._instance += 1  # a message came meanwhile: on with the same lock
+
+    async def _answered(self, steps: Steps[bool], label: str) -> bool | None:
+        """None: the queue's structure does not answer, and the table does: what follows is written there (scenario 1b)."""
+        try:
+            return await self.care.run(steps, label)
+        except (TimeoutError, StoreError) as error:
+            if self.care.place.together or not self.care.table.structure.reachable:
+                raise
+            log.warning("its queue does not answer", channel=self.care.name, structure=self.care.place.structure, error=repr(error))
+            return None
 
     async def _failed(self, held: Held, counters: SenderCounters, outcome: Outcome) -> None:
         driver = self.care.office.driver
@@ -169,7 +183,7 @@ class Tenure:
             return
         if outcome.epoch_seen >= held.epoch and self._epoch_tries < EPOCH_TRIES:
             self._epoch_tries += 1
-            if await self.care.run(raise_epoch(driver.me, held, outcome.epoch_seen), f"raise epoch of {self.care.name}"):
+            if await self._answered(raise_epoch(driver.me, held, outcome.epoch_seen), f"raise epoch of {self.care.name}"):
                 self._instance = 1
                 return
         if not held.named:  # who has changed it goes on
