@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from qsg.manager import recovery
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
-from support.channel_group import APART, XMITQ, owner, sending, texts, town
+from qsg.rules.steps import swap_entry
+from qsg.rules.unit import Unit
+from support.channel_group import APART, CHANNEL, XMITQ, Station, owner, sending, texts, town
 from support.simulated import simulated
 
 
@@ -100,3 +105,35 @@ async def test_nothing_is_left_after_many_kills() -> None:
         assert len(t.prefix("private R", keys.STATUS_IN)) == 1
         assert t.prefix("app1", keys.headers(XMITQ)) == [] and t.prefix("app1", keys.consumptions(XMITQ)) == []
         assert len(t.prefix("app1", keys.FENCES)) == len(t.prefix("app1", keys.PROGRESS)) == 1
+
+
+async def forget(station: Station, name: str) -> None:
+    """An entry of a channel like the one there is, that says it runs on this member, where nobody looks after it."""
+    admin, definition = station.structures["admin"], station.catalog.channel(CHANNEL)
+    assert definition is not None
+    await station.catalog.define_channel(definition.model_copy(update={"name": name}))
+    entry = pb.ChannelStatus(channel=name, transmission_queue=XMITQ, state=pb.RUNNING, owner=station.name)
+    entry.owner_incarnation, entry.owner_initiator = admin.incarnation, station.pair.link.initiator
+    await admin.commit(Unit("forgotten", changes=[swap_entry(await admin.cell(keys.status_out(name)), entry)]))
+
+
+@simulated
+async def test_an_entry_that_takes_long_holds_up_neither_the_others_nor_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: object) -> bool:
+        waiting.set()
+        return await go_on.wait()
+
+    monkeypatch.setattr(recovery, "unlock_leftover", slow)
+    async with town("X", "Y") as t:
+        first, (survivor,) = await sending(t)
+        await forget(survivor, "SLOW")
+        await asyncio.wait_for(waiting.wait(), 5.0)
+        await t.kill(first)
+        began = asyncio.get_running_loop().time()
+        await t.until(pb.RUNNING, owner=survivor.name)
+        assert asyncio.get_running_loop().time() - began < 0.1
+        await asyncio.wait_for(survivor.supervisor.recovery.swept(), 2.0)
+        go_on.set()
+        await t.until(pb.RECOVERING, owner=survivor.name, channel="SLOW")

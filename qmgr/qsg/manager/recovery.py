@@ -3,16 +3,19 @@
 Owns when the table is looked through: a member is gone, our initiator is gone, at start (own left-overs first, then those of inactive
 members), and every few seconds. Invariant: every entry is taken over in one unit that compares its before-image and that its owner is
 still lost, so of several members one recovers each channel, and different members may recover different ones. What is recovered is told
-to the supervisor, which starts it where it fits best. Looks at live copies, not at the store: that saves a read where time counts.
+to the supervisor, which starts it where it fits best. Looks at live copies, not at the store: that saves a read where time counts. An entry
+that takes long, because something does not answer, holds up no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import structlog
 
+from qsg.endings import ended
 from qsg.failpoint import task_failpoint
 from qsg.manager.care import GIVE_UP_S
 from qsg.manager.office import Office, Passage
@@ -44,6 +47,10 @@ class Recovery:
         """Member -> (loop time at which its loss was noticed, milliseconds that took, cause)."""
         self._sweeping: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
+        self._under_way: dict[tuple[str, bytes], asyncio.Task[None]] = {}
+        """Entries that are being recovered, by table and key."""
+        self._missed: set[tuple[str, bytes]] = set()
+        """Of these, what another look has found there meanwhile."""
 
     def member_gone(self, member: str, incarnation: int, cause: str, detect_ms: float) -> None:
         self._gone[member] = max(incarnation, self._gone.get(member, 0))
@@ -67,14 +74,15 @@ class Recovery:
         self.sweep()
 
     async def swept(self) -> None:
-        """Returns once nothing is being looked through."""
-        while self._sweeping:
-            await asyncio.gather(*self._sweeping.values(), return_exceptions=True)
+        """Returns once nothing is being looked through or recovered, or what still is takes long."""
+        while under_way := [*self._sweeping.values(), *self._under_way.values()]:
+            _, late = await asyncio.wait(under_way, timeout=GIVE_UP_S)
+            if late:
+                return
 
     async def close(self) -> None:
-        for task in list(self._sweeping.values()):
-            task.cancel()
-        await self.swept()
+        self._missed.clear()
+        await ended(*self._sweeping.values(), *self._under_way.values())
 
     async def _sweep(self, name: str) -> None:
         try:
@@ -95,9 +103,21 @@ class Recovery:
         found = list(leftovers(driver.me, sight, running=self._running(), pinned=self._pinned))
         # Our own first: they are ours to lose, and nobody else takes them while we live.
         found.sort(key=lambda item: item.entry.owner != driver.member)
+        self._missed.update(key for item in found if (key := (name, item.cell.key)) in self._under_way)
+        found = [item for item in found if (name, item.cell.key) not in self._under_way]
         if found:
             log.info("recovering", table=name, channels=[item.entry.channel for item in found])
-            await asyncio.gather(*(self._recover(name, item) for item in found))
+        for item in found:
+            key = name, item.cell.key
+            task = asyncio.get_running_loop().create_task(self._recover(name, item), name=f"recovery of {item.entry.channel}")
+            self._under_way[key] = task
+            task.add_done_callback(partial(self._done, key))
+
+    def _done(self, key: tuple[str, bytes], task: asyncio.Task[None]) -> None:
+        del self._under_way[key]
+        if key in self._missed:
+            self._missed.discard(key)
+            self.sweep()
 
     async def _recover(self, name: str, leftover: Leftover) -> None:
         driver = self.office.driver
