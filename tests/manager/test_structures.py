@@ -212,6 +212,45 @@ async def test_internal_channels_are_ordinary_to_commands() -> None:
 
 
 @simulated
+async def test_commands_for_what_only_one_member_can_run_work_at_every_other() -> None:
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        channel, at_y = internal_queue("admin", "private.X"), u["Y"].manager.clients.backend
+        for sent, (mode, begins) in enumerate([("quiesce", pb.INACTIVE), ("quiesce", pb.RUNNING), ("force", pb.RUNNING)]):
+            await u.state(channel, begins)
+            stopped = await at_y.command("stop", {"channel": channel, "mode": mode})
+            assert (stopped["status"], stopped["owner"]) == ("STOPPED", "X")  # type: ignore[index]
+            await u["Y"].put("OWN", *numbered(sent, sent + 1), queue_manager="X")
+            await at_y.command("start", {"channel": channel})
+            await u["X"].until("OWN", numbered(0, sent + 1))
+            assert (await u.state(channel, pb.RUNNING)).owner == "X"
+
+
+@pytest.mark.parametrize("command", ["stop", "start"])
+@simulated
+async def test_commands_for_what_only_a_dead_member_can_run_are_carried_out_by_its_successor(command: str) -> None:
+    """Whoever was told may have died meanwhile, too."""
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        await u.host("Z", "G")
+        channel, at_y = internal_queue("admin", "private.X"), u["Y"].manager.clients.backend
+        await at_y.command("stop", {"channel": channel})
+        if command == "stop":
+            await at_y.command("start", {"channel": channel})
+            await u["X"].kill()
+            await asyncio.sleep(1)
+        else:
+            await u["X"].kill()
+        await u["Y"].put("OWN", "one", queue_manager="X")
+        await at_y.command(command, {"channel": channel, "wait_s": 1})
+        await u["Y"].kill()
+        await u.again("X")
+        entry = await u.state(channel, pb.STOPPED if command == "stop" else pb.RUNNING)
+        assert entry.owner == "X"
+        await u["X"].until("OWN", [] if command == "stop" else ["one"])
+
+
+@simulated
 async def test_applications_cannot_put_to_an_internal_transmission_queue() -> None:
     async with universe("admin", "app1") as u:
         await group(u, "X", "Y")

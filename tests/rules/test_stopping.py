@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from qsg.pb import records_pb2 as pb
 from qsg.rules.ownership import (
     Occasion,
@@ -15,7 +17,7 @@ from qsg.rules.ownership import (
 )
 from qsg.rules.reasons import Reason
 from qsg.rules.steps import Steps
-from qsg.rules.stopping import Resolution, StopOrder, ask_stop, command_start, reset_sender, resolve
+from qsg.rules.stopping import Resolution, StopOrder, ask_stop, carry_stop, command_start, reset_sender, resolve
 from support.group_lists import APART, TRIGGER, go_on, in_doubt, refused, running, stop, taken, unconfirmed
 from support.group_model import Model
 
@@ -76,6 +78,23 @@ def test_quiesce_is_left_to_a_living_owner_and_force_is_not() -> None:
     assert model.run(model.me["Y"], ask_stop(model.me["Y"], model.place, order, model.draw)) == "X"
 
     assert model.run(model.me["Y"], stop(model, model.me["Y"])) is True  # the escalation
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("before", ["inactive", "running", "wanted by the asked"])
+def test_what_only_one_member_can_run_is_stopped_by_that_one(before: str, force: bool) -> None:
+    model = Model("X", "Y")
+    if before == "running":
+        running(model, "X")
+    elif before == "wanted by the asked":
+        model.run(model.me["Y"], command_start(model.me["Y"], model.place, model.now, model.draw))
+    order = StopOrder(pb.STOPPED, force, model.now)
+    assert model.run(model.me["Y"], ask_stop(model.me["Y"], model.place, order, model.draw, only="X")) == "X"
+    entry = model.entry()
+    assert entry is not None and (entry.state, entry.owner) == (pb.STOPPING, "X")
+    assert entry.owner_incarnation == model.me["X"].incarnations["admin"]
+    model.run(model.me["X"], carry_stop(model.me["X"], model.place, model.now, model.draw, "QSG"))
+    assert model.state() == pb.STOPPED
 
 
 def test_resolve_needs_force_while_the_partner_is_not_fenced() -> None:

@@ -44,10 +44,13 @@ def candidates(care: Care) -> list[str]:
     """Members that can run it, best first; the first is another one each time it has failed."""
     office = care.office
     me = office.driver.member
-    if stays_here(care):
+    only = office.only_at(care.place)
+    if stays_here(care) and only in ("", me):
         own = office.own_load()
         return [me] if own.initiator and not office.draining and not balance.full(own) else []
     found = balance.ranked(office.loads(), care.name, {care.place.admin, care.place.structure})
+    if only:
+        return [member for member in found if member == only]
     if care.elsewhere and me in found and len(found) > 1:
         found = [m for m in found if m != me] + [me]
     if care.ready in found:

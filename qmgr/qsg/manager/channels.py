@@ -32,11 +32,11 @@ from qsg.manager.table import StatusTable
 from qsg.manager.triggers import Triggers
 from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
-from qsg.rules import internal, keys, status
+from qsg.rules import internal, status
 from qsg.rules.balance import Load, full
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.handover import given, is_gift
-from qsg.rules.ownership import Held, Leftover, Occasion, recover
+from qsg.rules.ownership import Held, Occasion
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Place, Sight
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
@@ -84,6 +84,7 @@ class ChannelSupervisor:
             lambda place: member if place.admin == PRIVATE else group,
             self.find,
             self.own_load,
+            self.only_at,
             peers,
             initiators=ADMIN if group else PRIVATE,
         )
@@ -172,7 +173,6 @@ class ChannelSupervisor:
         return Place(definition, admin, queue.structure)
 
     def only_at(self, place: Place) -> str:
-        """The one member that can run the channel: an internal one that leads to its private store."""
         queue = self.catalog.queue(place.queue)
         return internal.only_at(queue) if queue is not None else ""
 
@@ -186,7 +186,10 @@ class ChannelSupervisor:
 
     def _pinned(self, channel: str) -> bool:
         definition = self.catalog.channel(channel)
-        return definition is not None and definition.disposition == "fixed-shared"
+        if definition is None or definition.disposition != "fixed-shared":
+            return False
+        place = self.find(channel)
+        return place is None or self.only_at(place) != self.member  # who was told to start what only we can run may die over it
 
     def _make_sender(self, held: Held, instance: int) -> Sender:
         place = held.place
@@ -274,7 +277,7 @@ class ChannelSupervisor:
         passage = Passage(asyncio.get_running_loop().time() - start.since_ms / 1000, start.detect_ms)
         if start.cause == OUT_OF_REACH:
             self._check_room()  # what is taken back must run somewhere
-            await self._take_back(asking, start.channel)
+            await self.recovery.take_back(asking, start.channel)
         known = told_known(start)
         if known is not None and (place := self.find(start.channel)) and is_gift(self.driver.me, place, known):
             if not self._started or start.channel in self._care:
@@ -302,22 +305,6 @@ class ChannelSupervisor:
         if care is None:
             raise Refusal(Reason.CHANNEL_NOT_ACTIVE, f"{channel} does not run on {self.member}")
         return await care.move(to)
-
-    async def _take_back(self, asking: str, channel: str) -> None:
-        """An owner that asks for a start while its entry still says RUNNING cannot write the table (scenario 1): done for it."""
-        place = self.find(channel)
-        entry = None if place is None else self.tables[place.admin].entry(channel)
-        if place is None or entry is None or entry.owner != asking or entry.state not in status.HELD:
-            return
-        structure = self.structures[place.admin]
-        cell = await structure.cell(keys.status_out(channel))
-        now = status.parse(cell.value)
-        if now is None or now.owner != asking or now.state not in status.HELD:
-            return
-        leftover = Leftover(cell, now, "status table out of the owner's reach", structure.mine())
-        await self.driver.run(
-            recover(self.driver.me, place.admin, leftover, self.world.wall_ms(), 0.0, self.world.id), f"recover {channel}"
-        )
 
     # By level
 

@@ -117,7 +117,8 @@ class ChannelCommands:
         supervisor = self._supervisor
         order = StopOrder(to, force, supervisor.world.wall_ms(), int(Reason.STOPPED_BY_COMMAND), "stopped by command")
         carrier = await self._decided(
-            lambda: ask_stop(supervisor.driver.me, place, order, supervisor.world.id), f"stop command {place.channel.name}"
+            lambda: ask_stop(supervisor.driver.me, place, order, supervisor.world.id, only=supervisor.only_at(place)),
+            f"stop command {place.channel.name}",
         )
         if carrier == supervisor.member:
             await supervisor.adopt(place.channel.name)

@@ -100,6 +100,8 @@ class Office:
     sender_name: Callable[[Place], str]
     find: Callable[[str], Place | None]
     own_load: Callable[[], Load]
+    only_at: Callable[[Place], str]
+    """The one member that can run it: an internal channel that leads to its private store. "" = any that reaches what it needs."""
     peers: PeerLinks | None = None
     initiators: str = "admin"
     """Structure that holds `ci/<member>`."""

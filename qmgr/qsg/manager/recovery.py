@@ -21,7 +21,7 @@ from qsg.manager.care import GIVE_UP_S
 from qsg.manager.office import Office, Passage
 from qsg.manager.table import StatusTable
 from qsg.rules import keys, status
-from qsg.rules.ownership import Leftover, leftovers, recovery, release_own_lock
+from qsg.rules.ownership import Leftover, leftovers, recover, recovery, release_own_lock
 from qsg.rules.reasons import Refusal
 from qsg.rules.steps import Place
 from qsg.rules.unit import Cell, CompareFailed, Fenced, OutcomeUnknown
@@ -152,6 +152,21 @@ class Recovery:
         )
         if after is not None:
             self._adopt(entry.channel, Passage(since, detect_ms))
+
+    async def take_back(self, asking: str, channel: str) -> None:
+        """An owner that asks for a start while its entry still says RUNNING cannot write the table (scenario 1): done for it."""
+        office, driver = self.office, self.office.driver
+        place = office.find(channel)
+        entry = None if place is None else office.tables[place.admin].entry(channel)
+        if place is None or entry is None or entry.owner != asking or entry.state not in status.HELD:
+            return
+        structure = driver.structures[place.admin]
+        cell = await structure.cell(keys.status_out(channel))
+        now = status.parse(cell.value)
+        if now is None or now.owner != asking or now.state not in status.HELD:
+            return
+        leftover = Leftover(cell, now, "status table out of the owner's reach", structure.mine())
+        await driver.run(recover(driver.me, place.admin, leftover, office.world.wall_ms(), 0.0, office.world.id), f"recover {channel}")
 
     async def _unlock(self, leftover: Leftover) -> None:
         place = self.office.find(leftover.entry.channel)

@@ -60,10 +60,11 @@ def _entry_sight(place: Place) -> Steps[Sight]:
 # --- stop -----------------------------------------------------------------------------------------------------------------------------
 
 
-def ask_stop(me: Me, place: Place, order: StopOrder, draw: Draw, *, mine: bytes = b"") -> Steps[str]:
+def ask_stop(me: Me, place: Place, order: StopOrder, draw: Draw, *, mine: bytes = b"", only: str = "") -> Steps[str]:
     """First step of a stop: entry STOPPING. Answers the member that carries it on, "" when the channel is stopped already.
 
     A quiesce is carried on by a living owner, which lets its batches in flight finish; a force by the member that was asked.
+    `only`: the one member that reaches the partner carries it on, as soon as it lives.
     `mine`: an owner stops what it has taken, for an error, and no other's: the request in its entry.
     """
     sight = yield from _entry_sight(place)
@@ -77,12 +78,14 @@ def ask_stop(me: Me, place: Place, order: StopOrder, draw: Draw, *, mine: bytes 
         if order.to == pb.INACTIVE:
             yield from _commit_entry(place, cell, None)
         return ""
-    carrier = me.member
-    if before is not None and not order.force and before.state in (*status.HELD, pb.STOPPING) and owner_lives(before, sight):
+    carrier = only or me.member
+    if not only and before is not None and not order.force and before.state in (*status.HELD, pb.STOPPING) and owner_lives(before, sight):
         carrier = before.owner
     after = _stopping(place, before, order, draw())
     if carrier == me.member:
         after.owner, after.owner_incarnation, after.owner_initiator = me.member, me.incarnations[place.admin], me.initiator
+    elif only:
+        after.owner, after.owner_incarnation = only, sight.create_revision(keys.member(only))
     yield from _commit_entry(place, cell, after)
     return carrier
 
