@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qsg.manager.caretaker import Caretaker
 from qsg.manager.link import SessionFailed
 from qsg.pb import records_pb2 as pb
 from qsg.rules.reasons import Reason, Refusal
@@ -160,6 +161,20 @@ async def test_two_moves_at_once_are_one() -> None:
         await t.until_arrived(texts(0, 2))
 
 
+def gift_hangs(caretaker: Caretaker) -> asyncio.Event:
+    """Set once the channel is about to be given away, which is not answered."""
+    run, hangs = caretaker.care.run, asyncio.Event()
+
+    async def run_until_the_gift(steps: Any, label: str = "", timeout_s: float = 1.5) -> Any:
+        if label.startswith("give "):
+            hangs.set()
+            await asyncio.Event().wait()
+        return await run(steps, label, timeout_s)
+
+    caretaker.care.run = run_until_the_gift  # type: ignore[method-assign]
+    return hangs
+
+
 @simulated
 async def test_a_move_that_hangs_ends_with_its_member_though_the_channel_has_left_in_another_way() -> None:
     """As when the store did not answer the gift, and the partner fell silent meanwhile (seed 43188)."""
@@ -167,23 +182,34 @@ async def test_a_move_that_hangs_ends_with_its_member_though_the_channel_has_lef
         first, (other,) = await sending(t, 1)
         station = t.stations[first]
         caretaker = station.supervisor.channels[CHANNEL]
-        run, hangs = caretaker.care.run, asyncio.Event()
-
-        async def run_until_the_gift(steps: Any, label: str = "", timeout_s: float = 1.5) -> Any:
-            if label.startswith("give "):
-                hangs.set()
-                await asyncio.Event().wait()
-            return await run(steps, label, timeout_s)
-
-        caretaker.care.run = run_until_the_gift  # type: ignore[method-assign]
+        hangs = gift_hangs(caretaker)
         draining = asyncio.create_task(station.supervisor.drain())
         await hangs.wait()
-        assert caretaker.tenure is not None and caretaker.move_task is not None
+        (move,) = caretaker.moving
+        assert caretaker.tenure is not None
         caretaker.tenure.cut_off()
         await draining
         assert (await t.until(pb.RUNNING, owner=other.name)).takeover.cause == "communications failed"
-        assert not caretaker.move_task.done()
+        assert not move.done()
         await station.supervisor.close()
-        assert caretaker.move_task.done()
+        assert move.done()
         await t.put(texts(1, 3), other)
         await t.until_arrived(texts(0, 3))
+
+
+@simulated
+async def test_a_drain_keeps_a_move_that_is_under_way_and_ends_it_with_its_member() -> None:
+    async with town("X", "Y") as t:
+        first, (target,) = await sending(t)
+        station = t.stations[first]
+        caretaker = station.supervisor.channels[CHANNEL]
+        hangs = gift_hangs(caretaker)
+        moving = asyncio.create_task(station.command("move", channel=CHANNEL, to=target.name))
+        await hangs.wait()
+        (move,) = caretaker.moving
+        for _ in range(2):  # a structure is back, and the member is told to end
+            await station.supervisor.drain(0.5)
+        assert caretaker.moving == {move} and caretaker.care.move_cause == "moved by command"
+        await station.supervisor.close()
+        assert move.done()
+        moving.cancel()

@@ -9,7 +9,8 @@ member could not decide anew from the table.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -46,8 +47,8 @@ class Caretaker:
         self._asking = Asking(self.care, self._begin)
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
-        self.move_task: asyncio.Task[None] | None = None
-        """What gives it away. It may outlive the channel's own task, when the channel has left in another way meanwhile."""
+        self.moving: set[asyncio.Task[None]] = set()
+        """What gives it away: one at a time, and those that outlive their tenure (or the channel's own task), as it left in another way."""
 
     @property
     def name(self) -> str:
@@ -86,7 +87,7 @@ class Caretaker:
 
     async def close(self) -> None:
         """Ends at once, as a killed process would: the table shows what is left over."""
-        tasks = [task for task in (self._task, self.move_task) if task is not None]
+        tasks = [*self.moving, *([self._task] if self._task is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -114,8 +115,8 @@ class Caretaker:
 
     def hand_over(self) -> None:
         """A planned stop: another member is made ready, what is in flight is finished, then that one is asked."""
-        self._give_away("drain")
-        self.move_task = asyncio.get_running_loop().create_task(self._hand_over(), name=f"move {self.name}")
+        if not (self.care.handing_over and self.moving):  # else it is under way, and ends in a stop if it does not succeed
+            self._give_away("drain", self._hand_over())
 
     async def _hand_over(self) -> None:
         try:
@@ -149,14 +150,16 @@ class Caretaker:
             )
         if self.held is not held or care.handing_over or care.stop is not None:
             raise Refusal(Reason.CHANGED_MEANWHILE, f"{self.name} has ended, or was told to")
-        self._give_away("moved by command")
-        self.move_task = asyncio.get_running_loop().create_task(self._pass_on(), name=f"move {self.name}")
+        self._give_away("moved by command", self._pass_on())
         return care.ready
 
-    def _give_away(self, cause: str) -> None:
+    def _give_away(self, cause: str, work: Coroutine[Any, Any, None]) -> None:
         self.care.handing_over, self.care.move_cause = True, cause
         self.care.elsewhere = True
         self.care.not_before = 0.0
+        task = asyncio.get_running_loop().create_task(work, name=f"move {self.name}")
+        self.moving.add(task)
+        task.add_done_callback(self.moving.discard)
 
     def abandon(self) -> None:
         """Its structure is out of reach, so the sender may hang in a commit: it is cut off."""

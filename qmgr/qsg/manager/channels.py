@@ -243,9 +243,9 @@ class ChannelSupervisor:
         if self._care.get(care.name) is care:
             del self._care[care.name]
             self.triggers.gone(care.name)
-        if care.move_task is not None and not care.move_task.done():
-            self._moves.add(care.move_task)
-            care.move_task.add_done_callback(self._moves.discard)
+        for move in care.moving:
+            self._moves.add(move)
+            move.add_done_callback(self._moves.discard)
 
     def _is_mine(self, admin: str, entry: pb.ChannelStatus) -> bool:
         return (entry.owner, entry.owner_incarnation) == (self.member, self.structures[admin].incarnation)
