@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import structlog
 
 from qsg.manager.backend import Command, Inquiry
@@ -17,10 +19,15 @@ class Administration:
     def __init__(self, catalog: Catalog, queues: QueueService) -> None:
         self._catalog = catalog
         self._queues = queues
+        self.alterable: Callable[[Channel], Awaitable[None]] | None = None
+        """Raises `Refusal` for a channel that is in use and must not become that."""
 
     async def apply(self, definitions: Definitions, *, replace: bool) -> list[str]:
         """Defines all of them, settings and queues first; what was done, in words. `replace` False leaves what is there as it is."""
         self._check(definitions)
+        if replace:
+            for channel in definitions.channels:
+                await self._check_use(channel)
         done: list[str] = []
         if definitions.settings != Settings() and (replace or self._catalog.settings == Settings()):
             await self._catalog.define_settings(definitions.settings)
@@ -53,6 +60,10 @@ class Administration:
             if channel.type == "receiver" and channel.structure and channel.structure not in present:
                 raise Refusal(Reason.DEFINITION_ERROR, f"channels.{number}.structure: there is no structure {channel.structure} here")
 
+    async def _check_use(self, channel: Channel) -> None:
+        if self.alterable is not None:
+            await self.alterable(channel)
+
     def commands(self) -> dict[str, Command]:
         return {"apply": self._apply, "define": self._define, "delete": self._delete, "purge": self._purge}
 
@@ -74,6 +85,8 @@ class Administration:
                 return queue.model_dump(mode="json")
             case "channel":
                 channel = parse_definition(data, Channel)
+                if replace:
+                    await self._check_use(channel)
                 await self._catalog.define_channel(channel, replace=replace)
                 return channel.model_dump(mode="json")
             case "settings":

@@ -325,9 +325,10 @@ class ChannelSupervisor:
                 self.members.sweep()
 
     async def _remove_undefined(self, table: StatusTable) -> None:
-        """Entries of channels whose definition is gone, where nobody runs or stops them."""
+        """Entries of channels whose definition is gone, wanted ones also without a transmission queue, where nobody runs or stops them."""
         for entry in table.outbound():
-            if self.catalog.channel(entry.channel) is None and entry.channel not in self._care:
+            undefined = self.catalog.channel(entry.channel) is None or (entry.state in status.WANTED and self.find(entry.channel) is None)
+            if undefined and entry.channel not in self._care:
                 await remove_entry(table, entry.channel, self.driver.me, log_as="definition deleted")
 
     # What happens around

@@ -174,6 +174,27 @@ class ChannelCommands:
             if entry is not None and (entry.state in status.HELD or entry.state in status.WANTED):
                 raise Refusal(Reason.CHANNEL_IN_USE, f"{name} is {status.name(entry.state).lower()} on {entry.owner}: stop it first")
 
+    async def alterable(self, after: Channel) -> None:
+        """Raises `Refusal` for a sender that is to leave its transmission queue: CHANNEL_IN_USE unless it is inactive or stopped, IN_DOUBT
+        while the queue is open under it. Nobody else could have the queue then, and nobody would look after it."""
+        supervisor, name = self._supervisor, after.name
+        before, place = supervisor.catalog.channel(name), supervisor.find(name)
+        if before is None or before.type != "sender" or before.transmission_queue == after.transmission_queue:
+            return
+        for table in supervisor.tables.values():
+            entry = await table.read(name)
+            if entry is not None and entry.state != pb.STOPPED:
+                raise Refusal(
+                    Reason.CHANNEL_IN_USE,
+                    f"{name} is {status.name(entry.state).lower()} on {entry.owner}: stop it before its transmission queue is altered",
+                )
+        if place is None:
+            return
+        cell = await supervisor.catalog.structure(place.structure).cell(keys.sender_fence(place.queue))
+        fence = read_record(pb.SenderFence, cell.value or b"", cell.key)
+        if fence.open and fence.channel == name:
+            raise Refusal(Reason.IN_DOUBT, f"{name} has {place.queue} in doubt: resolve it before its transmission queue is altered")
+
     # Resolve, reset, ping
 
     async def resolve(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -282,6 +282,7 @@ class QueueManager:
     def _vocabulary(self) -> tuple[dict[str, Command], dict[str, Inquiry]]:
         """Commands and inquiries by name."""
         channels = ChannelCommands(self.supervisor)
+        self.administration.alterable = channels.alterable
         commands = self.administration.commands()
         inquiries = self.administration.inquiries()
         for name in ("start", "stop", "move", "resolve", "reset", "ping", "status", "group", "watch"):
