@@ -175,11 +175,7 @@ class Caretaker:
                 await self._begin(occasion, known)
             if not begun.done():
                 begun.set_result(None)
-            while True:
-                if self.tenure is not None and self.tenure.held is not None:
-                    await self.tenure.run()
-                elif not await self._look_after():
-                    return
+            await self._take_turns()
         except Refusal as refusal:
             if begun.done():
                 log.warning("channel left", channel=self.name, reason=refusal.reason.name, detail=refusal.detail)
@@ -195,10 +191,21 @@ class Caretaker:
             if not begun.done():
                 begun.set_exception(Refusal(Reason.STRUCTURE_NOT_AVAILABLE, repr(error)))
             await self._asking.ask_blindly()
+        except Exception as error:
+            if not begun.done():
+                begun.set_exception(Refusal(Reason.UNEXPECTED_ERROR, repr(error)))
+            raise
         finally:
             if not begun.done():
                 begun.cancel()
             self._on_end(self)
+
+    async def _take_turns(self) -> None:
+        while True:
+            if self.tenure is not None and self.tenure.held is not None:
+                await self.tenure.run()
+            elif not await self._look_after():
+                return
 
     async def _begin(self, occasion: Occasion, known: Sight | None = None) -> None:
         """Takes the channel. Raises `Refusal`."""

@@ -352,7 +352,7 @@ class ChannelSupervisor:
         """Of a takeover that is under way, as far as the entry tells."""
         if not entry.takeover.at_ms or entry.takeover.resume_ms:
             return None
-        under_way_s = (self.world.wall_ms() - entry.takeover.at_ms) / 1000
+        under_way_s = max(0.0, (self.world.wall_ms() - entry.takeover.at_ms) / 1000)  # whoever wrote it may have a clock that is ahead
         return Passage(asyncio.get_running_loop().time() - under_way_s, entry.takeover.detect_ms)
 
     def _tell_peers(self) -> None:

@@ -1,0 +1,45 @@
+"""Start requests that meet what nobody counts on: they are sent, and answered, nevertheless."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qsg.manager.caretaker import Caretaker
+from qsg.pb import peer_pb2
+from qsg.pb import records_pb2 as pb
+from qsg.rules import keys, status
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.steps import swap
+from qsg.rules.unit import Unit
+from support.channel_group import CHANNEL, XMITQ, town
+from support.simulated import simulated
+
+
+@simulated
+async def test_a_takeover_that_was_written_by_a_clock_that_is_ahead_is_carried_on() -> None:
+    async with town("X", "Y") as t:
+        x, y = t.stations["X"], t.stations["Y"]
+        await x.pair.stop_initiator()
+        await asyncio.sleep(0.5)  # Y knows, so that X asks it
+        admin = y.structures["admin"]
+        entry = pb.ChannelStatus(channel=CHANNEL, transmission_queue=XMITQ, state=pb.RECOVERING, owner="X", request=b"written by Y")
+        entry.owner_incarnation = x.structures["admin"].incarnation
+        entry.takeover.at_ms = y.supervisor.world.wall_ms() + 3_600_000
+        await admin.commit(Unit("ahead", changes=[swap(await admin.cell(keys.status_out(CHANNEL)), status.image(entry))]))
+        await t.until(pb.RUNNING, owner="Y", timeout_s=1.0)
+
+
+@simulated
+async def test_a_start_that_ends_by_an_error_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise ValueError("nobody counts on that")
+
+    monkeypatch.setattr(Caretaker, "_begin", broken)
+    async with town("X", "Y") as t:
+        peers = t.stations["Y"].peers
+        assert peers is not None
+        with pytest.raises(Refusal) as caught:
+            await peers.request("X", peer_pb2.Request(start=peer_pb2.StartChannel(channel=CHANNEL, cause="trigger")))
+        assert caught.value.reason is Reason.UNEXPECTED_ERROR and "nobody counts on that" in caught.value.detail
