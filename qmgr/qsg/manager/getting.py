@@ -148,6 +148,8 @@ class GetterLoop:
                     await self._wait()
         except (StoreError, Fenced) as error:
             self._fail_all(error if isinstance(error, Fenced) else Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)))
+        except OutcomeUnknown:  # of a unit that removes what has expired: the structure was given up
+            self._fail_all(Refusal(Reason.Q_MGR_STOPPING))
         except Exception as error:
             log.error("getters failed", queue=self.window.queue, exc_info=error)
             self._fail_all(Refusal(Reason.UNEXPECTED_ERROR, repr(error)))
@@ -265,13 +267,22 @@ class GetterLoop:
                 claimer = Claimer(structure.member, structure.incarnation, request.unit.id)
                 jobs.append((claim_unit(self.guarded, request.parts, claimer, self.window.live), [request], request.parts))
         # All of one slot and in this order: units see each other's changes.
-        outcomes = await asyncio.gather(*(self.window.structure.commit(unit, slot=0) for unit, _, _ in jobs), return_exceptions=True)
-        await task_failpoint("get.after_commit_before_answer")
+        commits = asyncio.gather(*(self.window.structure.commit(unit, slot=0) for unit, _, _ in jobs), return_exceptions=True)
+        try:
+            outcomes = await commits
+            await task_failpoint("get.after_commit_before_answer")
+        except asyncio.CancelledError:
+            for request in plain:  # closed: what is out may be applied all the same
+                request.fail(OutcomeUnknown("closed before it was known whether messages were taken"))
+            raise
+        untold: list[BaseException] = []
         for (_, requests, parts), outcome in zip(jobs, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                self._lost(requests, parts, outcome)
-            else:
+            if not isinstance(outcome, BaseException):
                 self._won(requests, parts, got)
+            elif not self._lost(requests, parts, outcome):
+                untold.append(outcome)
+        if untold:  # not before all outcomes are handed out: who waits for a later one has taken or claimed messages
+            raise untold[0]
 
     def _claim(self, request: Request, unit: Unitlike, claims: Claims, got: dict[Request, list[GotMessage]]) -> None:
         """Where nobody else has the store nothing is written. Who has gone meanwhile claims nothing: its unit may have ended."""
@@ -335,8 +346,8 @@ class GetterLoop:
             elif request.unit is None:
                 log.warning("a message was got by nobody", queue=self.window.queue, messages=request.messages)
 
-    def _lost(self, requests: list[Request], parts: dict[Segment, int], error: BaseException) -> None:
-        """Nothing of the unit was applied: what is not so any more is read again."""
+    def _lost(self, requests: list[Request], parts: dict[Segment, int], error: BaseException) -> bool:
+        """Nothing of the unit was applied: what is not so any more is read again. False: the error is for all who wait."""
         self.ring()
         for request in requests:
             request.again = True
@@ -345,11 +356,12 @@ class GetterLoop:
                 self._outrun(requests, parts)
         elif isinstance(error, Refusal) and error.reason is Reason.CHANGED_MEANWHILE:
             self._outrun(requests, parts)
-        elif isinstance(error, Refusal | Fenced | OutcomeUnknown):
+        elif isinstance(error, Refusal | Fenced | OutcomeUnknown) and requests:
             for request in requests:
                 request.fail(error)
-        else:
-            raise error
+        else:  # unexpected, or nobody asked for the unit: with expired messages alone it would be tried again for ever
+            return False
+        return True
 
     def _outrun(self, requests: list[Request], parts: dict[Segment, int]) -> None:
         """Somebody else was faster: two members in step would race for ever, and the later of them always lose."""
