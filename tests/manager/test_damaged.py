@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from qsg.manager.browsing import BrowseSpec
+from qsg.manager.getting import GetSpec
 from qsg.manager.table import StatusTable
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
@@ -59,6 +60,22 @@ async def test_a_header_that_cannot_be_read_is_told_again_and_again_and_is_not_s
         assert told.value.reason is Reason.RECORD_DAMAGED and first.decode() in told.value.detail
     await x.put("B", b"other")
     assert await x.get("B") == [b"other"]
+
+
+async def test_a_record_of_claims_that_cannot_be_read_stops_nobody_who_tells_of_a_dead_member(x: Member) -> None:
+    await x.put("A", b"1", b"2")
+    await x.put("B", b"1", b"2")
+    for name in "AB":
+        await x.queues.get(GetSpec(name), unit=x.queues.begin())
+    (record,) = [key for key in await keys_under(x, keys.queue("A")) if key.startswith(keys.queue("A") + b"c/")]
+    await damage(x, Put(record, b"\xff\xff"))
+    with pytest.raises(Refusal) as told:
+        await x.get("A", 9)
+    assert told.value.reason is Reason.RECORD_DAMAGED
+    x.queues.member_gone("Y", 1, "silent", 0.0)
+    with pytest.raises(Refusal) as told:
+        await x.get("A")
+    assert told.value.reason is Reason.RECORD_DAMAGED
 
 
 async def test_totals_that_cannot_be_read_refuse_their_queue_and_fence_nobody(x: Member) -> None:

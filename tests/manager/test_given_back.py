@@ -9,6 +9,7 @@ import pytest
 from qsg.manager.getting import GetSpec
 from qsg.manager.window import Window
 from qsg.rules.reasons import Reason
+from qsg.store.contract import Get, GetResult
 from support.members import group
 from support.simulated import simulated
 from support.units import members, refused
@@ -87,3 +88,32 @@ async def test_who_does_not_wait_finds_what_was_given_back_before_it_asked(wait_
         await unit.backout()
         assert await x.get("A", wait_ms=wait_ms) == [b"1"]
         assert await asked() == nothing and asyncio.get_running_loop().time() < 1.0
+
+
+@simulated
+async def test_what_is_given_back_while_the_window_is_read_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was left out makes the window begin again at the head of the queue: the read that is out was planned for the one before."""
+    monkeypatch.setattr("qsg.manager.window.SEGMENTS_MAX", 4)
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        for i in range(10):
+            await x.put("A", b"%d" % i)
+        unit = y.queues.begin()
+        for _ in range(8):
+            await y.queues.get(GetSpec("A"), unit=unit)
+        structure, left = x.structures["app1"], 1
+        opened, read = await x.queues.open_for_get("A"), structure.read
+
+        async def meanwhile(*gets: Get) -> tuple[int, list[GetResult]]:
+            nonlocal left
+            found = await read(*gets)
+            loop = x.queues._loops["app1", "A"]
+            if loop.window.dropped and loop.window.reader._planned and left:
+                left -= 1
+                await unit.backout()
+                x.queues.ring(opened)
+            return found
+
+        structure.read = meanwhile  # type: ignore[method-assign]
+        got = [(await x.get("A", wait_ms=5_000))[0] for _ in range(10)]
+        assert sorted(got) == [b"%d" % i for i in range(10)] and not left

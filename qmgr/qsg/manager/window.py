@@ -16,6 +16,7 @@ from qsg.manager.structure import Structure
 from qsg.rules import consume, keys
 from qsg.rules.consume import Holder
 from qsg.rules.lanes import LaneReader
+from qsg.rules.records import Damaged
 from qsg.store.contract import Get, GetResult, get_prefix
 
 HEADERS_BYTES = 2 << 20
@@ -75,16 +76,17 @@ class Window:
     async def read(self, *, ahead: bool) -> None:
         """One read at one revision: further headers (with `ahead`), records of segments not checked, fence, living members."""
         self._drop_gone()
-        more = self.reader.plan() if ahead and not self.full else []
+        reader = self.reader
+        more = reader.plan() if ahead and not self.full else []
         check = self._unchecked()
         gets = [*self.guarded.gets(), get_prefix(keys.MEMBERS, keys_only=True), *more]
         fixed = len(gets)
         revision, results = await self.structure.read(*gets, *(g for s in check for g in self._check(s)))
         self.revision = revision
         self._take_in(results[: fixed - len(more)])
-        if more:
-            fresh = self.reader.revision if self.reader.caught_up else 0
-            self.reader.feed(revision, results[fixed - len(more) : fixed])
+        if more and reader is self.reader:  # else a rescan began meanwhile: the read was planned for a reader that is no more
+            fresh = reader.revision if reader.caught_up else 0
+            reader.feed(revision, results[fixed - len(more) : fixed])
             self._collect(fresh)
         self._checked(check, revision, results[fixed:])
 
@@ -247,7 +249,11 @@ class Window:
         the window, where a request by id has found it, or a unit of work holds a part of it."""
         mine, any_claimed = (self.structure.member, self.structure.incarnation), False
         for segment in self.segments:
-            record = consume.parse(segment.cell.value)
+            try:
+                record = consume.parse(segment.cell.value)
+            except Damaged:
+                segment.checked = False  # who reads it again tells: here it would fail whoever told of what was given back
+                continue
             if any((c.member, c.incarnation) != mine for c in record.claims):
                 segment.checked, any_claimed = False, True
         return any_claimed
