@@ -23,7 +23,8 @@ MESSAGES_MAX = 10_000
 BYTES_MAX = 4 << 20
 """Of one get that asks for no less; a larger message comes alone."""
 UNIT_SEGMENTS = 32
-"""Segments that a round's plain gets touch at most, so that they fit into one transaction."""
+"""Segments that a round's plain gets touch at most, so that they fit into one transaction. A large message counts as one more: its chunks
+are removed by an operation of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Assignment:
             entry = segment.entries[index]
             if not self._free(segment) >> index & 1 or 0 < entry.expires_at_ms <= self.wall_ms:
                 continue
-            if not request.takes(entry.size) or not self._spend(request, segment):
+            if not request.takes(entry.size) or not self._spend(request, segment, index):
                 return
             self._taken[segment] = self._taken.get(segment, 0) | 1 << index
             request.add(segment, index)
@@ -155,7 +156,7 @@ class Assignment:
             used = 0
             for index in consume.iterate(free):
                 size = segment.entries[index].size
-                while plain and not (plain[0].takes(size) and self._spend(plain[0], segment)):
+                while plain and not (plain[0].takes(size) and self._spend(plain[0], segment, index)):
                     plain.popleft()
                 if not plain:
                     break
@@ -169,19 +170,22 @@ class Assignment:
         """Those of the free entries that have expired; they are removed as far as there is room."""
         dead = consume.bits(i for i in consume.iterate(free) if 0 < segment.entries[i].expires_at_ms <= self.wall_ms)
         if dead and self._room[None] > 0:
-            self._room[None] -= 1
-            self.expired[segment] = dead
+            room = self._room[None] - 1
+            large = [i for i in consume.iterate(dead) if segment.entries[i].stage]
+            self._room[None] = max(0, room - len(large))
+            if now := dead & ~consume.bits(large[room:]):
+                self.expired[segment] = now
         return dead
 
-    def _spend(self, request: Request, segment: Segment) -> bool:
-        """Counts a segment against what the commit can take; False when there is no more room."""
+    def _spend(self, request: Request, segment: Segment, index: int) -> bool:
+        """Counts a message's segment, and what it takes itself, against what the commit can take; False when there is no more room."""
         unit = request.unit
-        if segment in request.parts or (unit is not None and unit.holds(segment)):
-            return True
-        if self._room[unit] <= 0:
-            if unit is not None and not request.messages and unit.room_for_segments(self.window.guarded) <= 0:
+        held = segment in request.parts or (unit is not None and unit.holds(segment))
+        cost = (not held) + bool(segment.entries[index].stage)
+        if cost > self._room[unit]:
+            if unit is not None and not request.messages and unit.room_for_segments(self.window.guarded) < cost:
                 request.fail(Refusal(Reason.SYNCPOINT_LIMIT_REACHED, "commit or back out first"))
             request.again = True
             return False
-        self._room[unit] -= 1
+        self._room[unit] -= cost
         return True
