@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from qsg.initiator import Initiator
 from qsg.manager.link import InboundSession, InitiatorLink, SessionFailed
 from qsg.pb import channel_pb2, initiator_pb2, records_pb2
 from qsg.rules.reasons import Reason
+from qsg.rules.unit import Committed, Unit
 from qsg.transport.contract import Closed, Stream
 from qsg.transport.grpc_ import GrpcTransport
 from qsg.transport.memory import MemoryNetwork
@@ -69,16 +72,34 @@ async def test_another_initiator_takes_the_place_of_the_first_which_is_ended(one
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_of_two_that_join_at_once_the_record_of_the_one_that_stays_is_written(x: Member, one: Pair) -> None:
+@pytest.mark.parametrize("ends", [None, 0, 1])
+async def test_of_two_that_join_at_once_the_record_of_the_one_that_stays_is_written(x: Member, one: Pair, ends: int | None) -> None:
+    """Also when one of them ends while the other's record is being written. Nobody that is joined has none."""
     await one.stop_initiator()
     await one.link.settled()
+    structure, commit, second = x.structures["admin"], x.structures["admin"].commit, asyncio.Event()
+    count = itertools.count(1)
+
+    async def slow(unit: Unit, **options: Any) -> Committed:
+        committed = await commit(unit, **options)
+        if unit.label == "initiator" and next(count) == 2:
+            second.set()
+            await asyncio.sleep(0.05)
+        return committed
+
+    structure.commit = slow  # type: ignore[method-assign]
     muxes = [Mux(await stranger(one), lambda kind, number, payload: None) for _ in range(2)]
     for number, mux in enumerate(muxes):
         mux.put(initiator_pb2.LOCAL_JOIN, 0, initiator_pb2.Join(member="X", process=f"p{number}", pid=4712 + number))
     running = asyncio.gather(*(mux.run() for mux in muxes), return_exceptions=True)
-    await asyncio.sleep(0.2)
+    await second.wait()
+    if ends is not None:
+        await muxes[ends].stream.close()
+    await asyncio.sleep(0.3)
     cell = await x.structures["admin"].cell(one.link.cell.key)
-    assert records_pb2.InitiatorRecord.FromString(cell.value or b"").process and one.link.initiator == cell.mod_revision
+    record = records_pb2.InitiatorRecord.FromString(cell.value or b"")
+    assert one.link.initiator == (cell.mod_revision if record.process else 0) and one.link.joined == bool(record.process)
+    assert one.link.joined or ends == 1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

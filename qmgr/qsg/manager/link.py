@@ -261,22 +261,30 @@ class InitiatorLink:
             return
         current.pid = current.pid or join.pid
         record = records_pb2.InitiatorRecord(member=join.member, incarnation=self._structure.incarnation, process=join.process)
+        self._replace(current)
         while True:
-            if self._current is not None:
-                self._lose("another initiator joined", end_process=self._current.pid != current.pid)
             await self.settled()
-            initiator = await self._write(record)
+            try:
+                initiator = await self._write(record)
+            except asyncio.CancelledError:
+                self._replace(current)  # it may be written all the same
+                raise
             if not initiator or current.mux.closed:
                 await current.mux.stream.close()
                 return
-            if self._current is None:
-                break  # else one has joined while this was written, and is overwritten first
+            if self._current is None and not self._tasks:
+                break
+            self._replace(current)  # it has joined while this was written, over its record
         current.initiator = initiator
         self._current = current
         welcome = initiator_pb2.Welcome(member=join.member, group=self._group, incarnation=self._structure.incarnation, initiator=initiator)
         current.mux.put(initiator_pb2.LOCAL_WELCOME, 0, welcome)
         log.info("initiator joined", initiator=initiator, pid=current.pid)
         self.on_joined(initiator)
+
+    def _replace(self, current: _Joined) -> None:
+        if self._current is not None:
+            self._lose("another initiator joined", end_process=self._current.pid != current.pid)
 
     def _link_lost(self, current: _Joined, error: LinkLost) -> None:
         if self._current is current:
