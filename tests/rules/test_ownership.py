@@ -5,6 +5,8 @@ How they must not meet is in `tests/interleavings/test_taking.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qsg.pb import records_pb2 as pb
@@ -16,11 +18,12 @@ from qsg.rules.ownership import (
     leftovers,
     release,
     release_idle,
+    release_own_lock,
     take,
 )
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Sight, look
-from qsg.rules.stopping import StopOrder, ask_stop
+from qsg.rules.stopping import StopOrder, ask_stop, command_start
 from qsg.rules.unit import Fenced
 from qsg.store.contract import Delete, Put, get_prefix
 from support.group_lists import APART, TRIGGER, go_on, recover_all, refused, running, taken, unconfirmed
@@ -247,6 +250,20 @@ def test_pinned_channels_wait_for_their_member() -> None:
 
     assert list(leftovers(model.me["Y"], sight, pinned=lambda _: True)) == []
     assert [item.cause for item in leftovers(model.join("X"), sight, pinned=lambda _: True)] == ["queue manager failed"]
+
+
+@APART
+def test_what_is_left_of_another_channel_does_not_give_up_the_lock_of_the_one_that_runs(apart: bool) -> None:
+    """Both send from one queue, and both entries are of one member."""
+    model = Model("X", "Y", apart=apart)
+    running(model, "X")
+    me = model.me["X"]
+    second = replace(model.place, channel=model.place.channel.model_copy(update={"name": "TO.R.2"}))
+    model.run(me, command_start(me, second, model.now, model.draw))
+    sight = model.run(me, look("admin", get_prefix(keys.STATUS_OUT)))
+
+    assert not model.run(me, release_own_lock(me, second, sight.cell(keys.status_out("TO.R.2"))))
+    assert model.lock() is not None
 
 
 @APART

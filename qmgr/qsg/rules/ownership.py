@@ -487,7 +487,8 @@ def release_own_lock(me: Me, place: Place, leftover: Cell) -> Steps[bool]:
     sight = yield from look(place.structure, Get(lock_key), Get(fence_key))
     cell = sight.cell(lock_key)
     holder = read_record(pb.Lock, cell.value or b"", cell.key)
-    if holder.member != me.member or holder.incarnation != me.incarnations[place.structure]:
+    ours = (me.member, me.incarnations[place.structure], place.channel.name)  # another channel of ours may run on this queue
+    if (holder.member, holder.incarnation, holder.channel) != ours:
         return False
     behind = yield from look(place.admin, Get(leftover.key))
     if behind.mod_revision(leftover.key) != leftover.mod_revision:
