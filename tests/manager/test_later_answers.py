@@ -137,3 +137,43 @@ async def test_an_owner_that_gives_up_stops_its_own_channel_only() -> None:
         await asyncio.sleep(4)
         entry = await t.entry()
         assert entry is not None and (entry.state, entry.owner) == (pb.RUNNING, other.name)
+
+
+@simulated
+async def test_a_start_behind_the_last_look_of_who_carried_the_stop_is_not_overlooked() -> None:
+    """It has read STOPPED, and the answer is on its way when the channel is started again at the same member."""
+    async with town("X") as t:
+        await sending(t, 1)
+        x = t.stations["X"]
+        table = x.supervisor.tables["admin"]
+        read = table.read
+
+        async def slow(channel: str) -> pb.ChannelStatus | None:
+            entry = await read(channel)
+            task = asyncio.current_task()
+            if status.state_of(entry) == pb.STOPPED and task is not None and task.get_name().startswith("channel "):
+                await asyncio.sleep(0.15)
+            return entry
+
+        table.read = slow  # type: ignore[method-assign]
+        await x.command("stop", channel=CHANNEL)
+        began = asyncio.get_running_loop().time()
+        await x.command("start", channel=CHANNEL)
+        entry = await t.until(pb.RUNNING)
+        assert asyncio.get_running_loop().time() - began < 0.5 and entry.takeovers == 0
+
+
+@pytest.mark.parametrize("phase_s", [0.0, 0.35, 0.7])
+@simulated
+async def test_who_resolves_is_not_outrun_by_who_carries_the_stop_on(phase_s: float) -> None:
+    """The partner is silent, so each attempt of both waits for it: the stop need not raise the epoch above the resolver's."""
+    async with town("X", "Y", connection_names=["R:1414", "R:1415", "R:1416"], retry={**RETRY, "short_ms": 1000}) as t:
+        _, (other,) = await sending(t, 1)
+        for member in "XY":
+            t.network.cut(member, "R")
+        await t.put(texts(1, 2), t.stations["X"])
+        await asyncio.sleep(0.3)
+        await other.command("stop", channel=CHANNEL, mode="force", wait_s=1)
+        await asyncio.sleep(6 + phase_s)
+        answer = await other.command("resolve", channel=CHANNEL, action="backout", force=True)
+        assert "R is not fenced" in answer["risk"]

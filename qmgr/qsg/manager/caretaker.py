@@ -259,7 +259,7 @@ class Caretaker:
             # Who has given it away may have it back already: that is for whoever takes the gift up.
             return not self.care.handing_over and (await self._recover(entry) or self.care.wake.is_set())
         else:
-            return False
+            return self.care.wake.is_set()  # it may have been started again since it was read
         return True
 
     async def _until_it_runs(self) -> None:

@@ -169,8 +169,9 @@ def carry_stop(me: Me, place: Place, now_ms: int, draw: Draw, sender_name: str) 
 
 
 def _raised_before(entry: pb.ChannelStatus, queue: _Queue) -> bool:
-    """An earlier attempt of this stop has raised the epoch, and nobody has touched fence or lock since: it need not rise each time."""
-    return entry.partner_not_fenced and entry.epoch == queue.record.epoch and queue.lock.value is None and queue.record.open
+    """An earlier attempt of this stop has raised the epoch, and no owner has been there since: it need not rise each time. By who resolves
+    it may have been raised above: he must not be outrun while the partner keeps him waiting."""
+    return entry.partner_not_fenced and entry.epoch <= queue.record.epoch and queue.lock.value is None and queue.record.open
 
 
 def _stopped(entry: pb.ChannelStatus, now_ms: int, fence: pb.SenderFence) -> pb.ChannelStatus | None:
@@ -339,11 +340,14 @@ def _ask_partner(place: Place, queue: _Queue, draw: Draw, sender_name: str, reso
     try:
         deleted = yield from _fence_and_settle(place, queue, draw, sender_name)
     except PartnerNotReached as error:
-        partner = queue.record.partner or "the partner"
-        risk = (
-            f"{partner} is not fenced ({error.detail or error.reason.name}): "
-            f"messages of {place.queue} that it has received, or still receives from an old instance, may be delivered twice"
-        )
+        partner, detail = queue.record.partner or "the partner", error.detail or error.reason.name
+        if error.reason in LOST:
+            risk = f"{partner} has lost data ({detail}): messages of {place.queue} that it has received may be delivered twice"
+        else:
+            risk = (
+                f"{partner} is not fenced ({detail}): "
+                f"messages of {place.queue} that it has received, or still receives from an old instance, may be delivered twice"
+            )
         if not resolution.force:
             raise Refusal(Reason.IN_DOUBT, f"{risk}; use force to accept that") from error
         return risk
