@@ -1,14 +1,17 @@
 """The highest revision that a member saw of each structure, kept in files, and an operator's word that a restored one may be used.
 
-Invariant: once a member has joined a structure its revision is on disk, at most `REVISION_STEP` behind, so that a structure which comes
-back from a snapshot is noticed and refused. A confirmation is a file of its own, read and used up at the member's next start: the member's
-process may run, or be started again and again, meanwhile. Not guaranteed: that what was lost with the restore can be told.
+Invariant: soon after a member has joined a structure its revision is on disk, about `REVISION_STEP` behind at most, so that a structure
+which comes back from a snapshot is noticed and refused. A confirmation is a file of its own, read and used up at the member's next start:
+the member's process may run, or be started again and again, meanwhile. Not guaranteed: that what was lost with the restore can be told,
+nor any of this while the disk takes no write: a member goes on without.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +24,15 @@ from qsg.rules import keys
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.reasons import Refusal
 from qsg.store.contract import Get, Store, StoreError, Unavailable, prefix_end
+from qsg.store.files import sync
 from qsg.store.sqlite import SqliteStore
 
 log = structlog.get_logger()
 
 REVISION_STEP = 1_000
 """How far the highest revision seen may run ahead of the one on disk."""
+AGAIN_S = 1.0
+"""After a write that failed."""
 FILE = "revisions.json"
 CONFIRMED = "confirmed.json"
 ANSWER_S = 5.0
@@ -46,10 +52,13 @@ def _read(path: Path) -> dict[str, int]:
         return {}
 
 
-def _write(path: Path, revisions: dict[str, int]) -> None:
+def _write(path: Path, text: str) -> None:
+    """Durable, and whole or not at all: an empty file would say that nothing was ever seen."""
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(revisions))
+    temporary.write_text(text)
+    sync(temporary)
     temporary.replace(path)
+    sync(path.parent)
 
 
 class Revisions:
@@ -59,19 +68,41 @@ class Revisions:
         self._path = data / FILE
         self.seen = _read(self._path)
         self._written = dict(self.seen)
+        self._writing = threading.Lock()
+        self._wanted = False
+        """A thread writes, or is to."""
+        self._failed_at = 0.0
+        """0 = the last write did not fail."""
         if confirmed := _read(data / CONFIRMED):
             self.seen.update(confirmed)
-            self.write()
-            (data / CONFIRMED).unlink()
+            if self.write():
+                (data / CONFIRMED).unlink()
 
     def note(self, structure: str, revision: int) -> None:
+        """To be called in the event loop, which does not wait for the disk."""
         self.seen[structure] = max(revision, self.seen.get(structure, 0))
-        if structure not in self._written or self.seen[structure] - self._written[structure] >= REVISION_STEP:
-            self.write()
+        if structure in self._written and self.seen[structure] - self._written[structure] < REVISION_STEP:
+            return
+        if not self._wanted and (not self._failed_at or time.monotonic() - self._failed_at >= AGAIN_S):
+            self._wanted = True
+            asyncio.get_running_loop().run_in_executor(None, self.write)
 
-    def write(self) -> None:
-        _write(self._path, self.seen)
-        self._written = dict(self.seen)
+    def write(self) -> bool:
+        """False when it could not be written."""
+        with self._writing:
+            seen = dict(self.seen)
+            try:
+                if seen != self._written:
+                    _write(self._path, json.dumps(seen))
+            except OSError as error:
+                if not self._failed_at:
+                    log.error("revisions cannot be written: a restore might not be noticed", path=str(self._path), error=str(error))
+                self._failed_at = time.monotonic()
+                return False
+            finally:
+                self._wanted = False
+            self._written, self._failed_at = seen, 0.0
+            return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +126,7 @@ async def confirm(config: MemberConfig) -> list[Confirmed]:
         if name in seen and (revision := await _confirm(config, name, seen[name]))
     ]
     if done:
-        _write(config.data / CONFIRMED, _read(config.data / CONFIRMED) | {c.structure: c.revision for c in done})
+        _write(config.data / CONFIRMED, json.dumps(_read(config.data / CONFIRMED) | {c.structure: c.revision for c in done}))
     return done
 
 
@@ -110,7 +141,7 @@ async def accept(config: MemberConfig) -> None:
         return
     for c in await confirm(config):
         log.warning("a restored structure is accepted", structure=c.structure, revision=c.revision, last_seen=c.highest, word=word)
-    used.write_text(word)
+    _write(used, word)
 
 
 async def _confirm(config: MemberConfig, name: str, highest: int) -> int:
