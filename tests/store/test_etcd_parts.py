@@ -157,12 +157,43 @@ def test_progress_moves_a_created_watch_and_never_back() -> None:
     watch.id = 1
     watch.take_progress(50)
     assert (revisions(watch), watch.next) == (None, 5)
-    watch.take_created(50)
+    watch.take_created(49)
     watch.take_progress(50)
     assert (revisions(watch), watch.next) == ((50, []), 51)
     watch.take_progress(30)  # a member that lags behind
     watch.take_progress(50)
     assert (revisions(watch), watch.next) == (None, 51)
+
+
+def test_a_progress_answer_of_before_the_watch_says_nothing_of_it() -> None:
+    """etcd may send it behind *created*, and only then what happened between the watch's first revision and its creation."""
+    watch = created(10, header=12)
+    watch.take_progress(11)
+    watch.take_progress(12)
+    assert (revisions(watch), watch.next) == (None, 10)
+    watch.take_events(response(11, header=12))
+    assert revisions(watch) == (11, [11])
+
+
+def test_the_second_answer_counts_in_a_store_that_stands_still() -> None:
+    watch = created(10, header=12)
+    watch.take_progress(12)
+    watch.take_progress(12)
+    assert revisions(watch) == (12, [])
+
+
+def test_an_event_that_was_said_to_have_come_ends_the_watch() -> None:
+    """Whoever follows lists again."""
+    watch = created(10, header=12)
+    watch.take_events(response(11, header=12))
+    watch.take_progress(14)
+    watch.take_events(response(13, 15, header=15))
+    watch.take_events(response(16, header=16))
+    assert revisions(watch) == (14, [11])
+    assert isinstance(watch.error, StoreError)
+    late = created(0, header=12)  # began at its creation, a little before the header's revision was read
+    late.take_events(response(12, header=12))
+    assert (revisions(late), late.error) == ((12, [12]), None)
 
 
 def test_from_now_on_is_behind_the_revision_at_which_it_was_created() -> None:

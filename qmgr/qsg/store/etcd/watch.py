@@ -2,7 +2,10 @@
 
 Invariant: a watch resumes behind the last revision of which it holds *everything*: that of the last event once no fragment of its
 response is outstanding, or that of a progress notification. Never that of a response's header, which runs ahead while a watch catches up.
-Progress counts only after the server said that the watch was created on this stream (until then its events are held back).
+Progress counts only after the server said that the watch was created on this stream (until then its events are held back), and only if
+the question came behind the creation: an answer of before it may be sent after *created*, which etcd and its watches put on two channels,
+and knows nothing of this watch. etcd handles the requests of a stream one by one, and the revision in the header of *created* is read
+while it handles the creation, whether the watch is new, fragmented or resumed (v3rpc/watch.go, recvLoop): an older answer is never higher.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from qsg.store.etcd import codec
 class Watch:
     """One watch: where it stands, and what has come for it and is not yet taken."""
 
-    __slots__ = ("created", "end", "error", "fragments", "id", "key", "news", "next", "pending", "revision")
+    __slots__ = ("created", "end", "error", "fragments", "id", "key", "news", "next", "pending", "reached", "revision", "suspect")
 
     def __init__(self, key: bytes, end: bytes, from_revision: int) -> None:
         self.key, self.end = key, end
@@ -26,6 +29,10 @@ class Watch:
         self.id = 0
         """On the present stream; 0 = on none."""
         self.created = False
+        self.suspect = 0
+        """A progress answer up to this revision may be of before the watch."""
+        self.reached = 0
+        """Nothing comes any more from up to here."""
         self.fragments: list[Event] = []
         self.pending: list[Event] = []
         self.revision = 0
@@ -45,11 +52,15 @@ class Watch:
         self.fragments.clear()
 
     def take_created(self, revision: int) -> None:
-        self.created = True
+        self.created, self.suspect = True, revision
         if not self.next:
             self.next = revision + 1
 
     def take_events(self, response: rpc_pb2.WatchResponse) -> None:
+        if self.error is None and response.events and (came := response.events[0].kv.mod_revision) <= self.reached:
+            self.fail(StoreError(f"an event of revision {came} came when all up to {self.reached} was said to have come"))
+        if self.error is not None:
+            return
         self.fragments.extend([codec.event(e) for e in response.events])
         if response.fragment:
             return
@@ -59,12 +70,16 @@ class Watch:
 
     def take_progress(self, revision: int) -> None:
         # A member that lags behind the one before it says less than is known.
-        if self.created and not self.fragments and revision >= self.next > 0:
+        if not self.created or self.fragments or not 0 < self.next <= revision:
+            return
+        if revision > self.suspect:
             self._reach(revision)
+        elif revision == self.suspect:
+            self.suspect -= 1  # one question is out at a time: in a store that stands still the next answer is of behind the creation
 
     def _reach(self, revision: int) -> None:
         self.next = revision + 1
-        self.revision = revision
+        self.revision = self.reached = revision
         self.news.set()
 
     def fail(self, error: StoreError) -> None:
