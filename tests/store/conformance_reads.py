@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from qsg.store.contract import Compacted, Delete, Get, KeyValue, Put, StoreError, Unavailable, get_prefix
+from qsg.store.contract import Compacted, Delete, Get, KeyValue, Put, StoreError, Unavailable, absent, get_prefix
 from store.conformance_txn import put, read
 from support.stores import PATIENT_S, Harness
 
@@ -44,6 +44,13 @@ class ReadConformance:
         first = await store.get(Get(b"k/", b"k0", mod_after=revisions[1], limit=2))
         assert ([kv.key for kv in first.kvs], first.more) == ([b"k/2", b"k/3"], True)
         assert (await store.get(Get(b"none"))).first is None
+
+    async def test_the_largest_limit_is_none(self, harness: Harness) -> None:
+        await put(harness.store, b"k/1")
+        every = get_prefix(b"k/", limit=(1 << 63) - 1)
+        result = await harness.store.txn([absent(b"none")], [every], timeout_s=PATIENT_S)
+        for page in (await harness.store.get(every), result.got(0)):
+            assert ([kv.key for kv in page.kvs], page.more) == ([b"k/1"], False)
 
     async def test_several_reads_of_a_transaction_see_one_revision(self, harness: Harness) -> None:
         store = harness.store

@@ -204,6 +204,24 @@ async def test_a_defect_in_a_request_ends_the_store_not_the_callers(store: Sqlit
         await store.status()
 
 
+async def test_a_defect_in_a_read_is_its_own_alone(store: SqliteStore) -> None:
+    with pytest.raises(StoreError, match="ZeroDivisionError"):
+        await store._read(lambda view: 1 // 0)
+    assert (await store.get(Get(b"k"))).count == 0
+    assert not store.failed.is_set()
+
+
+async def test_a_reader_that_can_read_no_more_fails_the_store(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(calls: object) -> None:
+        raise OSError("gone")
+
+    monkeypatch.setattr(store._reader, "_snapshot", snapshot)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="gone"):
+            await store.get(Get(b"k"))
+    await asyncio.wait_for(store.failed.wait(), PATIENT_S)
+
+
 # History
 
 

@@ -126,7 +126,11 @@ class SqliteStore:
         self._writer.start()
         try:
             report = await asyncio.shield(opened)
-            self._reader = Reader(self.path, lambda outcomes: self._from_thread(_resolve, outcomes))
+            self._reader = Reader(
+                self.path,
+                lambda outcomes: self._from_thread(_resolve, outcomes),
+                failed=lambda report: self._from_thread(self._committed, report),
+            )
         except BaseException:
             self._writer.inbox.close()
             self._writer.join()

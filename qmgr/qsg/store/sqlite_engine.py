@@ -34,7 +34,6 @@ from qsg.store.sqlite_file import SUB_BITS, meta, row_id
 
 OVERHEAD = 64
 """Bytes that a row costs beside key and value, about."""
-INT_MAX = (1 << 63) - 1
 HEADS_CACHED = 8192
 SMALL_BYTES = 16384
 """Changes that grow the store by no more may use the reserve: draining writes small records before it frees large ones."""
@@ -187,7 +186,7 @@ class Engine:
             raise StoreError(f"operand of a compare of {compare.target.value} has the wrong type")
         where, arguments = reads.bounds(compare.key, compare.end)
         failing = f"SELECT 1 FROM head WHERE {where} AND {_COLUMNS[compare.target]} {_OPPOSITES[compare.relation]} ? LIMIT 1"
-        if self.connection.execute(failing, [*arguments, max(-INT_MAX, min(compare.operand, INT_MAX))]).fetchone() is not None:
+        if self.connection.execute(failing, [*arguments, max(-reads.INT_MAX, min(compare.operand, reads.INT_MAX))]).fetchone() is not None:
             return False
         if holds(compare, _MISSING):
             return True

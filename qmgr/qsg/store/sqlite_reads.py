@@ -12,6 +12,9 @@ from operator import itemgetter
 from qsg.store.contract import Compacted, Event, Get, GetResult, KeyValue, StoreError
 from qsg.store.sqlite_file import SUB_BITS, revision_of, row_id
 
+INT_MAX = (1 << 63) - 1
+"""The largest number that SQLite knows."""
+
 Row = tuple[bytes, int, int, int, int, bytes]
 
 
@@ -50,7 +53,7 @@ def read(connection: sqlite3.Connection, get: Get, revision: int) -> GetResult:
     sql = f"SELECT {select} FROM (SELECT * FROM ({source}) s{found_where} ORDER BY key"
     if get.limit:
         sql += " LIMIT ?"
-        found_arguments.append(get.limit + 1)
+        found_arguments.append(min(get.limit + 1, INT_MAX))
     rows = connection.execute(sql + ") f CROSS JOIN version v ON v.id = f.id", found_arguments).fetchall()
     rows.sort(key=itemgetter(0))  # in order already; SQL would sort the values too
     more = bool(get.limit) and len(rows) > get.limit

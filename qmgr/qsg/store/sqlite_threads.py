@@ -70,6 +70,10 @@ class Report:
     """The disk is."""
 
 
+def _unavailable(calls: list[Call], failure: str) -> list[Outcome]:
+    return [(call.future, None, Unavailable(failure)) for call in calls]
+
+
 class Inbox:
     """Requests on their way to a thread."""
 
@@ -180,7 +184,7 @@ class Writer(threading.Thread):
             if ended:
                 return
             if self._failure:
-                self._answer([(call.future, None, Unavailable(self._failure)) for call in calls], [])
+                self._answer(_unavailable(calls, self._failure), [])
                 continue
             try:
                 if calls or self._erasing:
@@ -293,7 +297,7 @@ class Writer(threading.Thread):
         """The file cannot be trusted any more (a failed sync may or may not have written): nothing is accepted until it is opened anew."""
         self._failure = f"the store's file failed: {error}"
         log.error("the store's file failed", path=str(self._path), error=str(error))
-        self._report(Report([(c.future, None, Unavailable(self._failure)) for c in calls], [], 0, 0, 0, self._failure))
+        self._report(Report(_unavailable(calls, self._failure), [], 0, 0, 0, self._failure))
 
     def _answer(self, outcomes: list[Outcome], events: list[Event]) -> None:
         self._report(self._state(outcomes, events))
@@ -393,22 +397,32 @@ class Writer(threading.Thread):
 
 
 class Reader(threading.Thread):
-    """Reads committed state; requests that wait together see one snapshot."""
+    """Reads committed state; requests that wait together see one snapshot. `failed` is told once that nothing can be read any more."""
 
-    def __init__(self, path: Path, report: Callable[[list[Outcome]], None]) -> None:
+    def __init__(self, path: Path, report: Callable[[list[Outcome]], None], failed: Callable[[Report], None]) -> None:
         super().__init__(name=f"store reader {path.name}", daemon=True)
         self.inbox = Inbox()
         self._connection = open_reader(path)
         self._floor = meta(self._connection, "floor")
+        self._path = path
         self._report = report
+        self._failed = failed
 
     def run(self) -> None:
+        failure = ""
         try:
             while True:
                 calls, ended = self.inbox.take(READS_IN_SNAPSHOT, GROUP_BYTES, None)
                 if ended:
                     return
-                self._report(self._snapshot(calls))
+                try:
+                    outcomes = self._snapshot(calls) if not failure else _unavailable(calls, failure)
+                except Exception as e:  # nobody may wait for ever
+                    log.exception("the store's reader failed", path=str(self._path))
+                    failure = f"the store's file failed: {e}"
+                    self._failed(Report(_unavailable(calls, failure), [], 0, 0, 0, failure))
+                else:
+                    self._report(outcomes)
         finally:
             self._connection.close()
 
@@ -422,9 +436,13 @@ class Reader(threading.Thread):
                     outcomes.append((call.future, call.run(view), None))
                 except StoreError as e:
                     outcomes.append((call.future, None, e))
+                except sqlite3.Error:
+                    raise
+                except Exception as e:  # a defect, which is of this call alone
+                    log.exception("a read failed", path=str(self._path))
+                    outcomes.append((call.future, None, StoreError(f"the read failed: {e!r}")))
         except sqlite3.Error as e:
-            error = Unavailable(f"the store's file failed: {e}")
-            outcomes += [(call.future, None, error) for call in calls[len(outcomes) :]]
+            outcomes += _unavailable(calls[len(outcomes) :], f"the store's file failed: {e}")
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
