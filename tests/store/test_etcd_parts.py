@@ -41,7 +41,8 @@ REFUSED = (
         (StatusCode.UNKNOWN, "raft proposal dropped", NotApplied),
         (StatusCode.UNAVAILABLE, REFUSED, NotApplied),
         (StatusCode.UNAVAILABLE, "DNS resolution failed for etcd-0.etcd:2379", NotApplied),
-        (StatusCode.UNAUTHENTICATED, "etcdserver: invalid auth token", NotApplied),
+        (StatusCode.UNAUTHENTICATED, "etcdserver: invalid auth token", errors.TokenExpired),
+        (StatusCode.INVALID_ARGUMENT, "etcdserver: revision of auth store is old", errors.TokenExpired),
         # In doubt: said after the proposal was made, or by a connection that broke with the request on it.
         (StatusCode.UNAVAILABLE, "etcdserver: server stopped", Unavailable),
         (StatusCode.UNAVAILABLE, "etcdserver: request timed out", Unavailable),
@@ -77,6 +78,7 @@ def test_what_an_error_means(code: StatusCode, detail: str, expected: type[Store
         (StatusCode.PERMISSION_DENIED, "etcdserver: permission denied"),
         (StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision"),
         (StatusCode.UNIMPLEMENTED, "unknown service"),
+        (StatusCode.INVALID_ARGUMENT, "etcdserver: user name is empty"),  # no token was sent: who has a user never does that
     ],
 )
 def test_a_plain_refusal_is_neither_in_doubt_nor_worth_repeating(code: StatusCode, detail: str) -> None:

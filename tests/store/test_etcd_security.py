@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from qsg.process.etcd import EtcdOptions, ServerTls, tool
 from qsg.store.contract import Get, NotApplied, Put, StoreError
@@ -78,13 +80,39 @@ async def test_certificates_that_were_replaced_are_taken_up_by_the_next_connecti
             assert kv is not None and kv.value == b"2"
 
 
+def enable_users(endpoint: str) -> None:
+    etcdctl(endpoint, "user", "add", "root:secret")
+    etcdctl(endpoint, "user", "grant-role", "root", "root")
+    etcdctl(endpoint, "auth", "enable")
+
+
+def signing(folder: Path) -> str:
+    """The option that makes etcd's tokens name the revision of its users."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private, public = folder / "private.pem", folder / "public.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return f"--auth-token=jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"
+
+
+async def test_a_change_of_users_outdates_a_signed_token_which_is_fetched_anew(tmp_path: Path) -> None:
+    async with running(tmp_path / "etcd", options=EtcdOptions(fsync=False, extra=(signing(tmp_path),))) as cluster:
+        [endpoint] = cluster.endpoints
+        enable_users(endpoint)
+        async with opened([endpoint], user="root", password="secret") as store:
+            revision = (await store.txn([], [Put(b"k", b"1")], timeout_s=PATIENT_S)).revision
+            batches = store.watch(b"k", b"", revision)
+            for number, wait in enumerate((anext(batches), store.get(Get(b"k")), store.txn([], [Put(b"k", b"2")], timeout_s=PATIENT_S))):
+                etcdctl(endpoint, "--user=root:secret", "user", "add", f"guest{number}:guest")
+                await asyncio.wait_for(wait, PATIENT_S)
+            await batches.aclose()
+
+
 async def test_users_log_in_and_again_when_their_token_is_no_longer_known(tmp_path: Path) -> None:
     options = EtcdOptions(fsync=False, extra=("--auth-token-ttl=1",))
     async with running(tmp_path / "etcd", options=options) as cluster:
         [endpoint] = cluster.endpoints
-        etcdctl(endpoint, "user", "add", "root:secret")
-        etcdctl(endpoint, "user", "grant-role", "root", "root")
-        etcdctl(endpoint, "auth", "enable")
+        enable_users(endpoint)
         async with opened([endpoint], user="root", password="secret") as store:
             await store.txn([], [Put(b"k", b"1")], timeout_s=PATIENT_S)
             cluster.kill(0)  # tokens are kept in memory
@@ -96,6 +124,8 @@ async def test_users_log_in_and_again_when_their_token_is_no_longer_known(tmp_pa
             with pytest.raises(StoreError) as refusal:
                 await nobody.txn([], [Put(b"k", b"3")], timeout_s=PATIENT_S)
             assert not isinstance(refusal.value, NotApplied)
+            with pytest.raises(StoreError, match="user name is empty"):
+                await asyncio.wait_for(anext(nobody.watch(b"k", b"", 1)), PATIENT_S)
         etcdctl(endpoint, "--user=root:secret", "user", "add", "guest:guest")
         async with opened([endpoint], user="guest", password="guest") as guest:
             async with asyncio.timeout(PATIENT_S):

@@ -21,6 +21,10 @@ _NOT_APPLIED = (
     "DNS resolution failed",
     "Name resolution failure",
 )
+_OLD_TOKEN = (
+    "invalid auth token",
+    "revision of auth store is old",  # of users and roles, which a JWT names: told before a write is applied, on every member alike
+)
 _REFUSED_BY_SERVER = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -84,7 +88,7 @@ def _known(code: grpc.StatusCode, detail: str) -> StoreError | None:
         return TooManyBytes(detail)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in detail:
         return _by_size(detail)
-    if "invalid auth token" in detail:
+    if any(text in detail for text in _OLD_TOKEN):
         return TokenExpired(detail)
     if any(text in detail for text in _NOT_APPLIED):
         return Unsent(detail) if "etcdserver" not in detail and "raft" not in detail else NotApplied(detail)

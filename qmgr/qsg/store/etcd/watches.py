@@ -200,7 +200,7 @@ class WatchHub:
         reason = response.cancel_reason
         if response.compact_revision or "compacted" in reason:
             watch.fail(Compacted(response.compact_revision))
-        elif "permission denied" in reason or ("invalid" in reason and "token" not in reason):
+        elif "permission denied" in reason or "user name is empty" in reason or ("invalid" in reason and "token" not in reason):
             watch.fail(StoreError(f"watch refused: {reason}"))
         else:
             log.info("etcd watch cancelled by the server", reason=reason)
