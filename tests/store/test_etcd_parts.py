@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
+import grpc
 import pytest
 from grpc import StatusCode
+from structlog.testing import capture_logs
 
 from qsg.pb.etcd import kv_pb2, rpc_pb2
 from qsg.store.contract import (
@@ -24,8 +29,10 @@ from qsg.store.contract import (
     TooLarge,
     Unavailable,
 )
-from qsg.store.etcd import EtcdStore, codec, errors
+from qsg.store.etcd import EtcdStore, Security, codec, errors
+from qsg.store.etcd.endpoints import Endpoint
 from qsg.store.etcd.watch import Watch
+from support.stores import PATIENT_S
 
 REFUSED = (
     "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect to remote host: "
@@ -233,3 +240,57 @@ def test_a_put_behind_an_endless_deletion_is_refused_here_as_etcd_overlooks_it()
     with pytest.raises(StoreError):
         codec.txn_request([], [Put(b"k", b""), Delete(b"a", b"\0")], [])
     assert codec.txn_request([], [Put(b"a", b""), Delete(b"b", b"\0")], []).success
+
+
+CERTIFICATES = Path(__file__).parent.parent / "transport" / "certificates"
+
+
+async def test_files_of_tls_that_are_missing_or_empty_for_a_moment_leave_the_channel_that_is_there(tmp_path: Path) -> None:
+    """An empty one would end the process."""
+    files = {name: tmp_path / name for name in ("ca.pem", "client.pem", "client.key")}
+
+    def write() -> None:
+        for name, path in files.items():
+            path.write_bytes((CERTIFICATES / name).read_bytes())
+
+    endpoint = Endpoint("127.0.0.1:1", Security(*files.values()))
+    with capture_logs() as lines:
+        for _ in range(2):
+            assert endpoint.state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        with pytest.raises(NotApplied):
+            endpoint.calls("status")
+    assert [line["log_level"] for line in lines] == ["error"]
+    write()
+    await endpoint.connected(asyncio.get_running_loop().time() + PATIENT_S)  # refused
+    channel = endpoint._channel
+    for left in (None, b""):
+        for path in files.values():
+            path.unlink()
+            if left is not None:
+                path.write_bytes(left)
+            assert endpoint.state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            endpoint.renew()
+            assert endpoint._channel is channel
+            write()
+    endpoint.state()
+    assert endpoint._channel is not channel
+    await endpoint.close()
+
+
+async def test_a_store_without_its_certificates_is_out_of_reach_and_its_watches_wait(tmp_path: Path) -> None:
+    store = EtcdStore(["127.0.0.1:1"], ca=tmp_path / "ca.pem")
+    watching = asyncio.ensure_future(anext(store.watch(b"a", b"b", 1)))
+    with pytest.raises(NotApplied):
+        await store.txn([], [Get(b"a")])
+    assert not watching.done()
+    await store.close()
+    with pytest.raises(Unavailable):
+        await watching
+
+
+async def test_whoever_watches_is_told_of_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = EtcdStore(["127.0.0.1:1"])
+    monkeypatch.setattr(store._pool, "connected", lambda until: 1 // 0)
+    with pytest.raises(Unavailable, match="ZeroDivisionError"):
+        await asyncio.wait_for(anext(store.watch(b"a", b"b", 1)), PATIENT_S)
+    await store.close()

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 from google.protobuf.message import Message
 
 from qsg.pb.etcd import rpc_pb2
+from qsg.store.etcd import errors
+
+log = structlog.get_logger()
 
 _SERVICE = "/etcdserverpb."
 _UNARY: dict[str, tuple[str, type[Message]]] = {
@@ -56,7 +60,7 @@ _CLOSE_GRACE_S = 6.0
 @dataclass(frozen=True, slots=True)
 class Security:
     """PEM files of TLS; read anew for each channel. One that cannot connect is made anew when they have changed, so that rotated
-    certificates are taken up."""
+    certificates are taken up; it stays while one of them is missing or empty, as it may be for a moment meanwhile."""
 
     ca: Path
     cert: Path | None = None
@@ -72,9 +76,16 @@ class Security:
         return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats)
 
     def credentials(self) -> Any:
-        cert = self.cert.read_bytes() if self.cert else None
-        key = self.key.read_bytes() if self.key else None
-        return grpc.ssl_channel_credentials(self.ca.read_bytes(), key, cert)
+        """Raises `OSError`, also for an empty file: gRPC ends the process for one."""
+        ca, cert, key = (_content(path) if path is not None else None for path in (self.ca, self.cert, self.key))
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    if not content:
+        raise OSError(f"{path} is empty")
+    return content
 
 
 class Endpoint:
@@ -92,35 +103,52 @@ class Endpoint:
         self._security = security
         self._stamp: tuple[object, ...] = ()
         """Of the files that the channel was made with."""
+        self._unreadable = False
         self._channel: Any = None
         self._calls: dict[str, Any] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def calls(self, name: str) -> Callable[..., Awaitable[Any]]:
-        """The call `name`, for the channel as it is now."""
-        self._open()
-        call: Callable[..., Awaitable[Any]] = self._calls[name]
-        return call
+        """The call `name`, for the channel as it is now. Raises `Unsent` while there is none, as the files of TLS cannot be read."""
+        return self._call(name)
 
     def stream(self, name: str, metadata: tuple[tuple[str, str], ...]) -> Any:
-        self._open()
-        return self._calls[name](metadata=metadata)
+        return self._call(name)(metadata=metadata)
 
     def download(self, name: str, request: Message, metadata: tuple[tuple[str, str], ...]) -> Any:
-        self._open()
-        return self._calls[name](request, metadata=metadata)
+        return self._call(name)(request, metadata=metadata)
 
-    def _open(self) -> None:
-        if self._channel is not None:
-            return
+    def _call(self, name: str) -> Any:
+        if not self._open():
+            raise errors.Unsent(f"no connection to {self.address}")
+        return self._calls[name]
+
+    def _open(self) -> bool:
+        """False: there is no channel."""
+        if self._channel is None and (channel := self._made()) is not None:
+            self._use(channel)
+        return self._channel is not None
+
+    def _made(self) -> Any:
+        """A new channel; None while the files of TLS cannot be read."""
         options = list(_OPTIONS)
         if self._security is None:
-            self._channel = grpc.aio.insecure_channel(self.address, options=options)
-        else:
-            if self._security.server_name:
-                options.append(("grpc.ssl_target_name_override", self._security.server_name))
-            self._stamp = self._security.stamp()
-            self._channel = grpc.aio.secure_channel(self.address, self._security.credentials(), options=options)
+            return grpc.aio.insecure_channel(self.address, options=options)
+        if self._security.server_name:
+            options.append(("grpc.ssl_target_name_override", self._security.server_name))
+        stamp = self._security.stamp()
+        try:
+            credentials = self._security.credentials()
+        except OSError as error:
+            if not self._unreadable:
+                log.error("files of TLS cannot be read", endpoint=self.address, error=str(error))
+            self._unreadable = True
+            return None
+        self._stamp, self._unreadable = stamp, False
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+    def _use(self, channel: Any) -> None:
+        self._channel = channel
         for name, (path, response) in _UNARY.items():
             self._calls[name] = self._channel.unary_unary(_SERVICE + path, _serialize, response.FromString)
         for name, (path, response) in _DOWNLOADS.items():
@@ -130,12 +158,12 @@ class Endpoint:
 
     def state(self) -> grpc.ChannelConnectivity:
         """The connection's state now; asks for a connection when there is none."""
-        self._open()
+        if not self._open():
+            return grpc.ChannelConnectivity.TRANSIENT_FAILURE
         state: grpc.ChannelConnectivity = self._channel.get_state(try_to_connect=True)
         if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and self._security is not None and self._security.stamp() != self._stamp:
             # A channel connects again and again with the certificates that it began with.
             self.renew()
-            self._open()
             state = self._channel.get_state(try_to_connect=True)
         return state
 
@@ -180,14 +208,13 @@ class Endpoint:
 
     def renew(self) -> None:
         """Gives up the connection: to a member that vanished it would stay silent until keep-alive fires."""
-        if self._channel is None:
+        if self._channel is None or (channel := self._made()) is None:
             return
         # Calls on the old one end by their own deadlines.
         task = asyncio.get_running_loop().create_task(_close(self._channel, _CLOSE_GRACE_S))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-        self._channel = None
-        self._calls = {}
+        self._use(channel)
 
     async def close(self) -> None:
         for task in list(self._closing):

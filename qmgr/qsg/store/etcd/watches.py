@@ -70,6 +70,7 @@ class WatchHub:
         self._watches.add(watch)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task.add_done_callback(self._ended)
         elif self._stream is not None:
             self._create(watch)
 
@@ -110,6 +111,13 @@ class WatchHub:
             await self._serve(endpoint)
             if self._watches:
                 await asyncio.sleep(0 if self._answered else _PAUSE_S)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A defect: whoever watches is told, and begins anew."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("etcd watches failed", exc_info=error)
+            for watch in self._watches:
+                watch.fail(Unavailable(f"watches failed: {error!r}"))
 
     async def _serve(self, endpoint: Endpoint) -> None:
         """One stream, from its start to its end."""
