@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from pydantic import ValidationError
@@ -170,7 +170,7 @@ async def incarnations(make: Callable[[bool], QueueManager], admin: Store, doors
         again = True
         doors.manager = manager
         try:
-            if not await _until(manager.start(), stop):
+            if not await _started(manager, stop, failed):
                 break
         except Displaced as error:
             log.error("another process has taken this member's name", detail=str(error))
@@ -181,33 +181,40 @@ async def incarnations(make: Callable[[bool], QueueManager], admin: Store, doors
             continue
         doors.served = True
         await _first(stop.wait(), manager.fenced.wait(), failed.wait())
-        if failed.is_set():
-            log.error("the private store failed")
-            return 1
         fenced = manager.fenced.is_set()
-        await manager.stop(drain=not fenced)
+        if failed.is_set() or not await _unless(failed, work=manager.stop(drain=not fenced)):
+            break
         if fenced and await _displaced(admin, manager.options):
             log.error("another process has taken this member's name")
             return 3
+    if failed.is_set():
+        log.error("the private store failed")
+        return 1
     return 0
 
 
-async def _until(work: object, stop: asyncio.Event) -> bool:
-    """Runs the start of an incarnation unless told to end meanwhile. False: it did not start, and the process is to end."""
-    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not task.done():
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return False
+async def _started(manager: QueueManager, stop: asyncio.Event, failed: asyncio.Event) -> bool:
+    """Starts an incarnation. False: it did not start, and the process is to end."""
     try:
-        task.result()
+        return await _unless(stop, failed, work=manager.start())
     except (Refusal, StoreError, TransportError, OSError) as error:
         restored = isinstance(error, Refusal) and error.reason is Reason.STRUCTURE_RESTORED
         log.error("cannot start", error=str(error), **({"what_to_do": RESTORED_HINT} if restored else {}))
         raise SystemExit(1) from error
+
+
+async def _unless(*events: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Runs `work`. False: one of `events` came first, and it was cancelled."""
+    task = asyncio.ensure_future(work)
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait({task, *waits}, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return False
+    task.result()
     return True
 
 
