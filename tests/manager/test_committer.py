@@ -16,10 +16,10 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.slots import Guard
 from qsg.rules.unit import Cell, Change, CompareFailed, Fenced, NewMessage, OutcomeUnknown, Taken, Unit
 from qsg.rules.world import World
-from qsg.store.contract import Compare, Delete, Get, Limits, NoSpace, Op, Put, TooLarge, TxnResult, absent, get_prefix
+from qsg.store.contract import Delete, Get, Limits, NoSpace, Op, Put, StoreError, TooLarge, absent, get_prefix
 from qsg.store.faults import Fault, RandomFaults
 from qsg.store.memory import MemoryServer, MemoryStore
-from support.slots import Scripted, depth, stored
+from support.slots import Picky, Scripted, depth, stored
 from support.virtual_time import run
 
 
@@ -286,20 +286,6 @@ def test_a_caller_that_goes_away_does_not_disturb_the_others() -> None:
     run(main())
 
 
-class Picky(MemoryStore):
-    """Refuses transactions for reasons of its own."""
-
-    refuse: Callable[[Sequence[Op]], Exception | None] = staticmethod(lambda ops: None)
-
-    async def txn(
-        self, compares: Sequence[Compare], ops: Sequence[Op], else_ops: Sequence[Op] = (), *, timeout_s: float | None = None
-    ) -> TxnResult:
-        error = self.refuse(ops)
-        if error is not None:
-            raise error
-        return await super().txn(compares, ops, else_ops, timeout_s=timeout_s)
-
-
 def test_a_full_store_refuses_puts_and_lets_messages_be_taken() -> None:
     async def main() -> None:
         server = MemoryServer()
@@ -323,6 +309,20 @@ def test_a_full_store_refuses_puts_and_lets_messages_be_taken() -> None:
         await asyncio.sleep(2)
         await c.commit(Unit(puts=[message(4)]))
         assert stored(server) == [4]
+        await c.close()
+
+    run(main())
+
+
+def test_a_look_at_a_full_store_that_is_refused_is_repeated() -> None:
+    async def main() -> None:
+        store = Picky(MemoryServer())
+        errors = [NoSpace("full"), StoreError("no"), NoSpace("full")]
+        store.refuse = lambda ops: errors.pop(0) if errors else None
+        c = committer(store.server, store, 1)
+        with pytest.raises(Refusal) as refused:
+            await c.commit(Unit(puts=[message(1)]))
+        assert (refused.value.reason, c.is_fenced, errors) == (Reason.STORAGE_NOT_AVAILABLE, False, [])
         await c.close()
 
     run(main())
@@ -408,6 +408,25 @@ def test_a_store_that_takes_less_than_it_said_is_learnt() -> None:
         with pytest.raises(Refusal) as refused:
             await c.commit(Unit(ops=[Put(b"x%d" % j, b"") for j in range(30)]))
         assert refused.value.reason is Reason.SYNCPOINT_LIMIT_REACHED
+        await c.close()
+
+    run(main())
+
+
+def test_of_a_store_that_learns_which_limit_it_was_the_others_stay() -> None:
+    async def main() -> None:
+        store = Picky(MemoryServer())
+
+        def refuse(ops: Sequence[Op]) -> TooLarge | None:
+            if sum(len(op.value) for op in ops if isinstance(op, Put)) > 40_000:
+                store.limits = Limits(bytes=40_000)
+                return TooLarge("bytes")
+            return None
+
+        store.refuse = refuse
+        c = committer(store.server, store, 1)
+        await asyncio.gather(*(c.commit(Unit(ops=[Put(b"k/%d" % i, b"x" * 10_000)])) for i in range(10)))
+        assert c.limits == Limits(bytes=40_000)
         await c.close()
 
     run(main())

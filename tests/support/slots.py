@@ -1,15 +1,15 @@
-"""What tests of slots and committers look at: faults one by one, and what is on a queue then."""
+"""What tests of slots and committers look at: faults and refusals one by one, and what is on a queue then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
-from qsg.store.contract import get_prefix
+from qsg.store.contract import Compare, Op, TxnResult, get_prefix
 from qsg.store.faults import Fault, Faults
-from qsg.store.memory import MemoryServer
+from qsg.store.memory import MemoryServer, MemoryStore
 
 
 def stored(server: MemoryServer, queue: str = "Q") -> list[int]:
@@ -38,3 +38,17 @@ class Scripted(Faults):
         self.count += 1
         self.before(self.count)
         return self.faults.pop(0) if self.faults else Fault()
+
+
+class Picky(MemoryStore):
+    """Refuses transactions for reasons of its own."""
+
+    refuse: Callable[[Sequence[Op]], Exception | None] = staticmethod(lambda ops: None)
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Op], else_ops: Sequence[Op] = (), *, timeout_s: float | None = None
+    ) -> TxnResult:
+        error = self.refuse(ops)
+        if error is not None:
+            raise error
+        return await super().txn(compares, ops, else_ops, timeout_s=timeout_s)

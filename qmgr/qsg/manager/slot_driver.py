@@ -63,6 +63,8 @@ class SlotDriver:
         self._closing = False
         self._alone = False
         """The next transaction is of one unit, to find the one that the store does not take."""
+        self._built_for = committer.limits
+        """Within these the transaction that is out was built."""
         self._pause = PAUSE_S[0]
 
     def start(self) -> None:
@@ -119,7 +121,8 @@ class SlotDriver:
         units = _units(self.waiting, batch)
         if self._alone:
             self._alone, units = False, islice(units, 1)
-        packed = pack(units, self.lane, self.slot.guard, self.owner.world.id(12), self.owner.limits)
+        self._built_for = self.owner.limits
+        packed = pack(units, self.lane, self.slot.guard, self.owner.world.id(12), self._built_for)
         assert packed.considered, "the first unit always goes on"
         del batch[packed.considered :]
         for _ in range(packed.considered):
@@ -193,7 +196,7 @@ class SlotDriver:
         _, gets = packing.own(self.lane, self.slot.guard)
         try:
             result = await self.owner.store.txn([], gets, timeout_s=ATTEMPT_S)
-        except (Unavailable, NotApplied):
+        except StoreError:
             return self.slot.unavailable()
         return self.slot.full(*packing.guard_of(result, self.lane))
 
@@ -285,7 +288,7 @@ class SlotDriver:
     def _too_large(self, packed: Packed) -> dict[int, Exception]:
         """The store takes less than it said. A unit alone is refused; of several, fewer are tried."""
         told = self._one_by_one(packed, Refusal(Reason.SYNCPOINT_LIMIT_REACHED, "more than the store takes in one transaction"))
-        if told:
+        if told or self.owner.limits != self._built_for:  # the store may have learnt by itself which of its limits it was
             return told
         size = sum(len(op.key) + len(op.value) for op in packed.ops if isinstance(op, Put))
         limits = self.owner.limits
