@@ -63,6 +63,21 @@ async def test_a_child_that_keeps_failing_is_started_ever_more_slowly(supervisor
     assert took_s >= 0.9
 
 
+async def test_a_child_that_cannot_be_started_now_is_tried_again(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = await supervisor.start("x", SLEEPER)
+    honest, tries = child._spawn, iter((False, True))
+
+    def spawn() -> None:
+        if not next(tries, True):
+            raise BlockingIOError("too many processes")
+        honest()
+
+    monkeypatch.setattr(child, "_spawn", spawn)
+    supervisor.kill("x")
+    await until(lambda: child.starts == 2)
+    assert child.running
+
+
 async def test_without_restart_its_exit_code_is_told(supervisor: Supervisor) -> None:
     child = await supervisor.start("once", [sys.executable, "-S", "-c", "raise SystemExit(7)"], restart=False)
     assert await child.wait() == 7

@@ -65,7 +65,10 @@ class Child:
             log.info("child ended, will be started again", child=self.name, exit_code=self.exit_code, delay_s=delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _RESTART_MAX_S)
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:  # as when there are too many processes: tried again like a child that ended at once
+                log.error("child cannot be started", child=self.name, error=str(error))
 
     async def wait(self) -> int:
         """Until it has ended for good; its exit code."""
