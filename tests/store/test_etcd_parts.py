@@ -253,7 +253,7 @@ async def test_files_of_tls_that_are_missing_or_empty_for_a_moment_leave_the_cha
         for name, path in files.items():
             path.write_bytes((CERTIFICATES / name).read_bytes())
 
-    endpoint = Endpoint("127.0.0.1:1", Security(*files.values()))
+    endpoint = Endpoint("127.0.0.1:1", Security(files["ca.pem"], files["client.pem"], files["client.key"]))
     with capture_logs() as lines:
         for _ in range(2):
             assert endpoint.state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE

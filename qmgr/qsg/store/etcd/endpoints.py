@@ -105,7 +105,7 @@ class Endpoint:
         """Of the files that the channel was made with."""
         self._unreadable = False
         self._channel: Any = None
-        self._calls: dict[str, Any] = {}
+        self._calls: dict[str, Callable[..., Any]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def calls(self, name: str) -> Callable[..., Awaitable[Any]]:
@@ -118,7 +118,7 @@ class Endpoint:
     def download(self, name: str, request: Message, metadata: tuple[tuple[str, str], ...]) -> Any:
         return self._call(name)(request, metadata=metadata)
 
-    def _call(self, name: str) -> Any:
+    def _call(self, name: str) -> Callable[..., Any]:
         if not self._open():
             raise errors.Unsent(f"no connection to {self.address}")
         return self._calls[name]
