@@ -11,8 +11,9 @@ import pytest
 from qsg.manager.getting import GetSpec, GetterLoop
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Committed, Fenced, OutcomeUnknown, Unit
-from qsg.store.contract import Unavailable
+from qsg.store.contract import Limits, Unavailable
 from qsg.store.faults import RandomFaults
+from qsg.store.memory import MemoryServer
 from support.members import Member, group
 from support.simulated import simulated
 from support.units import get, members, refused
@@ -110,3 +111,18 @@ async def test_expired_messages_that_cannot_be_removed_are_not_tried_again_and_a
         assert rounds <= 3
         with pytest.raises(told):
             await waiting
+
+
+@pytest.mark.parametrize("expired", [False, True])
+async def test_a_store_that_takes_less_in_one_transaction_is_asked_for_less(expired: bool) -> None:
+    async with group() as g:
+        g.servers["app1"] = MemoryServer(limits=Limits(operations=64, compares=64))
+        (x,) = await members(g, "X")
+        for _ in range(40):
+            await x.put("A", b"1", expires_at_ms=g.wall.ms + 100 if expired else 0)
+        await x.put("A", b"ever")
+        g.wall.ms += 200
+        got: list[bytes] = []
+        while b"ever" not in got:
+            got += await x.get("A", 100)
+        assert len(got) == (1 if expired else 41)

@@ -25,6 +25,8 @@ BYTES_MAX = 4 << 20
 UNIT_SEGMENTS = 32
 """Segments that a round's plain gets touch at most, so that they fit into one transaction. A large message counts as one more: its chunks
 are removed by an operation of their own."""
+RESERVE = 8
+"""Operations and compares left for guard, member key, totals and the queue itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,9 @@ class Assignment:
         self.window, self.now, self.wall_ms = window, now, wall_ms
         self.expired: dict[Segment, int] = {}
         self._taken: dict[Segment, int] = {}
-        self._room: dict[Unitlike | None, int] = {None: UNIT_SEGMENTS}
+        limits = window.structure.store.limits  # three operations (record, header, bodies) and two compares a segment
+        fit = min((limits.operations - RESERVE) // 3, (limits.compares - RESERVE) // 2, UNIT_SEGMENTS)
+        self._room: dict[Unitlike | None, int] = {None: max(2, fit)}
 
     def distribute(self, waiting: list[Request]) -> None:
         """Fills `parts` of the requests, and `expired`."""
