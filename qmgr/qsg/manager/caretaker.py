@@ -87,7 +87,7 @@ class Caretaker:
 
     async def close(self) -> None:
         """Ends at once, as a killed process would: the table shows what is left over."""
-        tasks = [*self.moving, *([self._task] if self._task is not None else [])]
+        tasks = [task for task in (self._task, *self.moving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
