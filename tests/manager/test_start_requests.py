@@ -33,7 +33,10 @@ async def test_a_takeover_that_was_written_by_a_clock_that_is_ahead_is_carried_o
 
 @simulated
 async def test_a_start_that_ends_by_an_error_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
     async def broken(*_: object) -> None:
+        tasks.append(asyncio.current_task())  # type: ignore[arg-type]
         raise ValueError("nobody counts on that")
 
     monkeypatch.setattr(Caretaker, "_begin", broken)
@@ -43,3 +46,5 @@ async def test_a_start_that_ends_by_an_error_is_answered(monkeypatch: pytest.Mon
         with pytest.raises(Refusal) as caught:
             await peers.request("X", peer_pb2.Request(start=peer_pb2.StartChannel(channel=CHANNEL, cause="trigger")))
         assert caught.value.reason is Reason.UNEXPECTED_ERROR and "nobody counts on that" in caught.value.detail
+        with pytest.raises(ValueError, match="nobody counts on that"):
+            await tasks[0]
