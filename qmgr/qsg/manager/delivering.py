@@ -47,6 +47,7 @@ class _Staging:
     came: int = 0
     size: int = 0
     pending: bytearray = field(default_factory=bytearray)
+    """What has come and is not in the stage."""
 
     @property
     def complete(self) -> bool:
@@ -231,10 +232,9 @@ class Deliverer:
         if staging.stage is None:
             staging.stage = await self._begin(opened)
         size = len(staging.pending) if staging.complete else len(staging.pending) // large.CHUNK_BYTES * large.CHUNK_BYTES
-        data = bytes(staging.pending[:size])
-        del staging.pending[:size]
-        if data:
-            await large.add(self._structure, staging.stage, data, compares=self._ours())
+        if size:
+            await large.add(self._structure, staging.stage, bytes(staging.pending[:size]), compares=self._ours())
+            del staging.pending[:size]
 
     async def _begin(self, opened: Opened) -> large.Stage:
         """A new stage, which is known for removal also when the session ends in the middle of this."""
@@ -256,6 +256,8 @@ class Deliverer:
         staging = self._staging.get(entry.stage)
         if staging is None or not staging.complete or staging.size != entry.size:
             raise Refusal(Reason.LARGE_MESSAGE_INCOMPLETE, f"stage {entry.stage.hex()} was not announced whole")
+        if staging.stage is not None and staging.pending:
+            raise Refusal(Reason.LARGE_MESSAGE_INCOMPLETE, f"stage {entry.stage.hex()} is not stored whole")
         after = records_pb2.Entry()
         after.CopyFrom(entry)
         after.destination = 0
@@ -268,22 +270,27 @@ class Deliverer:
         unit.puts.append(NewMessage(placement.queue, priority, after, b"", placement.destination))
 
     async def _stage_again(self, staging: _Staging, destination: tuple[str, str], placement: Placement) -> Placement:
-        """The message goes elsewhere than when its parts came, or must be rewritten: it is staged anew."""
-        body = bytes(staging.pending)
-        if staging.stage is not None:
-            staged = records_pb2.Entry(stage=staging.stage.id, chunks=staging.stage.chunks, size=staging.stage.size)
-            body = await large.read(self._structure, staging.stage.queue, staged)
-            await large.discard(self._structure, staging.stage)
-            staging.stage = None
+        """The message goes elsewhere than when its parts came, or must be rewritten: it is staged anew.
+
+        What there was stays until the new stage is whole: this fails when the store is full, and is called again.
+        """
+        body, old = bytes(staging.pending), staging.stage
+        if old is not None:
+            body = await large.read(self._structure, old.queue, records_pb2.Entry(stage=old.id, chunks=old.chunks, size=old.size))
         message = _message(body)
         if staging.rewritten:
             message.ClearField("dead_letter")
         placement = await self._rewrite(message, destination, placement)
-        body = message.SerializeToString()
+        stage = await self._begin(placement.opened)
+        try:
+            await large.add(self._structure, stage, message.SerializeToString(), compares=self._ours())
+        except BaseException:
+            large.leave(self._structure, stage)
+            raise
         staging.rewritten = placement.refusal is not None or placement.destination is not None
-        staging.stage = await self._begin(placement.opened)
-        await large.add(self._structure, staging.stage, body, compares=self._ours())
-        staging.placement, staging.pending = placement, bytearray()
+        staging.stage, staging.placement, staging.pending = stage, placement, bytearray()
+        if old is not None:
+            await large.discard(self._structure, old)
         return placement
 
     def published(self, arrivals: Sequence[Arrival]) -> None:

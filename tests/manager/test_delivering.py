@@ -1,0 +1,127 @@
+"""What a receiver puts where, without a session: large messages staged anew, queues that changed, message retry."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from qsg.manager.delivering import Deliverer
+from qsg.manager.large import StageCleaner
+from qsg.manager.placing import release
+from qsg.pb import records_pb2 as pb
+from qsg.pb.channel_pb2 import Part, WireSegment
+from qsg.rules import keys
+from qsg.rules.definitions import Channel, Settings
+from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.receiver import Arrival
+from qsg.rules.unit import Committed, Unit
+from qsg.store.contract import get_prefix
+from support.members import Group, Member, group, shared
+
+MIB = 1 << 20
+PAYLOAD = bytes(range(256)) * (3 * MIB // 256)
+BODY = pb.Message(message_id=b"L" * 24, payload=PAYLOAD).SerializeToString()
+CHUNKS = -(-len(BODY) // MIB)
+
+
+@asynccontextmanager
+async def receiving() -> AsyncIterator[tuple[Group, Member]]:
+    async with group() as g:
+        x = await g.member("X")
+        for queue in (shared("A"), shared("DLQ")):
+            await x.queues.define(queue)
+        await x.catalog.define_settings(Settings(dead_letter_queue="DLQ"))
+        yield g, x
+
+
+def deliverer_of(x: Member, **channel: int) -> Deliverer:
+    definition = Channel.model_validate({"name": "TO.X", "type": "receiver", "message_retry_count": 0, **channel})
+    return Deliverer(
+        x.queues.placer,
+        x.structures["app1"],
+        definition,
+        x.world,
+        ours=list,
+        initiator=0,
+        message_bytes_max=4 * MIB,
+        paused=lambda paused: None,
+    )
+
+
+async def parts(deliverer: Deliverer) -> None:
+    for i in range(CHUNKS):
+        data = BODY[i * MIB : (i + 1) * MIB]
+        await deliverer.part(Part(stage=b"s", index=i, chunks=CHUNKS, data=data, destination=pb.Destination(queue="A")))
+
+
+def large_arrival() -> Arrival:
+    entry = pb.Entry(message_id=b"L" * 24, stage=b"s", chunks=CHUNKS, size=len(BODY), payload_size=len(PAYLOAD))
+    return Arrival(WireSegment(), pb.SegmentHeader(destinations=[pb.Destination(queue="A")], entries=[entry]))
+
+
+async def deliver(x: Member, deliverer: Deliverer, *arrivals: Arrival) -> None:
+    unit = Unit("batch")
+    placements = await deliverer.fill(unit, arrivals)
+    await x.structures["app1"].commit(unit)
+    release(placements, committed=True)
+    deliverer.published(arrivals)
+
+
+async def remains(x: Member, queue: str) -> int:
+    """Keys of stages and chunks."""
+    _, results = await x.structures["app1"].read(get_prefix(keys.stages(queue)), get_prefix(keys.queue(queue) + b"x/"))
+    return sum(len(r.kvs) for r in results)
+
+
+def full_once(x: Member, monkeypatch: pytest.MonkeyPatch, queue: str, turn: int) -> None:
+    """The store is full when chunks for `queue` are written for the `turn`th time."""
+    structure = x.structures["app1"]
+    commit, turns = structure.commit, 0
+
+    async def refusing(unit: Unit, **where: str) -> Committed:
+        nonlocal turns
+        turns += any(op.key.startswith(keys.queue(queue) + b"x/") for op in unit.ops)
+        if unit.label == "stage" and turns == turn:
+            turns += 1
+            raise Refusal(Reason.STORAGE_NOT_AVAILABLE, "the structure is full")
+        return await commit(unit, **where)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(structure, "commit", refusing)
+
+
+@pytest.mark.parametrize("turn", [1, 3])
+@pytest.mark.parametrize("staged", [True, False], ids=["staged", "in memory"])
+async def test_a_message_staged_anew_in_a_full_store_is_whole_when_it_is_tried_again(
+    staged: bool, turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with receiving() as (_, x):
+        deliverer = deliverer_of(x)
+        if staged:
+            await parts(deliverer)
+        await x.queues.define(shared("A", put_enabled=False))
+        if not staged:
+            await parts(deliverer)
+        full_once(x, monkeypatch, "DLQ", turn)
+        with pytest.raises(Refusal) as refusal:
+            await deliver(x, deliverer, large_arrival())
+        assert refusal.value.reason is Reason.STORAGE_NOT_AVAILABLE
+
+        await deliver(x, deliverer, large_arrival())
+
+        await StageCleaner(x.catalog).clean()
+        assert await x.get("DLQ") == [PAYLOAD]
+        assert await remains(x, "A") == await remains(x, "DLQ") == 0
+
+
+async def test_a_stage_that_lacks_a_part_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with receiving() as (_, x):
+        deliverer = deliverer_of(x)
+        full_once(x, monkeypatch, "A", CHUNKS)
+        with pytest.raises(Refusal) as refusal:
+            await parts(deliverer)
+        assert refusal.value.reason is Reason.STORAGE_NOT_AVAILABLE
+        with pytest.raises(Refusal) as refusal:
+            await deliver(x, deliverer, large_arrival())
+        assert refusal.value.reason is Reason.LARGE_MESSAGE_INCOMPLETE
