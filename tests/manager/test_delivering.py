@@ -16,7 +16,7 @@ from qsg.rules import keys
 from qsg.rules.definitions import Channel, Settings
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.receiver import Arrival
-from qsg.rules.unit import Committed, Unit
+from qsg.rules.unit import Committed, CompareFailed, Unit
 from qsg.store.contract import get_prefix
 from support.members import Group, Member, group, shared
 
@@ -125,3 +125,24 @@ async def test_a_stage_that_lacks_a_part_is_not_published(monkeypatch: pytest.Mo
         with pytest.raises(Refusal) as refusal:
             await deliver(x, deliverer, large_arrival())
         assert refusal.value.reason is Reason.LARGE_MESSAGE_INCOMPLETE
+
+
+@pytest.mark.parametrize("queue", ["A", "DLQ"])
+async def test_large_messages_for_a_queue_that_another_member_purged_come_in_with_the_next_session(queue: str) -> None:
+    async with receiving() as (g, x):
+        y = await g.member("Y")
+        if queue == "DLQ":
+            await x.queues.define(shared("A", put_enabled=False))
+        await x.put(queue, b"it is open")
+        await y.queues.purge(queue)
+        before = deliverer_of(x)
+        with pytest.raises(CompareFailed):
+            await parts(before)
+            await deliver(x, before, large_arrival())
+        before.forget()
+
+        after = deliverer_of(x)
+        await parts(after)
+        await deliver(x, after, large_arrival())
+
+        assert await x.get(queue) == [PAYLOAD]
