@@ -61,6 +61,13 @@ def large_arrival() -> Arrival:
     return Arrival(WireSegment(), pb.SegmentHeader(destinations=[pb.Destination(queue="A")], entries=[entry]))
 
 
+def small(count: int, queue: str = "A", queue_manager: str = "") -> Arrival:
+    body = pb.Message(message_id=b"S" * 24, payload=b"small").SerializeToString()
+    entries = [pb.Entry(message_id=b"S" * 24, size=len(body), offset=i * len(body), payload_size=5) for i in range(count)]
+    destinations, size = [pb.Destination(queue=queue, queue_manager=queue_manager)], count * len(body)
+    return Arrival(WireSegment(bodies=body * count), pb.SegmentHeader(destinations=destinations, entries=entries, bodies_size=size))
+
+
 async def deliver(x: Member, deliverer: Deliverer, *arrivals: Arrival) -> None:
     unit = Unit("batch")
     placements = await deliverer.fill(unit, arrivals)
@@ -146,3 +153,17 @@ async def test_large_messages_for_a_queue_that_another_member_purged_come_in_wit
         await deliver(x, after, large_arrival())
 
         assert await x.get(queue) == [PAYLOAD]
+
+
+async def test_a_queue_that_was_changed_elsewhere_is_looked_at_again_behind_any_number_of_others() -> None:
+    async with receiving() as (g, x):
+        y = await g.member("Y")
+        await x.queues.define(shared("ONWARD", usage="transmission"))
+        await x.put("A", b"it is open")
+        await y.queues.purge("A")
+        deliverer, batch = deliverer_of(x), [small(1), small(300, "FAR", "ONWARD")]
+        with pytest.raises(CompareFailed):
+            await deliver(x, deliverer, *batch)
+        deliverer.forget()
+        await deliver(x, deliverer, *batch)
+        assert await x.get("A") == [b"small"]

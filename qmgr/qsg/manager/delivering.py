@@ -8,7 +8,6 @@ segment for one ordinary queue is passed through. Does not commit anything but s
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -84,7 +83,7 @@ class Deliverer:
         self._paused = paused
         self._staging: dict[bytes, _Staging] = {}
         self._begun: dict[asyncio.Future[large.Stage], None] = {}
-        self._used: deque[Opened] = deque(maxlen=256)
+        self._used: dict[str, Opened] = {}
         self._reserved: list[Placement] = []
         """Of the unit that is being filled."""
 
@@ -128,7 +127,7 @@ class Deliverer:
 
     def forget(self) -> None:
         """A compare failed: the queues that were placed on are looked at again."""
-        for opened in self._used:
+        for opened in self._used.values():
             self._placer.queues.forget(opened)
         self._used.clear()
 
@@ -177,7 +176,7 @@ class Deliverer:
         same = placement.same()
         if same not in unit.compares:
             unit.compares.append(same)
-        self._used.append(placement.opened)
+        self._used[placement.queue] = placement.opened
 
     async def _add_single(self, unit: Unit, arrival: Arrival, index: int, destination: tuple[str, str], placement: Placement) -> None:
         entry = arrival.header.entries[index]
@@ -238,7 +237,7 @@ class Deliverer:
 
     async def _begin(self, opened: Opened) -> large.Stage:
         """A new stage, which is known for removal also when the session ends in the middle of this."""
-        self._used.append(opened)
+        self._used[opened.name] = opened
         begun = asyncio.ensure_future(
             large.begin(opened, self._world, compares=self._ours(), initiator=self._initiator, channel=self._channel.name)
         )
