@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,7 @@ from qsg.rules.receiver import Arrival
 from qsg.rules.unit import Committed, CompareFailed, Unit
 from qsg.store.contract import get_prefix
 from support.members import Group, Member, group, shared
+from support.simulated import simulated
 
 MIB = 1 << 20
 PAYLOAD = bytes(range(256)) * (3 * MIB // 256)
@@ -167,3 +169,19 @@ async def test_a_queue_that_was_changed_elsewhere_is_looked_at_again_behind_any_
         deliverer.forget()
         await deliver(x, deliverer, *batch)
         assert await x.get("A") == [b"small"]
+
+
+@simulated
+async def test_a_part_for_a_queue_that_a_committed_batch_has_filled_waits_for_room() -> None:
+    async with receiving() as (_, x):
+        await x.queues.define(shared("A", max_depth=2))
+        deliverer = deliverer_of(x, message_retry_count=3, message_retry_ms=100)
+        await deliver(x, deliverer, small(2))
+
+        async def make_room() -> None:
+            await asyncio.sleep(0.25)
+            assert await x.get("A", 2) == [b"small"] * 2
+
+        await asyncio.gather(parts(deliverer), make_room())
+        await deliver(x, deliverer, large_arrival())
+        assert await x.get("A") == [PAYLOAD]

@@ -92,7 +92,10 @@ class Deliverer:
     async def _place(
         self, destination: tuple[str, str], *, messages: int, payload_bytes: int, hops: int = 0, reserve: bool = True
     ) -> Placement:
-        """Where these messages go, after message retry if need be. Raises `Refusal` when they can go nowhere, `_TooMany` of several."""
+        """Where these messages go, after message retry if need be. Raises `Refusal` when they can go nowhere, `_TooMany` of several.
+
+        `reserve`: they are part of the unit that is being filled.
+        """
         left = self._channel.message_retry_count
         try:
             while True:
@@ -100,7 +103,8 @@ class Deliverer:
                     placement = await self._placer.place(
                         self._structure.name, *destination, hops=hops, messages=messages, payload_bytes=payload_bytes, reserve=reserve
                     )
-                    self._reserved.append(placement)
+                    if reserve:
+                        self._reserved.append(placement)
                 except Refusal as refusal:
                     if messages > 1 and refusal.reason is Reason.Q_FULL:
                         raise _TooMany from refusal
@@ -116,7 +120,7 @@ class Deliverer:
                         if not self._channel.use_dead_letter_queue:
                             raise why
                         return placement
-                if any(held.reservation is not None for held in self._reserved):
+                if reserve and any(held.reservation is not None for held in self._reserved):
                     # What this unit has placed already may be what the queue is full of: it must be committed for anybody to make room.
                     raise Refusal(Reason.SYNCPOINT_LIMIT_REACHED, f"{destination[0]} is full of what comes before in the same batch")
                 left -= 1
