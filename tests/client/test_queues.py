@@ -83,6 +83,17 @@ async def test_priority_none_is_the_queues_default(site: Site) -> None:
     assert [(m.priority, m.payload) for m in got] == [(6, b"plain"), (6, b"with an id"), (6, b"in a unit"), (0, b"zero")]
 
 
+@pytest.mark.parametrize("altered", [{"put_enabled": False}, {"max_depth": 1}])
+async def test_what_was_got_from_a_queue_that_takes_no_put_is_committed(site: Site, altered: dict[str, object]) -> None:
+    x = site.members["X"]
+    await x.put("A", b"1", b"2", b"3")
+    await x.queues.define(shared("A", **altered))
+    await asyncio.sleep(0.5)
+    async with site.connect() as qmgr, qmgr.unit() as unit:
+        await unit.get("A")
+    assert await x.get("A", 9) == [b"2", b"3"]
+
+
 async def test_put_browse_get(site: Site) -> None:
     async with site.connect(application="app") as qmgr:
         ids = await qmgr.put_many("A", [b"%d" % i for i in range(300)])

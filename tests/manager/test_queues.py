@@ -244,6 +244,25 @@ async def test_numbers_are_applied_once_and_in_order() -> None:
         assert await x.get("A", 9) == [b"1", b"2", b"3", b"4"]
 
 
+async def test_a_producer_is_opened_where_a_unit_only_gets() -> None:
+    """Its number is that of a commit: such a unit of work could not be committed."""
+    async with group() as g:
+        (x,) = await members(g, "X")
+        await x.put("A", b"1", b"2")
+        await x.queues.define(shared("A", max_depth=1))
+        await x.queues.define(shared("SHUT", put_enabled=False))
+        await x.queues.define(shared("XMIT", usage="transmission", put_enabled=False))
+        await x.queues.define(Queue(name="AL", type="alias", target="XMIT", put_enabled=False))
+        await x.queues.define(Queue(name="LOST", type="alias", target="NONE"))
+        await x.queues.define(Queue(name="FAR", type="remote", remote_queue="Q", remote_queue_manager="XMIT"))
+        for queue in ("A", "SHUT", "XMIT", "AL", "FAR"):
+            assert (await x.queues.open_producer("P", queue)).structure == "app1"
+        assert (await x.queues.open_producer("P", "Q", "XMIT")).structure == "app1"
+        await refused(x.queues.open_producer("P", "NONE"), Reason.UNKNOWN_OBJECT_NAME)
+        await refused(x.queues.open_producer("P", "LOST"), Reason.UNKNOWN_ALIAS_BASE_Q)
+        await refused(x.queues.open_producer("P", "Q", "NONE"), Reason.UNKNOWN_REMOTE_Q_MGR)
+
+
 async def test_refusal_refuses_everything_behind_it() -> None:
     """Interleaving N3: 7 is refused as full, 8 must not commit, a retry of 7 is not "already applied"."""
     async with group() as g:

@@ -28,7 +28,7 @@ from qsg.manager.structure import Structure
 from qsg.manager.units import Held, UnitOfWork
 from qsg.pb import records_pb2 as pb
 from qsg.rules.definitions import PRIVATE, Queue
-from qsg.rules.names import resolve_get
+from qsg.rules.names import resolve_get, resolve_home
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, NewMessage, Unit
 from qsg.rules.world import World
@@ -381,12 +381,12 @@ class QueueService:
         lifetime_ms: int = 0,
         wanted: Wanted = always,
     ) -> ProducerState:
-        """Raises the producer's epoch in `structure`, or in the one that the queue's name leads to, while it is `wanted`."""
-        if structure:
-            where = self.catalog.structure(structure)
-        else:
-            where = (await self.placer.put(queue, queue_manager, messages=0)).structure
-        return await self.producers.open(where, producer, lifetime_ms, wanted)
+        """Raises the producer's epoch in `structure`, or in the one that the queue's name leads to, while it is `wanted`.
+
+        Whether the queue takes a put does not matter: the number may be that of a unit of work that only gets.
+        """
+        where = structure or resolve_home(self.catalog.names(), queue, queue_manager)
+        return await self.producers.open(self.catalog.structure(where), producer, lifetime_ms, wanted)
 
     # Administration
 

@@ -47,12 +47,19 @@ class Resolved:
 def resolve_put(names: Names, queue: str, queue_manager: str = "", *, hops: int = 0) -> Resolved:
     """Where a message addressed to (queue, queue manager) is put; `hops`: channels it has crossed. Raises `Refusal` with MQ's reason."""
     found = _find(names, queue, queue_manager)
+    if found.destination is None and found.queue.usage == "transmission":
+        raise Refusal(Reason.XMIT_Q_USAGE_ERROR, f"{found.queue.name} is a transmission queue: name the queue at its far end instead")
     if found.destination is not None and hops >= names.hop_limit:
         raise Refusal(Reason.HOP_LIMIT, f"{hops} channels crossed on the way to {queue}@{queue_manager}")
     for definition in (*found.path, found.queue):
         if not definition.put_enabled:
             raise Refusal(Reason.PUT_INHIBITED, definition.name)
     return found
+
+
+def resolve_home(names: Names, queue: str, queue_manager: str = "") -> str:
+    """The structure of what is put to or got from that name, whether or not it takes a put or gives a message now. Raises `Refusal`."""
+    return _find(names, queue, queue_manager).queue.structure
 
 
 def resolve_get(names: Names, queue: str, queue_manager: str = "") -> Resolved:
@@ -99,8 +106,6 @@ def _own(names: Names, queue: str) -> Resolved:
         path, definition = (definition,), _alias_target(names, definition)
     if definition.type == "remote":
         return _remote(names, definition, (*path, definition))
-    if definition.usage == "transmission":
-        raise Refusal(Reason.XMIT_Q_USAGE_ERROR, f"{definition.name} is a transmission queue: name the queue at its far end instead")
     return Resolved(definition, None, path)
 
 
