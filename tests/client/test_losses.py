@@ -145,6 +145,40 @@ async def test_unit_whose_connection_is_lost_is_backed_out(group: ClientGroup) -
     assert group.payloads("OUT") == []
 
 
+async def without_a_member(group: ClientGroup, qmgr: qsg.QueueManager) -> None:
+    """Returns while the connection is lost, and the next one is not there yet."""
+    group.network.delay = lambda source, target: 0.01
+    group.network.reset("app", qmgr.member)
+    while qmgr.member:
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("end", ["commit", "backout"])
+async def test_a_call_that_waits_for_a_member_does_not_begin_a_unit_that_is_over(group: ClientGroup, end: str) -> None:
+    """The member would hold what it got as long as the connection lives."""
+    async with group.connect() as qmgr:
+        await qmgr.put("IN", b"1")
+        await without_a_member(group, qmgr)
+        unit = qmgr.unit()
+        get = asyncio.create_task(unit.get("IN"))
+        await asyncio.sleep(0)
+        await getattr(unit, end)()
+        with pytest.raises(qsg.OptionsError, match="is over"):
+            await get
+        assert group.payloads("IN") == [b"1"]
+
+
+async def test_first_calls_of_a_unit_that_wait_for_a_member_count_it_once(group: ClientGroup) -> None:
+    """A session that was left would never be idle."""
+    async with group.connect() as qmgr:
+        await without_a_member(group, qmgr)
+        async with qmgr.unit() as unit:
+            await asyncio.gather(unit.put("OUT", b"1"), unit.put("OUT", b"2"))
+        session = qmgr._link.current
+        assert session is not None and session.units == 0
+    assert group.payloads("OUT") == [b"1", b"2"]
+
+
 async def test_waiting_get_is_asked_again(group: ClientGroup) -> None:
     async with group.connect() as qmgr, group.connect() as other:
         waiting = asyncio.create_task(qmgr.get("Q", wait_ms=60_000))

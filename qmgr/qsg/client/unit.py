@@ -260,8 +260,11 @@ class UnitOfWork:
     async def _call(self, request: pb.ClientRequest, queue: tuple[str, str]) -> pb.ClientResponse:
         self._check()
         if self._session is None:
-            self._session = await self._link.session()
-            self._session.units += 1
+            session = await self._link.session()
+            self._check()  # it may have ended meanwhile, and a sibling may have found a member
+            if self._session is None:
+                self._session = session
+                session.units += 1
         # In a task of its own: when the caller gives it up, its answer still tells what it did.
         call = asyncio.create_task(self._session.call(request))
         self._doubtful.add(call)
@@ -306,8 +309,7 @@ class UnitOfWork:
         """
         self._check()
         if self._session is None:
-            # Nothing was done in it.
-            await self.backout()
+            self._over = "committed"  # nothing was done in it
             return
         self._over = "committed"
         try:
