@@ -70,6 +70,36 @@ async def test_a_put_that_was_given_up_is_not_committed(group: ClientGroup) -> N
     assert group.payloads("OUT") == []
 
 
+@pytest.mark.parametrize("end", ["commit", "backout"])
+@pytest.mark.parametrize("begun_s", [0, 0.1])
+async def test_a_unit_does_not_end_behind_a_get_that_waits_in_another_task(group: ClientGroup, end: str, begun_s: float) -> None:
+    async with group.connect() as qmgr:
+        await qmgr.put("IN", b"1")
+        unit = qmgr.unit()
+        await unit.put("OUT", b"done")
+        await unit.get("IN")
+        waiting = [asyncio.create_task(unit.get("IN", wait_ms=wait_ms)) for wait_ms in (60_000, -1)]
+        await asyncio.sleep(begun_s)
+        async with asyncio.timeout(1):
+            await getattr(unit, end)()
+            for get in waiting:
+                with pytest.raises(qsg.OptionsError, match="is over"):
+                    await get
+        assert group.payloads("IN") == ([] if end == "commit" else [b"1"])
+        assert not [unit for connection in group.services[qmgr.member].connections for unit in connection._units]
+    assert group.payloads("OUT") == ([b"done"] if end == "commit" else [])
+
+
+async def test_a_backout_is_not_sent_before_a_call_that_was_begun_just_now(group: ClientGroup) -> None:
+    """The member would begin the unit anew, and hold it as long as the connection lives."""
+    async with group.connect() as qmgr:
+        await qmgr.put_many("IN", [b"1", b"2"])
+        unit = qmgr.unit()
+        await unit.get("IN")
+        await asyncio.gather(unit.get("IN"), unit.backout())
+        assert sorted(group.payloads("IN")) == [b"1", b"2"]
+
+
 async def test_a_put_that_another_task_waits_for_is_in_the_commit(group: ClientGroup) -> None:
     group.network.delay = lambda source, target: PATH_S
     async with group.connect() as qmgr:

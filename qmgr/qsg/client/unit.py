@@ -184,7 +184,7 @@ class UnitOfWork:
         self._session: Session | None = None
         self._queue: tuple[str, str] | None = None
         """Of the first call that did something in it."""
-        self._doubtful: set[asyncio.Task[pb.ClientResponse]] = set()
+        self._doubtful: dict[asyncio.Task[pb.ClientResponse], pb.ClientRequest] = {}
         """Calls that were not answered, or were given up, or not told what they did."""
         self._over = ""
         self._lost = ""
@@ -252,6 +252,7 @@ class UnitOfWork:
             try:
                 response = await self._call(pb.ClientRequest(get=get), (queue, ""))
             except NoMessageAvailable:
+                self._check()  # not told as 2033: the wait was cut short
                 if wait.last:
                     raise
                 continue
@@ -267,7 +268,7 @@ class UnitOfWork:
                 session.units += 1
         # In a task of its own: when the caller gives it up, its answer still tells what it did.
         call = asyncio.create_task(self._session.call(request))
-        self._doubtful.add(call)
+        self._doubtful[call] = request
         try:
             await asyncio.wait([call])
         except asyncio.CancelledError:
@@ -280,7 +281,7 @@ class UnitOfWork:
             # Whatever the call did was in the unit, and the member backs that out.
             raise self._fail(f"the connection was lost: {lost}") from lost
         if response.reason not in _TELLS_NOTHING:
-            self._doubtful.discard(call)
+            self._doubtful.pop(call, None)
         if response.reason in RETRY_ELSEWHERE:
             session = self._session
             session.retire(f"{session.address}: {response.detail}")
@@ -313,6 +314,7 @@ class UnitOfWork:
             return
         self._over = "committed"
         try:
+            await self._give_up_gets(self._session)
             if self._doubtful:
                 await asyncio.wait(self._doubtful)
             unclear = not all(map(_did_nothing, self._doubtful))
@@ -328,6 +330,15 @@ class UnitOfWork:
             raise
         finally:
             self._session.end_unit()
+
+    async def _give_up_gets(self, session: Session) -> None:
+        """Gets that wait in other tasks have not returned, and the member ends the unit behind them."""
+        try:
+            await asyncio.sleep(0)  # what was begun just now is sent first, and has its number then
+        finally:
+            for call, request in self._doubtful.items():
+                if not call.done():
+                    session.give_up(request)
 
     def _end_unit(self) -> pb.ClientRequest:
         return pb.ClientRequest(end_unit=pb.EndUnit(unit=self._number, commit=False))
@@ -345,6 +356,7 @@ class UnitOfWork:
         self._over = "backed out"
         try:
             if self._session is not None and (self._queue is not None or self._doubtful):
+                await self._give_up_gets(self._session)
                 await self._session.call(self._end_unit())
         except SessionLost as lost:
             log.debug("backed out by the loss of the connection: %s", lost)
