@@ -145,6 +145,21 @@ async def test_unit_whose_connection_is_lost_is_backed_out(group: ClientGroup) -
     assert group.payloads("OUT") == []
 
 
+async def test_commit_that_never_left_is_told_so_at_once(group: ClientGroup) -> None:
+    async with group.connect() as qmgr:
+        async with qmgr.unit() as unit:
+            await unit.put("OUT", b"0")  # its producer is opened
+        unit = qmgr.unit()
+        await unit.put("OUT", b"1")
+        for member in group.members:
+            group.network.kill(member)
+        await asyncio.sleep(0.1)
+        with pytest.raises(qsg.BackedOut):
+            async with asyncio.timeout(1):
+                await unit.commit()
+    assert group.payloads("OUT") == [b"0"]
+
+
 async def without_a_member(group: ClientGroup, qmgr: qsg.QueueManager) -> None:
     """Returns while the connection is lost, and the next one is not there yet."""
     group.network.delay = lambda source, target: 0.01

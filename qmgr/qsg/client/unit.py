@@ -69,7 +69,8 @@ class Commits:
         try:
             response = await session.call(pb.ClientRequest(end_unit=end))
         except SessionLost as lost:
-            outcome, why = Outcome.UNKNOWN, str(lost)
+            outcome, why = Outcome.UNKNOWN if lost.sent else Outcome.REFUSED, str(lost)
+            error = BackedOut(f"the connection was lost before the commit: {lost}")
         else:
             outcome, why = _outcome(response), response.detail
             if response.reason in RETRY_ELSEWHERE:
