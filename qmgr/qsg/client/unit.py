@@ -253,7 +253,7 @@ class UnitOfWork:
             try:
                 response = await self._call(pb.ClientRequest(get=get), (queue, ""))
             except NoMessageAvailable:
-                self._check()  # not told as 2033: the wait was cut short
+                self._check()  # a wait that its end cut short is not told as 2033
                 if wait.last:
                     raise
                 continue
@@ -310,10 +310,9 @@ class UnitOfWork:
         A call that was given up or interrupted, and did something perhaps, cannot be taken out of it: BackedOut.
         """
         self._check()
-        if self._session is None:
-            self._over = "committed"  # nothing was done in it
-            return
         self._over = "committed"
+        if self._session is None:
+            return  # nothing was done in it
         try:
             await self._give_up_gets(self._session)
             if self._doubtful:
