@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsg.manager.flight import Flight
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, segments
 from qsg.rules.batches import BatchBuilder, Built, Loaded, Piece, covered, ends, settle
@@ -128,6 +131,33 @@ def test_chunks_of_a_large_message_go_with_its_segment() -> None:
     one, _ = segment(1, ["a"])
     one.header.entries[0].stage = b"\x01"
     assert Delete(b"q/Q/x/01/", b"q/Q/x/010") in settle("Q", [Piece(one, 0, 0)]).ops
+
+
+def test_chunks_go_with_the_piece_that_settles_their_message() -> None:
+    """Who ends the segment in another way than the channel deletes no chunks of what is gone."""
+    one, _ = segment(1, ["a", "b", "c"])
+    for index, entry in enumerate(one.header.entries):
+        entry.stage = bytes([index + 1])
+    chunks = [Delete(b"q/Q/x/0%d/" % i, b"q/Q/x/0%d0" % i) for i in (1, 2, 3)]
+    assert settle("Q", [Piece(one, 0, 1)]).ops[:-1] == chunks[:2]
+    assert [op for op in settle("Q", [Piece(one, 2, 2)]).ops if op in chunks] == chunks[2:]
+    assert [op for op in settle("Q", [Piece(one, 0, 1), Piece(one, 2, 2)]).ops if op in chunks] == chunks
+    assert [op for op in settle("Q", [Piece(one, 0, 2, gone=0b11)]).ops if op in chunks] == chunks, "an older version left them"
+
+
+def test_a_piece_of_many_large_messages_is_settled_by_several_units() -> None:
+    one, _ = segment(1, ["a"] * 125)
+    for index, entry in enumerate(one.header.entries):
+        entry.stage = bytes([index + 1])
+    small, _ = segment(2, ["b"])
+    flight = Flight(settle=deque([Piece(one, 0, 124, recorded=True), Piece(small, 0, 0)]))
+    units = []
+    while flight.settle:
+        pieces, _ = flight.next_to_settle()
+        units.append(settle("Q", pieces))
+    assert [unit.messages for unit in units] == [60, 60, 6]
+    assert max(len(unit.ops) for unit in units) < 100
+    assert Delete(keys.consumption("Q", 0, one.suffix), keys.consumption("Q", 0, small.suffix) + b"\0") in units[-1].ops
 
 
 def test_what_the_partners_record_covers() -> None:

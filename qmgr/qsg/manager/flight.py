@@ -52,10 +52,13 @@ class Flight:
                 marks.append(head)
             else:
                 lane = head.segment.priority, head.segment.suffix.rsplit(b"/", 1)[0]
-                cost += (0 if lane in lanes else 3) + (0 if head.whole else 1)
-                cost += sum(1 for e in head.segment.header.entries if e.stage)
+                large = len(head.large)
+                cost += (0 if lane in lanes else 3) + (0 if head.whole else 1) + large
                 if pieces and cost > SETTLE_COST:
                     break
+                if large > SETTLE_COST:
+                    head, self.settle[0] = head.cut(SETTLE_COST)
+                    return [head], marks
                 lanes.add(lane)
                 pieces.append(head)
             self.settle.popleft()

@@ -71,6 +71,17 @@ class Piece:
         """Nothing of the segment is left behind it."""
         return self.last == len(self.segment.header.entries) - 1
 
+    @property
+    def large(self) -> list[int]:
+        """Entries whose chunks are deleted with it, by an operation each."""
+        entries = self.segment.header.entries[self.first : self.last + 1]
+        return [i for i, entry in enumerate(entries, self.first) if entry.stage]
+
+    def cut(self, large: int) -> tuple[Piece, Piece]:
+        """(a piece with so many large messages, the rest); it has more of them."""
+        start = self.large[large]
+        return replace(self, last=start - 1), replace(self, first=start)
+
 
 @dataclass(slots=True)
 class Built:
@@ -197,7 +208,8 @@ class Settlement:
 def settle(queue: str, pieces: Iterable[Piece]) -> Settlement:
     """Operations that delete what `pieces` (in order) settle: a range per lane for whole segments, a `c/` record for a partial one.
 
-    A segment settled in several pieces is deleted with its last one. No range covers a key that is written.
+    A segment settled in several pieces is deleted with its last one; each takes its own chunks along: a stop, or an application that gets
+    the rest, looks no more at what is gone. No range covers a key that is written.
     """
     whole: dict[tuple[int, bytes], list[SegmentAt]] = {}
     consumed: dict[tuple[int, bytes], bool] = {}
@@ -207,6 +219,7 @@ def settle(queue: str, pieces: Iterable[Piece]) -> Settlement:
         segment = piece.segment
         place = segment.priority, segment.suffix
         _count(piece, out)
+        out.ops += [_range(keys.chunks(queue, segment.header.entries[i].stage)) for i in piece.large]
         partial.pop(place, None)
         if not piece.whole:
             partial[place] = piece
@@ -214,7 +227,6 @@ def settle(queue: str, pieces: Iterable[Piece]) -> Settlement:
         lane = segment.priority, segment.suffix.rsplit(b"/", 1)[0]
         whole.setdefault(lane, []).append(segment)
         consumed[lane] = consumed.get(lane, False) or piece.first > 0 or piece.gone > 0 or piece.recorded
-        out.ops += [_range(keys.chunks(queue, e.stage)) for e in segment.header.entries if e.stage]
     for lane, ones in whole.items():
         first, last = ones[0], ones[-1]
         kinds = [keys.header]
