@@ -6,16 +6,20 @@ import pytest
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
-from qsg.rules.settle import SEGMENTS_MAX, merged, settle
+from qsg.rules.settle import PAGE, UNIT_OPS, merged, settle
+from qsg.rules.steps import Commit
 from qsg.rules.unit import Cell, CompareFailed
 from qsg.store.contract import Get, Put, get_prefix
 from support.group_model import Model, Walk
 
 
-def put(model: Model, lane: str, counter: int, count: int, priority: int = 0) -> pb.Position:
-    """A segment of `count` messages of 10 bytes; the position of its last."""
+def put(model: Model, lane: str, counter: int, count: int, priority: int = 0, *, large: bool = False) -> pb.Position:
+    """A segment of `count` messages of 10 bytes; the position of its last. `large`: staged, in a chunk each."""
     suffix = keys.suffix(lane, 1, counter)
     entries = [pb.Entry(message_id=bytes(24), size=20, payload_size=10) for _ in range(count)]
+    for index, entry in enumerate(entries if large else []):
+        entry.stage, entry.chunks = b"%03d.%03d" % (counter, index), 1
+        model.apply("admin", [Put(keys.chunk("XQ", entry.stage, 0), b"chunk")])
     header = pb.SegmentHeader(entries=entries, bodies_size=20 * count)
     result = model.apply(
         "admin",
@@ -93,17 +97,33 @@ def test_lanes_and_priorities_each_up_to_their_own_position() -> None:
 
 def test_many_segments_take_several_units() -> None:
     model = Model("X", apart=False)
-    for counter in range(3 * SEGMENTS_MAX):
+    for counter in range(3 * PAGE):
         last = put(model, "X.0", counter, 1)
 
-    assert run(model, pb.Progress(confirmed={0: last})) == 3 * SEGMENTS_MAX
+    assert run(model, pb.Progress(confirmed={0: last})) == 3 * PAGE
     assert remaining(model) == remaining(model, b"b/") == 0
+
+
+@pytest.mark.parametrize(("segments", "each"), [(24, 4), (2, 125), (1, 69), (1, 70), (3, 69)])
+def test_large_messages_count_in_what_one_unit_takes(segments: int, each: int) -> None:
+    model = Model("X", apart=False)
+    put(model, "X.0", 0, 1)
+    for counter in range(1, segments + 1):
+        last = put(model, "X.0", counter, each, large=True)
+    fence, progress = opened(model)
+    walk = Walk(model, model.me["X"], settle("admin", "XQ", fence, progress, pb.Progress(confirmed={0: last})))
+    while not walk.done:
+        if isinstance(walk._next, Commit):
+            assert len(walk._next.unit.ops) + len(walk._next.unit.changes) <= UNIT_OPS
+        walk.step()
+    assert walk.result == 1 + segments * each
+    assert all(remaining(model, kind) == 0 for kind in (b"h/", b"b/", b"c/", b"x/"))
 
 
 def test_cut_off_behind_each_unit_it_is_carried_on_and_the_fence_closes_last() -> None:
     for cut in range(1, 100):
         model = Model("X", "Y", apart=False)
-        for counter in range(3 * SEGMENTS_MAX):
+        for counter in range(3 * PAGE):
             last = put(model, "X.0", counter, 1)
         fence, progress = opened(model)
         known = pb.Progress(confirmed={0: last})

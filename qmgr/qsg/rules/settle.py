@@ -8,7 +8,7 @@ still open, and the next bind or settlement goes on: deleting is idempotent.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
@@ -19,8 +19,10 @@ from qsg.store.contract import Delete, Get, KeyValue, created_at, get_prefix, pr
 
 PAGE = 32
 """Segments read at once."""
-SEGMENTS_MAX = 24
-"""Segments of one unit: each costs up to three operations and two compares, of 128."""
+SEGMENT_OPS = 3
+"""A segment costs up to so many operations, and two compares; each large message of it one operation more."""
+UNIT_OPS = 72
+"""Of one unit, of 128."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,8 @@ def _delete_covered(structure: str, queue: str, fence: Cell, priority: int, posi
         start = prefix
         while start:
             page, start = yield from _page(structure, queue, priority, start, prefix_end(prefix), position)
-            for i in range(0, len(page), SEGMENTS_MAX):
-                deleted += yield from _delete(structure, queue, fence, page[i : i + SEGMENTS_MAX])
+            for segments in _units(page):
+                deleted += yield from _delete(structure, queue, fence, segments)
     return deleted
 
 
@@ -96,6 +98,25 @@ def _covered(queue: str, priority: int, kv: KeyValue, position: pb.Position) -> 
         return None
     header = read_record(pb.SegmentHeader, kv.value, kv.key)
     return Segment(priority, suffix, kv.create_revision, header, position.index + 1 if here == there else len(header.entries))
+
+
+def _units(page: list[Segment]) -> Iterator[list[Segment]]:
+    """What one transaction takes at a time: of a segment of very many large messages a part, which fills its unit."""
+    segments: list[Segment] = []
+    left = UNIT_OPS
+    for segment in page:
+        large = [i for i, entry in enumerate(segment.header.entries[: segment.covered]) if entry.stage]
+        room = UNIT_OPS - SEGMENT_OPS
+        for start in range(0, max(1, len(large)), room):
+            part = replace(segment, covered=large[start + room]) if len(large) > start + room else segment
+            cost = SEGMENT_OPS + min(room, len(large) - start)
+            if cost > left:
+                yield segments
+                segments, left = [], UNIT_OPS
+            segments.append(part)
+            left -= cost
+    if segments:
+        yield segments
 
 
 def _delete(structure: str, queue: str, fence: Cell, segments: list[Segment]) -> Steps[int]:
