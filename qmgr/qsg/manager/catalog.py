@@ -20,7 +20,7 @@ from qsg.rules.definitions import PRIVATE, Channel, Definition, Queue, Settings
 from qsg.rules.names import Names
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Cell, Change, CompareFailed, Unit
-from qsg.store.contract import KeyValue
+from qsg.store.contract import KeyValue, unchanged
 from qsg.store.follow import Follower
 
 log = structlog.get_logger()
@@ -183,14 +183,37 @@ class Catalog:
     async def define_settings(self, settings: Settings) -> None:
         await self._write(self._home(None, False), keys.GROUP_DEFINITION, settings, replace=True)
 
-    async def write_queue(self, queue: Queue, *, replace: bool, own: bool | None = None) -> None:
-        """Writes the definition alone (see `QueueService.define` for the whole)."""
-        await self._write(self._home(own, self._is_own(queue)), keys.queue_definition(queue.name), queue, replace)
+    async def write_queue(self, queue: Queue, *, replace: bool, own: bool | None = None, anew: bool = False) -> None:
+        """Writes the definition alone (see `QueueService.define` for the whole); `anew`: also when it is so already."""
+        await self._write(self._home(own, self._is_own(queue)), keys.queue_definition(queue.name), queue, replace, anew)
 
-    async def remove_queue(self, name: str, *, own: bool | None = None) -> None:
+    async def remove_queue(self, name: str, *, own: bool | None = None, lay_in: Structure | None = None) -> None:
+        """Removes the definition alone, unless the queue was made again in `lay_in`, where its messages were.
+
+        Who makes a queue writes its state first and then the definition anew: one of the two is noticed here, or comes behind us.
+        """
         if own is None:
             own = self._own is not None and name in self._own.queues
-        await self._remove(self._home(own, own), keys.queue_definition(name), Reason.UNKNOWN_OBJECT_NAME, name)
+        home, key, state = self._home(own, own), keys.queue_definition(name), keys.queue_state(name)
+        if lay_in is None:
+            await self._remove(home, key, Reason.UNKNOWN_OBJECT_NAME, name)
+            return
+        for _ in range(ATTEMPTS):
+            cell = await home.cell(key)
+            if cell.value is None:
+                raise Refusal(Reason.UNKNOWN_OBJECT_NAME, name)
+            if (await lay_in.cell(state)).value is not None:
+                if lay_in.name == PRIVATE:
+                    raise Refusal(Reason.OBJECT_IN_USE, name)  # its use has made it again: nobody has defined it
+                return
+            together = [unchanged(state, 0)] if lay_in.name == home.name else []
+            try:
+                unit = Unit(f"remove {key.decode()}", compares=together, changes=[Change(cell, lambda _: None)])
+                await self._settled(home, key, (await home.commit(unit)).revision)
+                return
+            except CompareFailed:
+                log.debug("changed meanwhile, looking again", key=key.decode())
+        raise Refusal(Reason.CHANGED_MEANWHILE, name)
 
     def _is_own(self, queue: Queue) -> bool:
         """Private local queues are a queue manager's own; everything else is the group's, when there is one."""
@@ -203,7 +226,7 @@ class Catalog:
             return self._own.structure
         return self._group.structure
 
-    async def _write(self, structure: Structure, key: bytes, definition: Definition, replace: bool) -> None:
+    async def _write(self, structure: Structure, key: bytes, definition: Definition, replace: bool, anew: bool = False) -> None:
         value = definition.model_dump_json(exclude_defaults=True).encode()
 
         def apply(present: bytes | None) -> bytes:
@@ -211,7 +234,7 @@ class Catalog:
                 raise Refusal(Reason.OBJECT_ALREADY_EXISTS, key.decode())
             return value
 
-        await self._settled(structure, key, await swap(structure, key, apply))
+        await self._settled(structure, key, await swap(structure, key, apply, anew=anew))
 
     async def _remove(self, structure: Structure, key: bytes, unknown: Reason, name: str) -> None:
         def apply(present: bytes | None) -> None:
@@ -231,14 +254,17 @@ class Catalog:
             callback()
 
 
-async def swap(structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes | None], cell: Cell | None = None) -> int:
-    """Compare-and-swap of one key that is rarely written; its revision. What is so already is not written again: others need not look.
+async def swap(
+    structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes | None], cell: Cell | None = None, *, anew: bool = False
+) -> int:
+    """Compare-and-swap of one key that is rarely written; its revision. What is so already is not written again (unless `anew`): others
+    need not look.
 
     `cell`: as read just now.
     """
     cell = cell or await structure.cell(key)
     for _ in range(ATTEMPTS):
-        if cell.value is not None and apply(cell.value) == cell.value:
+        if not anew and cell.value is not None and apply(cell.value) == cell.value:
             return cell.mod_revision
         try:
             return (await structure.commit(Unit(f"swap {key.decode()}", changes=[Change(cell, apply)]))).revision

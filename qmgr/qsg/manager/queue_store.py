@@ -3,8 +3,8 @@
 Owns `q/<queue>/d`, the queue's state: a random id and the definition beside the data. Invariant: every put, get and lock compares its
 revision, so a queue that was altered, or deleted and made again, is noticed by every writer that has not seen it. Making is: state first,
 then the definition by which names resolve; deleting is: state first (comparing that nobody uses the queue), then what is left under the
-prefix, in bounded pieces that compare that the state is still absent, then the definition. Cut off after any step, the same call
-carries on.
+prefix, in bounded pieces that compare that the state is still absent, then the definition, unless the queue was made again. Cut off after
+any step, the same call carries on.
 """
 
 from __future__ import annotations
@@ -110,13 +110,14 @@ class QueueStore:
             for field in ("type", *(("structure", "usage") if queue.type == "local" else ())):
                 if getattr(before, field) != getattr(queue, field):
                     raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: {field}: cannot be altered, delete the queue first")
+        anew = False
         if queue.type == "local":
             if queue.structure not in self.catalog.structures:
                 raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: structure: there is no structure {queue.structure} here")
             if before is None or before.backout_queue != queue.backout_queue:
                 self._require_backout_queue(queue)
-            await self._make(self.catalog.structure(queue.structure), queue, replace=True)
-        await self.catalog.write_queue(queue, replace=True, own=own)
+            anew = await self._make(self.catalog.structure(queue.structure), queue, replace=True)
+        await self.catalog.write_queue(queue, replace=True, own=own, anew=anew)
 
     def _require_backout_queue(self, queue: Queue) -> None:
         """Raises `Refusal` when the backout queue can never take a message of `queue`: moving is one transaction of one structure.
@@ -137,7 +138,8 @@ class QueueStore:
             return
         raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: backout_queue: {why}")
 
-    async def _make(self, structure: Structure, queue: Queue, *, replace: bool) -> None:
+    async def _make(self, structure: Structure, queue: Queue, *, replace: bool) -> bool:
+        """Makes or alters the state; whether it was made."""
         key = keys.queue_state(queue.name)
         cell = await structure.cell(key)
         if cell.value is None:
@@ -149,20 +151,22 @@ class QueueStore:
                 return pb.QueueState(id=fresh, definition=text).SerializeToString()
             return pb.QueueState(id=read_record(pb.QueueState, present).id, definition=text).SerializeToString() if replace else present
 
-        await swap(structure, key, apply, cell)
+        before = cell.mod_revision
+        revision = await swap(structure, key, apply, cell)
         self._opened.pop((queue.structure, queue.name), None)
+        return before != revision == cell.create_revision
 
     async def delete(self, name: str, *, purge: bool = False, own: bool | None = None) -> None:
         """Deletes a queue; a local one only when it is empty (or `purge`), not locked by a channel and not in doubt."""
         queue = self.catalog.queue(name)
         if queue is None:
             raise Refusal(Reason.UNKNOWN_OBJECT_NAME, name)
-        if queue.type == "local":
-            structure = self.catalog.structure(queue.structure)
+        structure = self.catalog.structure(queue.structure) if queue.type == "local" else None
+        if structure is not None:
             await self._remove_state(structure, name, purge)
             await self._sweep(structure, name)
             self._opened.pop((queue.structure, name), None)
-        await self.catalog.remove_queue(name, own=own)
+        await self.catalog.remove_queue(name, own=own, lay_in=structure)
 
     async def purge(self, name: str) -> None:
         """Removes all messages (CLEAR QLOCAL): the queue is deleted and made again with the same definition."""
