@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any
 
 import pytest
 
@@ -228,55 +225,6 @@ async def test_delete_cut_off_after_a_step_is_carried_on(steps: int) -> None:
         assert await keys_of(y, "A") == []
         await others.define(shared("A"))
         assert await keys_of(y, "A") == [keys.queue_state("A")]
-
-
-@pytest.mark.parametrize("behind", ["state", "sweep", "look"])
-@pytest.mark.parametrize(("structure", "by"), [("app1", "define"), ("admin", "define"), ("admin", "purge")])
-async def test_a_queue_that_is_made_again_while_it_is_deleted_stays(
-    structure: str, by: str, behind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever is told that it is defined can use it, behind whichever step of the delete that was."""
-    definition = Queue(name="A", structure=structure)
-    async with group() as g:
-        x, y = await g.member("X"), await g.member("Y")
-        await x.queues.define(definition)
-        await settle()
-        store, place = x.queues.store, x.structures[structure]
-
-        async def interrupted(step: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-            result = await step(*arguments)
-            if behind != "look" or arguments == (keys.queue_state("A"),):
-                monkeypatch.undo()
-                await (y.queues.define(definition) if by == "define" else y.queues.purge("A"))
-                await y.put("A", b"acknowledged")
-            return result
-
-        owner, name = {"state": (store, "_remove_state"), "sweep": (store, "_sweep"), "look": (place, "cell")}[behind]
-        monkeypatch.setattr(owner, name, partial(interrupted, getattr(owner, name)))
-        await x.queues.delete("A")
-        await settle()
-        assert [m.catalog.queue("A") for m in (x, y)] == [definition, definition]
-        assert await x.get("A") == [b"acknowledged"]
-
-
-async def test_a_private_queue_that_is_used_while_it_is_deleted_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its use makes it again, as long as its definition is there."""
-    async with group() as g:
-        x = await g.member("X")
-        await x.queues.define(Queue(name="A"))
-        sweep = x.queues.store._sweep
-
-        async def used(*arguments: Any) -> None:
-            monkeypatch.undo()
-            await sweep(*arguments)
-            await x.queues.store._open(Queue(name="A"))
-            await x.put("A", b"acknowledged")
-
-        monkeypatch.setattr(x.queues.store, "_sweep", used)
-        with pytest.raises(Refusal) as refused:
-            await x.queues.delete("A")
-        assert refused.value.reason is Reason.OBJECT_IN_USE
-        assert await x.get("A") == [b"acknowledged"]
 
 
 async def test_queue_manager_outside_a_group() -> None:

@@ -232,6 +232,12 @@ class Catalog:
         def apply(present: bytes | None) -> bytes:
             if present is not None and present != value and not replace:
                 raise Refusal(Reason.OBJECT_ALREADY_EXISTS, key.decode())
+            if (
+                present is not None
+                and isinstance(definition, Queue)
+                and (before := _parse(KeyValue(key, present, 0, 0), Queue)) is not None
+            ):
+                require_same_place(before, definition)  # somebody else has just defined it
             return value
 
         await self._settled(structure, key, await swap(structure, key, apply, anew=anew))
@@ -252,6 +258,13 @@ class Catalog:
     def _changed(self) -> None:
         for callback in list(self.on_change):
             callback()
+
+
+def require_same_place(before: Queue, queue: Queue) -> None:
+    """Raises `Refusal` when `before`, as the queue is defined, is of another kind or lies elsewhere."""
+    for field in ("type", *(("structure", "usage") if queue.type == "local" else ())):
+        if getattr(before, field) != getattr(queue, field):
+            raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: {field}: cannot be altered, delete the queue first")
 
 
 async def swap(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 from pydantic import ValidationError
 
-from qsg.manager.catalog import ATTEMPTS, Catalog, swap
+from qsg.manager.catalog import ATTEMPTS, Catalog, require_same_place, swap
 from qsg.manager.claims import Claims
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
@@ -107,9 +107,7 @@ class QueueStore:
         if before is not None and not replace and before != queue:
             raise Refusal(Reason.OBJECT_ALREADY_EXISTS, queue.name)
         if before is not None:
-            for field in ("type", *(("structure", "usage") if queue.type == "local" else ())):
-                if getattr(before, field) != getattr(queue, field):
-                    raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: {field}: cannot be altered, delete the queue first")
+            require_same_place(before, queue)
         anew = False
         if queue.type == "local":
             if queue.structure not in self.catalog.structures:
