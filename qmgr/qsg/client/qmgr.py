@@ -25,6 +25,7 @@ from qsg.client.link import Link, LinkOptions
 from qsg.client.message import Message, Options, from_record, pad_id, to_record
 from qsg.client.producer import ProducerPuts
 from qsg.client.puts import MESSAGE_OVERHEAD, Item, PlainPuts, Route, frames
+from qsg.client.room import Room
 from qsg.client.session import RETRY_ELSEWHERE, SessionLost
 from qsg.client.unit import Commits, UnitOfWork
 from qsg.client.waiting import Wait
@@ -92,8 +93,7 @@ class QueueManager:
         self._producer: ProducerPuts | None = None
         self._commits: Commits | None = None
         self._units = 0
-        self._waiting_bytes = 0
-        self._room = asyncio.Event()
+        self._room: Room | None = None
 
     # ---- life
 
@@ -106,12 +106,15 @@ class QueueManager:
         self._link = link
         self._puts = PlainPuts(link)
         self._producer = ProducerPuts(link, self._options.producer, self._world) if self._options.producer else None
+        self._room = Room(WAITING_BYTES_MAX, (self._producer or self._puts).submit)
         self._commits = Commits(link, self._options.producer or f"auto.{self._world.id(8).hex()}")
         return self
 
     async def close(self) -> None:
         """Ends the connection. Calls under way fail; open units of work are backed out."""
         link, self._link = self._link, None
+        if self._room is not None:
+            self._room.close(ConnectionBroken("the connection was closed"))
         if self._producer is not None:
             await self._producer.close()
         if self._puts is not None:
@@ -204,22 +207,15 @@ class QueueManager:
 
     async def _put(self, route: Route, messages: Sequence[records.Message], size: int) -> list[bytes]:
         self._open_link()
-        while self._waiting_bytes and self._waiting_bytes + size > WAITING_BYTES_MAX:
-            self._room.clear()
-            await self._room.wait()
-        self._waiting_bytes += size
+        room = self._room
+        assert room is not None
+        answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        item = Item(route, messages, size, answer)
         try:
-            answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
-            item = Item(route, messages, size, answer)
-            if self._producer is not None:
-                self._producer.submit(item)
-            else:
-                assert self._puts is not None
-                self._puts.submit(item)
+            room.enter(item)
             return await answer
         finally:
-            self._waiting_bytes -= size
-            self._room.set()
+            room.leave(item)
 
     async def producer_state(self, queue: str, queue_manager: str = "") -> tuple[str, int, int]:
         """(structure, epoch, last number committed) of this connection's producer, for the structure where `queue` lies.
