@@ -17,7 +17,7 @@ class Once:
 
     def __init__(self) -> None:
         self._set = False
-        self._listener: Callable[[], None] | None = None
+        self._listener: Callable[[], object] | None = None
 
     def is_set(self) -> bool:
         return self._set
@@ -28,7 +28,7 @@ class Once:
             if self._listener is not None:
                 self._listener()
 
-    def listen(self, listener: Callable[[], None]) -> None:
+    def listen(self, listener: Callable[[], object]) -> None:
         """One listens at a time."""
         self._listener = listener
         if self._set:

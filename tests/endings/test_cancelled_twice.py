@@ -81,6 +81,15 @@ async def test_units_of_a_connection_are_backed_out(
     assert not clients.services["X"].connections
 
 
+@pytest.mark.parametrize("between", MOMENTS)
+async def test_a_unit_is_given_back_whenever_the_service_closes_under_a_request_of_it(clients: ClientGroup, between: int) -> None:
+    stream = await _holding(clients)
+    await stream.send(encode(cb.CLIENT_REQUEST, cb.ClientRequest(id=2, get=cb.Get(queue="EMPTY", messages_max=1, wait_ms=60_000, unit=1))))
+    await ticks(between)
+    await clients.services["X"].close()
+    assert clients.payloads("Q") == [b"kept"]
+
+
 async def test_a_backout_is_tried_until_the_structure_answers(clients: ClientGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims of a living incarnation are nobody else's to give back."""
     backout, failures = FakeWork.backout, [Unavailable("away")] * 2
@@ -112,7 +121,7 @@ async def test_a_service_that_closes_does_not_wait_for_a_store_that_is_away(clie
         await asyncio.Event().wait()
 
     monkeypatch.setattr(FakeWork, "backout", hanging)
-    monkeypatch.setattr("qsg.manager.client_connection.BACKOUT_S", 0.05)
+    monkeypatch.setattr("qsg.manager.client_backout.BACKOUT_S", 0.05)
     await _holding(clients)
     async with asyncio.timeout(2):
         await clients.services["X"].close()

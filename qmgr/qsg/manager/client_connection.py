@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from qsg.bell import Once
 from qsg.endings import ended, to_the_end
+from qsg.manager.client_backout import back_out, give_back
 from qsg.manager.client_port import ID_BYTES, MESSAGES_MAX, Got, Work
 from qsg.manager.producers import ProducerNumber
 from qsg.pb import client_pb2 as pb
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _CHANGES = frozenset({"put", "end_unit"})
-BACKOUT_S = 1.0
-"""How long a backout may take once the service closes: its incarnation ends then, and all claims with it."""
-BACKOUT_AGAIN_S = 0.2
 
 
 class ProtocolViolation(Exception):
@@ -60,6 +58,8 @@ class Connection:
         self._cancels: dict[int, Once] = {}
         self._ids: set[int] = set()
         self._units: dict[int, Work] = {}
+        self._backouts: list[asyncio.Task[None]] = []
+        """Of units that were open when the connection ended. Nobody cancels them."""
         self._epochs: dict[tuple[str, str], int] = {}
         self._chains: dict[Hashable, deque[tuple[pb.ClientRequest, int]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,11 +130,12 @@ class Connection:
         await self._send(pb.CLIENT_CONNECTED, answer.SerializeToString())
 
     async def _end(self, beats: asyncio.Task[None]) -> None:
-        """Waiting gets are cancelled, what is begun runs to its end (unless cancelled), then open units of work are backed out."""
+        """What only waits is cancelled, what else is begun runs to its end (unless cancelled). Units of work are given back meanwhile."""
         self._ending = True
         self._room.set()
         for cancel in self._cancels.values():
             cancel.set()
+        self._give_back()
         try:
             await ended(beats)
             await self._stream.close()
@@ -146,39 +147,13 @@ class Connection:
     async def _clear(self) -> None:
         await ended(*self._tasks)
         await self._stream.close()
-        units, self._units = self._units, {}
-        await asyncio.gather(*(self._backout(work) for work in units.values()))
+        self._give_back()
+        await asyncio.gather(*self._backouts)
 
-    async def _backout(self, work: Work) -> None:
-        try:
-            await self._back_out(work)
-        except (Refusal, Fenced, OutcomeUnknown, CompareFailed) as problem:
-            # Its claims carry our incarnation, and are void with it.
-            log.warning("backout failed", connection=self.name, problem=str(problem))
-
-    async def _back_out(self, work: Work) -> None:
-        """Goes on until the claims are given back: while this incarnation lives nobody else does that."""
-        if work.empty:  # as behind every get that found nothing
-            await work.backout()
-            return
-        backing = asyncio.ensure_future(self._try_to_back_out(work))
-        try:
-            while not backing.done():
-                closing = self._service.closing
-                await asyncio.wait([backing], timeout=BACKOUT_S)
-                if closing and not backing.done():
-                    raise Refusal(Reason.Q_MGR_STOPPING, "the structure does not answer")
-        finally:
-            await ended(backing)
-        backing.result()
-
-    async def _try_to_back_out(self, work: Work) -> None:
-        while True:
-            try:
-                return await work.backout()
-            except StoreError as problem:
-                log.warning("backout is tried again", connection=self.name, problem=str(problem))
-                await asyncio.sleep(BACKOUT_AGAIN_S)
+    def _give_back(self) -> None:
+        """Backs out the units of work that no request is under way in. What takes long elsewhere holds up no claims."""
+        for number in [number for number in self._units if ("unit", number) not in self._chains]:
+            self._backouts.append(asyncio.create_task(give_back(self._units.pop(number), self._service, self.name)))
 
     def tell_leaving(self) -> None:
         """The queue manager is to end: the application does well to connect to another one now."""
@@ -186,7 +161,7 @@ class Connection:
             self._task(self._send(pb.CLIENT_BEAT, LEAVING))
 
     def quiesce(self) -> None:
-        """The queue manager drains: no new work, waiting gets end; the stream is closed once nothing is left."""
+        """The queue manager drains: no new work, what only waits ends; the stream is closed once nothing is left."""
         for cancel in self._cancels.values():
             cancel.set()
         self._close_if_drained()
@@ -254,7 +229,7 @@ class Connection:
             self._requests += 1
             self._bytes += size
         self._ids.add(request.id)
-        if kind == "get":
+        if kind == "get" or _only_waits(request):
             self._cancels[request.id] = Once()
         self._start(request, 0 if waits else size)
 
@@ -312,6 +287,8 @@ class Connection:
                 chain.popleft()
         finally:
             del self._chains[key]
+            if self._ending:
+                self._give_back()
 
     async def _serve(self, request: pb.ClientRequest, size: int) -> None:
         response = pb.ClientResponse(id=request.id)
@@ -377,7 +354,22 @@ class Connection:
             case "inquire":
                 response.result = json.dumps(await self._backend.inquire(request.inquire.object, request.inquire.name))
             case "command":
-                response.result = json.dumps(await self._backend.command(request.command.name, _arguments(request.command.arguments)))
+                response.result = json.dumps(await self._command(request))
+
+    async def _command(self, request: pb.ClientRequest) -> object:
+        work = self._backend.command(request.command.name, _arguments(request.command.arguments))
+        cancel = self._cancels.get(request.id)
+        if cancel is None:
+            return await work
+        polling = asyncio.ensure_future(work)
+        cancel.listen(polling.cancel)
+        try:
+            await asyncio.wait([polling])
+            if polling.cancelled():
+                raise Refusal(Reason.Q_MGR_QUIESCING if self._service.draining else Reason.CALL_INTERRUPTED, "it was given up")
+            return polling.result()
+        finally:
+            await ended(polling)
 
     def _ends_something(self, kind: str, request: pb.ClientRequest) -> bool:
         """Requests that belong to an open unit of work go on while the queue manager drains."""
@@ -475,12 +467,17 @@ class Connection:
                 await work.commit(producer)
             except Exception:
                 # Also when its outcome is unknown: what was committed is no longer claimed, and is left alone.
-                await self._backout(work)
+                await give_back(work, self._service, self.name)
                 self._units.pop(end.unit, None)
                 raise
         else:
-            await self._back_out(work)
+            await back_out(work, self._service, self.name)
         self._units.pop(end.unit, None)
+
+
+def _only_waits(request: pb.ClientRequest) -> bool:
+    """A long poll: it changes nothing, and is cut off when its connection ends or the queue manager drains."""
+    return request.command.name == "watch"
 
 
 def _tell(response: pb.ClientResponse, messages: Sequence[Got]) -> None:

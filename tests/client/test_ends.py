@@ -1,0 +1,85 @@
+"""What a connection holds and waits for when it ends, and when its member drains."""
+
+from __future__ import annotations
+
+import asyncio
+from unittest import mock
+
+import pytest
+
+import qsg
+from support.client_group import ClientGroup
+
+
+def hangs_at(group: ClientGroup, wanted: str) -> asyncio.Event:
+    """Who reaches this step goes on once the event is set."""
+    event = asyncio.Event()
+
+    async def gate(step: str, member: str) -> None:
+        if step == wanted:
+            await event.wait()
+
+    group.durable.gate = gate
+    return event
+
+
+async def test_units_are_given_back_while_a_request_that_is_not_theirs_goes_on(group: ClientGroup) -> None:
+    async with group.connect() as qmgr:
+        await qmgr.put("IN", b"1")
+        unit = qmgr.unit()
+        await unit.get("IN")
+        go_on = hangs_at(group, "before command")
+        member = qmgr.member
+        stop = asyncio.create_task(qmgr.command("stop"))
+        await asyncio.sleep(0.1)
+    with pytest.raises(qsg.OutcomeUnknown):
+        await stop
+    await asyncio.sleep(0.1)
+    assert group.payloads("IN") == [b"1"]
+    assert group.services[member].connections, "what is begun is not cut in the middle"
+    go_on.set()
+    await asyncio.sleep(0.1)
+    assert group.backends[member].commands == [("stop", {})]
+    assert not group.services[member].connections
+
+
+async def test_a_unit_is_not_given_back_under_a_request_of_its_own(group: ClientGroup) -> None:
+    async with group.connect() as qmgr:
+        await qmgr.put_many("IN", [b"1", b"2"])
+        ending, other = qmgr.unit(), qmgr.unit()
+        await ending.get("IN")
+        await other.get("IN")
+        go_on = hangs_at(group, "before commit")
+        commit = asyncio.create_task(ending.commit())
+        await asyncio.sleep(0.1)
+    with pytest.raises(qsg.OutcomeUnknown):
+        await commit
+    await asyncio.sleep(0.1)
+    assert group.payloads("IN") == [b"2"], "the other one is given back"
+    go_on.set()
+    await asyncio.sleep(0.1)
+    assert group.payloads("IN") == [b"2"]
+    assert not any(service.connections for service in group.services.values())
+
+
+async def test_a_long_poll_ends_with_its_connection(group: ClientGroup) -> None:
+    hangs_at(group, "before command")
+    async with group.connect() as qmgr:
+        watch = asyncio.create_task(qmgr.command("watch"))
+        await asyncio.sleep(0.1)
+    with pytest.raises(qsg.OutcomeUnknown):
+        await watch
+    await asyncio.sleep(0.1)
+    assert not any(service.connections for service in group.services.values())
+
+
+async def test_a_long_poll_goes_on_elsewhere_when_its_member_drains(group: ClientGroup) -> None:
+    async with group.connect() as qmgr:
+        first = qmgr.member
+        with mock.patch.object(group.backends[first], "command", lambda *_: asyncio.Event().wait()):
+            watch = asyncio.create_task(qmgr.command("watch"))
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(2):
+                assert await group.services[first].drain()
+        assert await watch == {"done": "watch"}
+        assert qmgr.member != first
