@@ -16,6 +16,7 @@ from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.reasons import Reason
 from qsg.rules.unit import Fenced, OutcomeUnknown
+from qsg.store.contract import Unavailable
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream
 from qsg.transport.memory import MemoryNetwork
@@ -263,6 +264,22 @@ async def test_what_went_wrong_is_told(group: ClientGroup, problem: Exception, r
     stream = await connected(group)
 
     assert (await answer_to(stream, put(1))).reason == reason
+
+
+@pytest.mark.parametrize("problem", [Unavailable("away"), RuntimeError("a bug")])
+async def test_a_command_that_may_have_changed_something_is_not_told_as_refused(group: ClientGroup, problem: Exception) -> None:
+    async def gate(step: str, member: str) -> None:
+        raise problem
+
+    group.durable.gate = gate
+    async with group.connect() as application:
+        for command in ("start", "define", "purge"):
+            with pytest.raises(qsg.OutcomeUnknown):
+                await application.command(command)
+        for command in ("status", "ping"):
+            with pytest.raises(qsg.QsgError) as raised:
+                await application.command(command)
+            assert raised.value.reason in (Reason.STRUCTURE_NOT_AVAILABLE, Reason.UNEXPECTED_ERROR)
 
 
 async def test_a_put_under_way_is_finished_when_its_connection_ends(group: ClientGroup) -> None:

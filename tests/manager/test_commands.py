@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -12,7 +13,8 @@ from qsg.rules import keys, status
 from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import swap_entry
-from qsg.rules.unit import Unit
+from qsg.rules.unit import OutcomeUnknown, Unit
+from qsg.store.contract import Unavailable
 from support.channel_group import APART, CHANNEL, owner, sending, texts, town
 from support.simulated import simulated
 
@@ -33,6 +35,20 @@ async def test_stop_and_start_by_command_from_any_member(apart: bool) -> None:
         await t.until_arrived(texts(0, 5))
         with pytest.raises(Refusal, match="already running on"):
             await other.command("start", channel=CHANNEL)
+
+
+@simulated
+async def test_a_command_that_was_done_before_the_store_was_away_is_not_told_as_refused() -> None:
+    async with town("X") as t:
+        await sending(t, 1)
+        x = t.stations["X"]
+        away = mock.AsyncMock(side_effect=Unavailable("away"))
+        with mock.patch.object(x.commands, "_until", away), pytest.raises(OutcomeUnknown):
+            await x.command("stop", channel=CHANNEL)
+        await t.until(pb.STOPPED)
+        with mock.patch.object(x.commands, "group", away), pytest.raises(Refusal) as caught:
+            await x.command("group")
+        assert caught.value.reason is Reason.STRUCTURE_NOT_AVAILABLE
 
 
 @APART

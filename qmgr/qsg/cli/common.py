@@ -60,7 +60,7 @@ _HINTS = {
     qsg.Reason.CHANNEL_NOT_FOUND: "`qsg channel list` shows the channels.",
     qsg.Reason.UNKNOWN_CHANNEL_NAME: "`qsg channel list` shows the channels.",
     qsg.Reason.Q_NOT_EMPTY: "--purge deletes it with its messages.",
-    qsg.Reason.CALL_INTERRUPTED: "The connection was lost before the answer came: look before you repeat it.",
+    qsg.Reason.CALL_INTERRUPTED: "Perhaps it was done: look before you repeat it.",
 }
 
 

@@ -20,6 +20,7 @@ from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.announce import LEAVING, announcement, grace_s
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.requests import arguments, changes, only_waits, order
 from qsg.rules.unit import CompareFailed, Fenced, OutcomeUnknown
 from qsg.store.contract import StoreError
 from qsg.transport.codec import encode
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from qsg.manager.clients import ClientService
 
 log = structlog.get_logger()
-
-_CHANGES = frozenset({"put", "end_unit"})
 
 
 class ProtocolViolation(Exception):
@@ -229,7 +228,7 @@ class Connection:
             self._requests += 1
             self._bytes += size
         self._ids.add(request.id)
-        if kind == "get" or _only_waits(request):
+        if only_waits(request):
             self._cancels[request.id] = Once()
         self._start(request, 0 if waits else size)
 
@@ -242,7 +241,7 @@ class Connection:
     # ---- requests
 
     def _start(self, request: pb.ClientRequest, size: int) -> None:
-        key = self._order(request)
+        key = order(request)
         if key is None:
             self._task(self._serve(request, size))
             return
@@ -252,20 +251,6 @@ class Connection:
             return
         self._chains[key] = deque([(request, size)])
         self._task(self._work(key))
-
-    def _order(self, request: pb.ClientRequest) -> Hashable:
-        """Requests of one key run one after the other; None = on its own."""
-        match request.WhichOneof("kind"):
-            case "put":
-                put = request.put
-                if put.unit:
-                    return ("unit", put.unit)
-                return ("producer", put.structure) if put.producer_number else ("queue", put.queue, put.queue_manager)
-            case "get" if request.get.unit:
-                return ("unit", request.get.unit)
-            case "end_unit":
-                return ("unit", request.end_unit.unit)
-        return None
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -296,7 +281,7 @@ class Connection:
         try:
             await self._perform(kind, request, response)
         except Exception as problem:
-            reason, detail = self._reason(kind, problem)
+            reason, detail = self._reason(request, problem)
             self._forget_unit(request.get.unit if kind == "get" else request.put.unit)
             response.Clear()
             response.id, response.reason, response.detail = request.id, int(reason), detail
@@ -318,7 +303,7 @@ class Connection:
         if work is not None and work.empty:
             del self._units[number]
 
-    def _reason(self, kind: str, problem: Exception) -> tuple[Reason, str]:
+    def _reason(self, request: pb.ClientRequest, problem: Exception) -> tuple[Reason, str]:
         """What the client is told. Only what provably changed nothing may be told as a refusal."""
         match problem:
             case Refusal():
@@ -329,8 +314,8 @@ class Connection:
                 return Reason.CALL_INTERRUPTED, str(problem) or "the outcome is unknown"
             case CompareFailed():
                 return Reason.CHANGED_MEANWHILE, str(problem)
-        log.error("request failed", connection=self.name, kind=kind, exc_info=problem)
-        if kind in _CHANGES:
+        log.error("request failed", connection=self.name, kind=request.WhichOneof("kind"), exc_info=problem)
+        if changes(request):
             return Reason.CALL_INTERRUPTED, f"the outcome is unknown: {problem!r}"
         if isinstance(problem, StoreError):
             return Reason.STRUCTURE_NOT_AVAILABLE, str(problem)
@@ -357,7 +342,7 @@ class Connection:
                 response.result = json.dumps(await self._command(request))
 
     async def _command(self, request: pb.ClientRequest) -> object:
-        work = self._backend.command(request.command.name, _arguments(request.command.arguments))
+        work = self._backend.command(request.command.name, arguments(request.command.arguments))
         cancel = self._cancels.get(request.id)
         if cancel is None:
             return await work
@@ -475,23 +460,8 @@ class Connection:
         self._units.pop(end.unit, None)
 
 
-def _only_waits(request: pb.ClientRequest) -> bool:
-    """A long poll: it changes nothing, and is cut off when its connection ends or the queue manager drains."""
-    return request.command.name == "watch"
-
-
 def _tell(response: pb.ClientResponse, messages: Sequence[Got]) -> None:
     for message in messages:
         told = response.messages.add()
         told.message.ParseFromString(message.raw)
         told.backouts = message.backouts
-
-
-def _arguments(text: str) -> dict[str, object]:
-    try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError) as problem:
-        raise Refusal(Reason.OPTIONS_ERROR, f"arguments are not JSON: {problem}") from problem
-    if not isinstance(arguments, dict):
-        raise Refusal(Reason.OPTIONS_ERROR, "arguments are not a JSON object")
-    return arguments

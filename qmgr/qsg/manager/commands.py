@@ -2,7 +2,8 @@
 
 Owns the reading of arguments and the shape of answers. Every command works from any member, also for a channel whose owner is dead: it
 changes the shared table and the queue's fence by lists of steps (`qsg.rules.stopping`), and whoever owns the entry follows. Raises
-`Refusal`; a command that was refused has changed nothing, except where it says so.
+`Refusal`; a command that was refused has changed nothing, except where it says so. Raises `OutcomeUnknown` for one that changes something
+and met a store that does not answer.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from qsg.rules import keys, ping, status
 from qsg.rules.definitions import PRIVATE, SEQUENCE_WRAP, Channel
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import read_record
+from qsg.rules.requests import READING
 from qsg.rules.steps import Place, Steps
 from qsg.rules.stopping import Resolution, StopOrder, ask_stop, command_start, reset_receiver, reset_sender, resolve
+from qsg.rules.unit import OutcomeUnknown
 from qsg.store.contract import Get, StoreError, get_prefix
 
 T = TypeVar("T")
@@ -75,7 +78,9 @@ class ChannelCommands:
         try:
             return await handler(arguments)
         except StoreError as error:
-            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)) from error
+            if name in READING:
+                raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)) from error
+            raise OutcomeUnknown(str(error)) from error
 
     # Arguments
 
