@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 
 import qsg
+from support.cancelling import ticks
 from support.client_group import ClientGroup
 
 
@@ -83,3 +84,20 @@ async def test_a_long_poll_goes_on_elsewhere_when_its_member_drains(group: Clien
                 assert await group.services[first].drain()
         assert await watch == {"done": "watch"}
         assert qmgr.member != first
+
+
+@pytest.mark.parametrize("producer", ["", "P"])
+@pytest.mark.parametrize("moment", range(1, 5))
+async def test_a_close_that_is_cancelled_closes_all_the_same(group: ClientGroup, producer: str, moment: int) -> None:
+    qmgr = await group.connect(producer=producer).open()
+    group.network.delay = lambda source, target: 0.5
+    put = asyncio.create_task(qmgr.put("Q", b"1"))
+    await asyncio.sleep(0.1)
+    closing = asyncio.create_task(qmgr.close())
+    await ticks(moment)
+    closing.cancel()
+    await asyncio.wait([closing, put])
+    assert isinstance(put.exception(), qsg.QsgError)
+    await qmgr.close()
+    await asyncio.sleep(2)
+    assert not any(service.connections for service in group.services.values())

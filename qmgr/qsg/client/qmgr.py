@@ -29,6 +29,7 @@ from qsg.client.room import Room
 from qsg.client.session import RETRY_ELSEWHERE, SessionLost
 from qsg.client.unit import Commits, UnitOfWork
 from qsg.client.waiting import Wait
+from qsg.endings import to_the_end
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.world import World
@@ -111,10 +112,13 @@ class QueueManager:
         return self
 
     async def close(self) -> None:
-        """Ends the connection. Calls under way fail; open units of work are backed out."""
+        """Ends the connection. Calls under way fail; open units of work are backed out. Who is cancelled here has closed it all the same."""
         link, self._link = self._link, None
         if self._room is not None:
             self._room.close(ConnectionBroken("the connection was closed"))
+        await to_the_end(self._close(link))
+
+    async def _close(self, link: Link | None) -> None:
         if self._producer is not None:
             await self._producer.close()
         if self._puts is not None:
