@@ -96,3 +96,15 @@ async def test_an_application_that_does_not_know_of_it_is_sent_away_as_ever(grou
     with pytest.raises(Exception, match="closed"):
         while True:
             await stream.receive()
+
+
+async def test_a_get_whose_member_drains_waits_elsewhere_for_what_is_left(group: ClientGroup) -> None:
+    async with group.connect() as qmgr:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        get = asyncio.create_task(qmgr.get("Q", wait_ms=20_000))
+        await asyncio.sleep(15)
+        assert await group.services[qmgr.member].drain()
+        with pytest.raises(qsg.NoMessageAvailable):
+            await get
+        assert 19.9 < loop.time() - began < 20.1

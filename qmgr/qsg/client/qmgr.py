@@ -112,7 +112,7 @@ class QueueManager:
         return self
 
     async def close(self) -> None:
-        """Ends the connection. Calls under way fail; open units of work are backed out. Who is cancelled here has closed it all the same."""
+        """Ends the connection. Calls under way fail; open units of work are backed out. Who is cancelled in it has closed it too."""
         link, self._link = self._link, None
         if self._room is not None:
             self._room.close(ConnectionBroken("the connection was closed"))
@@ -247,9 +247,8 @@ class QueueManager:
         wait = Wait(wait_ms)
         get = pb.Get(queue=queue, messages_max=max_messages, message_id=pad_id(message_id), correlation_id=pad_id(correlation_id))
         while True:
-            get.wait_ms = wait.slice_ms()
             try:
-                response = await self._ask(pb.ClientRequest(get=get), again=False)
+                response = await self._ask(pb.ClientRequest(get=get), again=False, wait=wait)
             except SessionLost:
                 continue
             except NoMessageAvailable:
@@ -319,11 +318,16 @@ class QueueManager:
             raise OutcomeUnknown(str(lost)) from lost
         return _result(response)
 
-    async def _ask(self, request: pb.ClientRequest, *, again: bool) -> pb.ClientResponse:
-        """The answer of some member. `again`: also after a loss that leaves open whether it was done; else that raises SessionLost."""
+    async def _ask(self, request: pb.ClientRequest, *, again: bool, wait: Wait | None = None) -> pb.ClientResponse:
+        """The answer of some member. `again`: also after a loss that leaves open whether it was done; else that raises SessionLost.
+
+        `wait`: of a get. Each member that is asked is told what is left of it.
+        """
         link = self._open_link()
         while True:
             session = await link.session()
+            if wait is not None:
+                request.get.wait_ms = wait.slice_ms()
             try:
                 response = await session.call(request)
             except SessionLost as lost:
