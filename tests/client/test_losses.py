@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 import qsg
-from qsg.client.puts import put_request
 from qsg.transport.contract import Stream, Transport
 from support.client_group import ClientGroup
 from support.virtual_time import run
@@ -38,22 +36,6 @@ async def test_numbered_puts_of_many_tasks_are_done_exactly_once(group: ClientGr
 
     for queue in range(3):
         assert group.payloads(f"Q{queue}") == [b"%d" % i for i in range(queue, 300, 3)]
-
-
-async def test_a_numbered_put_that_fails_on_this_side_is_repeated(group: ClientGroup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its caller would wait for ever."""
-    failures = iter(range(3))
-
-    def fails(*arguments: Any) -> Any:
-        if next(failures, None) is not None:
-            raise MemoryError
-        return put_request(*arguments)
-
-    monkeypatch.setattr("qsg.client.producer.put_request", fails)
-    async with group.connect(producer="P") as qmgr, asyncio.timeout(10):
-        await asyncio.gather(*(qmgr.put("Q", b"%d" % i) for i in range(10)))
-
-    assert group.payloads("Q") == [b"%d" % i for i in range(10)]
 
 
 @pytest.mark.parametrize("step", PUT_STEPS)

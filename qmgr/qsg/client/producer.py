@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from qsg.client.errors import ConnectionBroken, OutcomeUnknown, ProducerFenced, QsgError, StructureNotAvailable, error_for
 from qsg.client.link import Link
 from qsg.client.numbering import Numbered, Outcome, Settlement, Window
-from qsg.client.puts import OF_THE_QUEUE, Item, Route, answer_failed, put_request, take
+from qsg.client.puts import OF_THE_QUEUE, Item, Route, answer_failed, check_put, failed_here, put_request, take
 from qsg.client.session import RETRY_ELSEWHERE, Session, SessionLost
 from qsg.pb import client_pb2 as pb
 from qsg.rules.reasons import Reason
@@ -42,6 +42,8 @@ class AskElsewhere(Exception):
 class Frame:
     items: list[Item]
     response: pb.ClientResponse | None = None
+    failed_here: bool = False
+    """`response` is ours: not to be sent again as it is."""
 
 
 @dataclass(slots=True)
@@ -115,6 +117,7 @@ class ProducerPuts:
 
     async def state(self, queue: str, queue_manager: str = "") -> tuple[str, int, int]:
         """(structure, epoch, last number committed) for a queue, asked of the group when this connection does not know it yet."""
+        check_put(Route(queue, queue_manager), ())
         key = (queue, queue_manager)
         if key not in self._homes:
             self._unrouted.setdefault(key, deque())
@@ -164,6 +167,9 @@ class ProducerPuts:
             return True
         except QsgError as error:
             self._give_up(error)
+        except Exception as problem:  # as of a put
+            log.exception("producer %s failed in this process", self.name)
+            self._give_up(QsgError(f"producer {self.name} failed in this process: {problem!r}"))
         return False
 
     @property
@@ -202,8 +208,8 @@ class ProducerPuts:
         except SessionLost:
             self._answered(line, frame, Outcome.UNKNOWN)
             return
-        except Exception:  # no memory, or a bug: nobody may wait for ever
-            log.exception("a put of producer %s failed here, and is repeated", self.name)
+        except Exception as problem:  # no memory, or a bug: nobody may wait for ever
+            frame.value.response, frame.value.failed_here = failed_here(problem), True
             self._answered(line, frame, Outcome.UNKNOWN)
             return
         except asyncio.CancelledError:
@@ -309,7 +315,7 @@ class ProducerPuts:
             items = frame.value.items
             if frame.outcome is Outcome.DONE:
                 _tell_done(items)
-            elif frame.outcome is Outcome.REFUSED:
+            elif frame.outcome is Outcome.REFUSED or frame.value.failed_here:
                 assert frame.value.response is not None
                 again += self._refused(items, frame.value.response)
             else:

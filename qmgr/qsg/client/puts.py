@@ -8,17 +8,21 @@ in halves, until each caller has an answer of his own. Numbered puts: `qsg.clien
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qsg.client.errors import ConnectionBroken, OutcomeUnknown, QsgError, error_for
+from qsg.client.errors import ConnectionBroken, MessageTooBig, OptionsError, OutcomeUnknown, QsgError, error_for
 from qsg.client.link import Link
 from qsg.client.session import RETRY_ELSEWHERE, SessionLost
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.reasons import Reason
+from qsg.transport.contract import MAX_FRAME
+
+log = logging.getLogger("qsg.client")
 
 FRAME_MESSAGES = 1_000
 FRAME_BYTES = 512 * 1024
@@ -48,6 +52,8 @@ OF_THE_QUEUE = frozenset(
 
 MESSAGE_OVERHEAD = 100
 """Bytes counted for a message beyond its payload."""
+PUT_BYTES_MAX = MAX_FRAME - (1 << 16)
+"""Of the messages of one put; the rest is for what the frame says beside them."""
 
 
 def frames(messages: Iterable[records.Message]) -> Iterator[list[records.Message]]:
@@ -121,14 +127,34 @@ def take(waiting: deque[Item]) -> list[Item]:
 
 
 def put_request(items: Sequence[Item], number: int = 0, structure: str = "") -> pb.ClientRequest:
-    route = items[0].route
     request = pb.ClientRequest()
     put = request.put
-    put.queue, put.queue_manager, put.expires_in_ms = route.queue, route.queue_manager, route.expires_in_ms
+    _direct(put, items[0].route)
     put.producer_number, put.structure = number, structure
     for item in items:
         put.messages.extend(item.messages)
     return request
+
+
+def _direct(put: pb.Put, route: Route) -> None:
+    put.queue, put.queue_manager, put.expires_in_ms = route
+
+
+def check_put(route: Route, messages: Iterable[records.Message]) -> None:
+    """What can never be sent fails here, at its caller, and not in a frame among others. Raises OptionsError, MessageTooBig."""
+    try:
+        _direct(pb.Put(), route)
+    except (TypeError, ValueError) as problem:
+        raise OptionsError(f"queue {route[0]!r}, queue manager {route[1]!r}, expiry_ms {route[2]!r}: {problem}") from problem
+    size = sum(message.ByteSize() for message in messages)
+    if size > PUT_BYTES_MAX:
+        raise MessageTooBig(f"{size} bytes in one put, at most {PUT_BYTES_MAX}", Reason.MSG_TOO_BIG_FOR_Q_MGR)
+
+
+def failed_here(problem: Exception) -> pb.ClientResponse:
+    """The refusal of a frame that failed in this process, and never left it."""
+    log.error("a put failed in this process", exc_info=problem)
+    return pb.ClientResponse(reason=int(Reason.UNEXPECTED_ERROR), detail=f"the put failed in this process: {problem!r}")
 
 
 def answer_done(items: Sequence[Item], ids: Sequence[bytes]) -> None:
@@ -184,6 +210,8 @@ class PlainPuts:
         except QsgError as error:
             answer_failed(items, error)
             return
+        except Exception as problem:  # no memory, or a bug: whose fault it was is found out as with a refusal
+            response = failed_here(problem)
         if not response.reason:
             answer_done(items, response.message_ids)
         elif len(items) == 1 or response.reason in OF_THE_QUEUE or response.reason == Reason.CALL_INTERRUPTED:

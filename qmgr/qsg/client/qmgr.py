@@ -24,7 +24,7 @@ from qsg.client.errors import ConnectionBroken, NoMessageAvailable, OptionsError
 from qsg.client.link import Link, LinkOptions
 from qsg.client.message import Message, Options, from_record, pad_id, to_record
 from qsg.client.producer import ProducerPuts
-from qsg.client.puts import MESSAGE_OVERHEAD, Item, PlainPuts, Route, frames
+from qsg.client.puts import MESSAGE_OVERHEAD, Item, PlainPuts, Route, check_put, frames
 from qsg.client.room import Room
 from qsg.client.session import RETRY_ELSEWHERE, SessionLost
 from qsg.client.unit import Commits, UnitOfWork
@@ -211,6 +211,7 @@ class QueueManager:
 
     async def _put(self, route: Route, messages: Sequence[records.Message], size: int) -> list[bytes]:
         self._open_link()
+        check_put(route, messages)
         room = self._room
         assert room is not None
         answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()

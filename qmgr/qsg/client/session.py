@@ -94,7 +94,7 @@ class Session:
         return self._lost
 
     async def call(self, request: pb.ClientRequest) -> pb.ClientResponse:
-        """The answer, whatever its reason. Sets `request.id`. Raises SessionLost.
+        """The answer, whatever its reason. Sets `request.id`. Raises SessionLost; on any other exception nothing was sent.
 
         When the caller is cancelled, a waiting get is cancelled at the member too.
         """

@@ -18,7 +18,7 @@ from qsg.client.errors import BackedOut, NoMessageAvailable, OptionsError, Outco
 from qsg.client.link import Link
 from qsg.client.message import Message, Options, from_record, pad_id, to_record
 from qsg.client.numbering import Outcome, Settlement, Window
-from qsg.client.puts import frames
+from qsg.client.puts import Route, check_put, frames
 from qsg.client.session import RETRY_ELSEWHERE, Session, SessionLost
 from qsg.client.waiting import Wait
 from qsg.pb import client_pb2 as pb
@@ -229,6 +229,7 @@ class UnitOfWork:
         return ids
 
     async def _put(self, queue: str, messages: list[records.Message], expiry_ms: int, queue_manager: str) -> list[bytes]:
+        check_put(Route(queue, queue_manager, expiry_ms), messages)
         put = pb.Put(queue=queue, queue_manager=queue_manager, messages=messages, unit=self._number, expires_in_ms=expiry_ms)
         return list((await self._call(pb.ClientRequest(put=put), (queue, queue_manager))).message_ids)
 

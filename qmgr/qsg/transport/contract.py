@@ -8,6 +8,9 @@ from typing import Protocol
 EVERYWHERE = ("", "0.0.0.0", "[::]")
 """Hosts of a listener that takes connections at all addresses of its machine: no name by which anybody reaches it."""
 
+MAX_FRAME = 128 << 20
+"""Bytes of the largest frame that a network carries."""
+
 
 class TransportError(Exception):
     """The stream cannot be had or has ended."""
@@ -32,7 +35,7 @@ class Stream(Protocol):
     """Name on the other side's certificate, "" without TLS."""
 
     async def send(self, frame: bytes) -> None:
-        """Waits while the other side is slow (flow control). Raises `Closed`."""
+        """Waits while the other side is slow (flow control). Raises `Closed`; on any other exception nothing was sent."""
         ...
 
     async def receive(self) -> bytes:

@@ -20,13 +20,12 @@ import structlog
 
 from qsg.endings import ended, to_the_end
 from qsg.serving import KeptServer
-from qsg.transport.contract import Closed, Handler, Refused, TransportError, Unreachable
+from qsg.transport.contract import MAX_FRAME, Closed, Handler, Refused, TransportError, Unreachable
 from qsg.transport.frames import FrameQueue
 from qsg.transport.tls import TlsFiles
 
 log = structlog.get_logger()
 
-MAX_FRAME = 128 << 20
 READ_AHEAD = 2 << 20
 FLUSH_S = 0.3
 """How long a closing stream waits for gRPC to take what is queued, and then for the other side to see the end."""
