@@ -206,6 +206,17 @@ def test_units_of_work_survive_any_cuts(seed: int) -> None:
     assert backed_out > 0
 
 
+async def test_the_newer_of_two_producers_wins_when_the_older_comes_back(site: Site) -> None:
+    async with site.connect(producer="P") as older, site.connect(producer="P") as newer:
+        await older.put("A", b"1")
+        await newer.put("A", b"2")
+        site.cut(older)
+        await asyncio.sleep(0.1)
+        with pytest.raises(qsg.ProducerFenced):
+            await older.put("A", b"3")
+        await newer.put("A", b"4")
+
+
 async def test_the_member_dies_between_commit_and_answer(site: Site) -> None:
     async with site.connect(queue_manager="G", producer="P") as qmgr:
         await qmgr.put("A", b"1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -316,6 +317,20 @@ async def test_an_opening_that_comes_late_for_a_connection_that_has_ended_shuts_
         await refused(late, Reason.CONNECTION_BROKEN)
         await send(y, second.epoch, 1, b"1")
         assert await y.get("A", 9) == [b"1"]
+
+
+@pytest.mark.parametrize("ask", [{"structure": "app1"}, {"queue": "A"}], ids=str)
+async def test_an_opening_of_a_connection_that_knows_no_newer_one_shuts_nobody_out(ask: dict[str, Any]) -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        first = await x.queues.open_producer("P", "A")
+        known = {"app1": first.epoch}
+        second = await y.queues.open_producer("P", **ask, epochs_max=known)
+        assert second.epoch == first.epoch + 1  # nothing was put since: the record may have begun anew, for the asker itself
+        await send(y, second.epoch, 1, b"1")
+        await refused(x.queues.open_producer("P", **ask, epochs_max=known), Reason.PRODUCER_FENCED)
+        await send(y, second.epoch, 2, b"2")
+        assert (await y.queues.open_producer("P", **ask, epochs_max={"app1": second.epoch})).last == 2
 
 
 async def test_name_that_leads_elsewhere_is_settled_where_it_led() -> None:

@@ -175,6 +175,8 @@ class FakeBackend:
         structure = opening.structure or self.group.home(opening.queue)
         await self.group.gate("before open", self.member)
         epoch, last = self.group.producers.get((opening.producer, structure), (0, 0))
+        if last and epoch > opening.epochs_max.get(structure, epoch):
+            raise Refusal(Reason.PRODUCER_FENCED, f"{opening.producer}: another connection has opened it since")
         self.group.producers[opening.producer, structure] = (epoch + 1, last)
         await self.group.gate("after open", self.member)
         return ProducerState(structure, epoch + 1, last)

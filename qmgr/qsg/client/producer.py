@@ -139,7 +139,8 @@ class ProducerPuts:
         try:
             while self._fenced is None or not self._quiet:
                 self._wake.clear()
-                if not self._busy or not await self._try():
+                # Once fenced, only the answers to come are waited for.
+                if self._fenced is not None or not self._busy or not await self._try():
                     await self._wake.wait()
         except asyncio.CancelledError:
             self._give_up(ConnectionBroken("the connection was closed"))
@@ -166,7 +167,8 @@ class ProducerPuts:
                 self._give_up(StructureNotAvailable(str(problem)))
             return True
         except QsgError as error:
-            self._give_up(error)
+            if self._fenced is None:
+                self._give_up(error)
         except Exception as problem:  # as of a put
             log.exception("producer %s failed in this process", self.name)
             self._give_up(QsgError(f"producer {self.name} failed in this process: {problem!r}"))
@@ -186,8 +188,9 @@ class ProducerPuts:
         if self._unrouted and self._quiet:
             # Opening raises the epoch of whatever structure it leads to, so nothing may be in flight.
             for key in list(self._unrouted):
-                await self._route(session, key)
-        if not self._unrouted:
+                if self._fenced is None:
+                    await self._route(session, key)
+        if self._fenced is None and not self._unrouted:
             for line in self._lines.values():
                 self._fill(session, line)
 
@@ -246,12 +249,15 @@ class ProducerPuts:
 
     def _fence(self, detail: str) -> None:
         self._fenced = ProducerFenced(detail or f"another connection has opened producer {self.name}")
+        self._wake.set()
 
     # ---- settling
 
     async def _open(self, session: Session, opening: pb.OpenProducer, line: Line | None) -> pb.ClientResponse:
         """Raises SessionLost, AskElsewhere, QsgError."""
         opening.producer, opening.lifetime_ms = self.name, LIFETIME_MS
+        for known in self._lines.values():
+            opening.epochs_max[known.structure] = known.window.epoch + known.window.opens_unanswered
         try:
             response = await session.call(pb.ClientRequest(open_producer=opening))
         except SessionLost as lost:
@@ -261,6 +267,8 @@ class ProducerPuts:
         if response.reason == Reason.CALL_INTERRUPTED or response.reason in ELSEWHERE:
             self._unanswered(line)
             raise AskElsewhere(f"{session.address}: {response.detail}")
+        if response.reason == Reason.PRODUCER_FENCED:
+            self._fence(response.detail)
         if response.reason:
             raise error_for(response.reason, response.detail)
         return response

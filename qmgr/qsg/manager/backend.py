@@ -63,6 +63,7 @@ class QueueManagerBackend:
             structure=opening.structure,
             lifetime_ms=opening.lifetime_ms,
             wanted=wanted,
+            epochs_max=opening.epochs_max,
         )
 
     async def inquire(self, kind: str, name: str) -> object:

@@ -68,9 +68,13 @@ class Producers:
         self._cells: dict[tuple[str, str], Cell] = {}
         self._lifetimes: dict[tuple[str, str], int] = {}
 
-    async def open(self, structure: Structure, producer: str, lifetime_ms: int = 0, wanted: Wanted = always) -> ProducerState:
+    async def open(
+        self, structure: Structure, producer: str, lifetime_ms: int = 0, wanted: Wanted = always, epoch_max: int = 0
+    ) -> ProducerState:
         """Raises the producer's epoch; older connections are refused from now on.
 
+        `epoch_max`: the highest that may be the asker's own, 0 = any. Raises `Refusal` PRODUCER_FENCED where the record's is higher: who
+        comes back must not shut out a newer connection. (With last 0 the record may have begun anew, for the asker itself.)
         Raises `Refusal` CONNECTION_BROKEN once it is not `wanted` any more: an opening that a slow store held up, or that is tried again,
         must not shut out the connection that came after its own.
         """
@@ -82,6 +86,8 @@ class Producers:
             if not wanted():
                 raise Refusal(Reason.CONNECTION_BROKEN, f"{producer}: the connection that opens it has ended")
             present = read_record(pb.ProducerRecord, value) if value is not None else pb.ProducerRecord()
+            if epoch_max and present.epoch > epoch_max and present.last:
+                raise Refusal(Reason.PRODUCER_FENCED, f"{producer}: another connection has opened it since")
             known = value is not None and present.expires_at_ms > now_ms
             opened.epoch = max(present.epoch + 1, 0 if known else now_ms)
             opened.last = present.last if known else 0

@@ -8,7 +8,7 @@ order between puts of different affinity, and `max_depth` to the message (see `q
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -380,13 +380,14 @@ class QueueService:
         structure: str = "",
         lifetime_ms: int = 0,
         wanted: Wanted = always,
+        epochs_max: Mapping[str, int] | None = None,
     ) -> ProducerState:
         """Raises the producer's epoch in `structure`, or in the one that the queue's name leads to, while it is `wanted`.
 
         Whether the queue takes a put does not matter: the number may be that of a unit of work that only gets.
         """
         where = structure or resolve_home(self.catalog.names(), queue, queue_manager)
-        return await self.producers.open(self.catalog.structure(where), producer, lifetime_ms, wanted)
+        return await self.producers.open(self.catalog.structure(where), producer, lifetime_ms, wanted, (epochs_max or {}).get(where, 0))
 
     # Administration
 

@@ -176,16 +176,37 @@ class OpenProducer(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class EpochsMaxEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     PRODUCER_FIELD_NUMBER: builtins.int
     QUEUE_FIELD_NUMBER: builtins.int
     QUEUE_MANAGER_FIELD_NUMBER: builtins.int
     LIFETIME_MS_FIELD_NUMBER: builtins.int
     STRUCTURE_FIELD_NUMBER: builtins.int
+    EPOCHS_MAX_FIELD_NUMBER: builtins.int
     producer: builtins.str
     queue: builtins.str
     queue_manager: builtins.str
     lifetime_ms: builtins.int
     structure: builtins.str
+    @property
+    def epochs_max(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """by structure: PRODUCER_FENCED, and nothing raised, where numbers were committed under a higher one"""
+
     def __init__(
         self,
         *,
@@ -194,8 +215,9 @@ class OpenProducer(google.protobuf.message.Message):
         queue_manager: builtins.str = ...,
         lifetime_ms: builtins.int = ...,
         structure: builtins.str = ...,
+        epochs_max: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lifetime_ms", b"lifetime_ms", "producer", b"producer", "queue", b"queue", "queue_manager", b"queue_manager", "structure", b"structure"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epochs_max", b"epochs_max", "lifetime_ms", b"lifetime_ms", "producer", b"producer", "queue", b"queue", "queue_manager", b"queue_manager", "structure", b"structure"]) -> None: ...
 
 global___OpenProducer = OpenProducer
 
