@@ -72,6 +72,22 @@ def test_records_that_are_not_ours() -> None:
     assert window(last=5).opened(3, 5) is Settlement.FOREIGN
 
 
+def test_what_was_answered_needs_no_record() -> None:
+    w = window(last=5)
+    a, b, c = w.send(1, "a"), w.send(1, "b"), w.send(1, "c")
+    w.answer(a, Outcome.UNKNOWN)
+    w.answer(b, Outcome.DONE)
+    w.answer(c, Outcome.GAP)
+
+    assert w.opened(1_700_000_000_000, 0) is Settlement.LOST
+    assert [f.outcome for f in w.settle()] == [Outcome.GAP, Outcome.DONE, Outcome.GAP]
+
+    w = window(last=5, epoch=9)
+    w.answer(w.send(1, "a"), Outcome.GAP)
+    assert w.opened(3, 70) is Settlement.LOST
+    assert [f.outcome for f in w.settle()] == [Outcome.GAP]
+
+
 def test_an_unanswered_open_request_of_ours_accounts_for_one_raise() -> None:
     w = window(last=5)
     w.opens_unanswered = 2

@@ -14,6 +14,10 @@ import qsg
 from qsg.manager.administration import Administration
 from qsg.manager.backend import QueueManagerBackend
 from qsg.manager.clients import SERVICE, ClientService
+from qsg.pb import records_pb2 as records
+from qsg.rules import keys
+from qsg.rules.unit import Unit
+from qsg.store.contract import Delete, Put
 from qsg.transport.memory import MemoryNetwork
 from support.members import Group, Member, group, shared
 from support.virtual_time import run
@@ -215,6 +219,19 @@ async def test_the_newer_of_two_producers_wins_when_the_older_comes_back(site: S
         with pytest.raises(qsg.ProducerFenced):
             await older.put("A", b"3")
         await newer.put("A", b"4")
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["forgotten", "restored"])
+async def test_a_producer_whose_record_is_gone_goes_on(site: Site, restored: bool) -> None:
+    async with site.connect(producer="P") as qmgr:
+        await qmgr.put("A", b"1")
+        structure, epoch, _ = await qmgr.producer_state("A")
+        key = keys.producer("P")
+        older = records.ProducerRecord(epoch=epoch - 1, expires_at_ms=1 << 50).SerializeToString()
+        gone = Put(key, older) if restored else Delete(key)
+        await site.members["X"].catalog.structure(structure).commit(Unit("lose the record", ops=[gone]))
+        await asyncio.gather(*(qmgr.put("A", b"%d" % i) for i in range(2, 5)))
+        assert await site.members["X"].get("A", 9) == [b"1", b"2", b"3", b"4"]
 
 
 async def test_the_member_dies_between_commit_and_answer(site: Site) -> None:

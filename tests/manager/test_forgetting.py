@@ -113,7 +113,7 @@ async def test_numbers_of_a_forgotten_producer_are_refused_and_it_begins_anew() 
         for member, number in ((x, 2), (y, 1), (y, 2)):
             with pytest.raises((Refusal, CompareFailed)) as refused:
                 await put(member, first.epoch, number)
-            assert not isinstance(refused.value, Refusal) or refused.value.reason is Reason.PRODUCER_FENCED
+            assert not isinstance(refused.value, Refusal) or refused.value.reason is Reason.PRODUCER_GAP
 
         again = await y.queues.open_producer("P", structure="app1", lifetime_ms=LIFETIME_MS)
         assert (again.last, again.epoch > first.epoch) == (0, True)

@@ -59,9 +59,11 @@ class FakeGroup:
         """False: it was applied before."""
         if producer is None:
             return True
-        epoch, last = self.producers[producer.producer, producer.structure]
-        if epoch != producer.epoch:
+        epoch, last = self.producers.get((producer.producer, producer.structure), (0, 0))
+        if epoch > producer.epoch:
             raise Refusal(Reason.PRODUCER_FENCED, f"epoch {epoch} has replaced {producer.epoch}")
+        if epoch < producer.epoch:
+            raise Refusal(Reason.PRODUCER_GAP, f"the record of epoch {producer.epoch} is gone")
         if producer.first <= last:
             return False
         if producer.first != last + 1:

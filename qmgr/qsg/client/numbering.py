@@ -105,11 +105,14 @@ class Window(Generic[T]):
         return Outcome.UNKNOWN in outcomes or Outcome.DONE in outcomes or outcomes[0] is Outcome.GAP
 
     def settle(self) -> list[Numbered[T]]:
-        """Takes all frames out, each now DONE, REFUSED, CHANGED or GAP (= not done, send again), by `last` as just answered."""
+        """Takes all frames out, each now DONE, REFUSED, CHANGED or GAP (= not done, send again).
+
+        `last` as just answered tells of those that are UNKNOWN, and no other: the record may be a new one, that counts from 0.
+        """
         assert self.quiet
         frames = list(self.frames)
         self.frames.clear()
         for frame in frames:
-            if frame.outcome in (Outcome.UNKNOWN, Outcome.GAP, Outcome.DONE):
+            if frame.outcome is Outcome.UNKNOWN:
                 frame.outcome = Outcome.DONE if frame.last <= self.last else Outcome.GAP
         return frames

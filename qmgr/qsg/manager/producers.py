@@ -135,8 +135,10 @@ class Producers:
 def advance(value: bytes | None, number: ProducerNumber, expires_at_ms: int) -> bytes:
     """The record after a commit of `number`."""
     record = read_record(pb.ProducerRecord, value or b"")
-    if record.epoch != number.epoch:
+    if record.epoch > number.epoch:
         raise Refusal(Reason.PRODUCER_FENCED, f"{number.producer}: epoch {record.epoch} has replaced {number.epoch}")
+    if record.epoch < number.epoch:  # nobody else: who asks opens it again
+        raise Refusal(Reason.PRODUCER_GAP, f"{number.producer}: the record of epoch {number.epoch} is gone")
     if number.first <= record.last:
         raise Applied(record.last)
     if number.first != record.last + 1:
