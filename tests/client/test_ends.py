@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from unittest import mock
 
 import pytest
 
 import qsg
+from qsg.client.session import SessionLost
+from qsg.pb import client_pb2 as pb
+from qsg.transport.contract import Closed
 from support.cancelling import ticks
 from support.client_group import ClientGroup
 
@@ -101,3 +105,21 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(group: ClientGroup,
     await qmgr.close()
     await asyncio.sleep(2)
     assert not any(service.connections for service in group.services.values())
+
+
+async def test_a_call_that_cannot_be_sent_leaves_no_error_that_nobody_reads(group: ClientGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context["message"])))
+    async with group.connect() as qmgr:
+        await qmgr.put("Q", b"before")
+        assert qmgr._link is not None
+        session = await qmgr._link.session()
+
+        async def closed(frame: bytes) -> None:
+            raise Closed("it has gone")
+
+        monkeypatch.setattr(session._stream, "send", closed)
+        with pytest.raises(SessionLost):
+            await session.call(pb.ClientRequest(get=pb.Get(queue="Q")))
+    gc.collect()
+    assert complaints == []

@@ -116,6 +116,8 @@ class Session:
             raise
         finally:
             self._pending.pop(number, None)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # fetched: when the send fails, nobody waits for it, and the loop would complain
             self._check_idle()
 
     def give_up(self, request: pb.ClientRequest) -> None:
