@@ -18,7 +18,7 @@ from qsg.rules.unit import OutcomeUnknown, Unit
 from qsg.store.contract import Unavailable, get_prefix
 from support.members import Member, group, shared
 from support.simulated import simulated
-from support.units import CLAIMS, empty, empty_now, get, members, outrun
+from support.units import CLAIMS, empty, empty_now, get, members, outrun_unit
 
 LARGE = bytes(range(256)) * 6_000
 
@@ -173,11 +173,7 @@ async def test_a_backout_cut_short_while_it_stages_leaves_that_to_the_cleaner() 
 async def test_what_a_faster_member_takes_from_the_same_segment_does_not_keep_a_claim() -> None:
     """However often the release is too late: while its member lives nobody else would give the message back."""
     async with group() as g:
-        x, y = await members(g, "X", "Y")
-        await x.put("A", *(b"%d" % i for i in range(22)))
-        unit = x.queues.begin()
-        assert await get(x, unit, "A") == [(b"0", 0)]
-        outrun(x, y, "release", 20)
+        y, unit = await outrun_unit(g, "release")
         await unit.backout()
 
         assert unit.empty

@@ -10,9 +10,15 @@ from qsg.manager.getting import GetSpec
 from qsg.manager.window import Window
 from qsg.rules.reasons import Reason
 from qsg.store.contract import Get, GetResult
-from support.members import group
+from support.members import Member, group
 from support.simulated import simulated
 from support.units import members, refused
+
+
+async def put_singly(member: Member, count: int) -> None:
+    """Each a segment of its own."""
+    for i in range(count):
+        await member.put("A", b"%d" % i)
 
 
 @simulated
@@ -20,8 +26,7 @@ async def test_what_another_member_gives_back_behind_the_window_is_found_by_id(m
     monkeypatch.setattr("qsg.manager.window.HEADERS_BYTES", 2_000)
     async with group() as g:
         x, y = await members(g, "X", "Y")
-        for i in range(100):
-            await x.put("A", b"%d" % i)
+        await put_singly(x, 100)
         red = b"r" * 24
         await x.put("A", b"red", correlation_id=red)
         unit = y.queues.begin()
@@ -96,8 +101,7 @@ async def test_what_is_given_back_while_the_window_is_read_fails_nobody(monkeypa
     monkeypatch.setattr("qsg.manager.window.SEGMENTS_MAX", 4)
     async with group() as g:
         x, y = await members(g, "X", "Y")
-        for i in range(10):
-            await x.put("A", b"%d" % i)
+        await put_singly(x, 10)
         unit = y.queues.begin()
         for _ in range(8):
             await y.queues.get(GetSpec("A"), unit=unit)

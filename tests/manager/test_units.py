@@ -12,7 +12,7 @@ from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
 from support.members import group, shared
 from support.simulated import simulated
-from support.units import CLAIMS, empty, empty_now, get, members, outrun, put
+from support.units import CLAIMS, empty, empty_now, get, members, outrun_unit, put
 
 
 @CLAIMS
@@ -139,11 +139,7 @@ async def test_two_units_share_a_segment() -> None:
 @simulated
 async def test_a_commit_goes_on_against_a_faster_member() -> None:
     async with group() as g:
-        x, y = await members(g, "X", "Y")
-        await x.put("A", *(b"%d" % i for i in range(22)))
-        unit = x.queues.begin()
-        assert await get(x, unit, "A") == [(b"0", 0)]
-        outrun(x, y, "commit", 20)
+        y, unit = await outrun_unit(g, "commit")
         await unit.commit()
         assert await y.get("A", 9) == [b"21"]
         assert await empty(y, "A")

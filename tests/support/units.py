@@ -60,6 +60,16 @@ def outrun(slower: Member, faster: Member, label: str, times: int) -> None:
     structure.commit = late  # type: ignore[method-assign]
 
 
+async def outrun_unit(g: Group, label: str) -> tuple[Member, UnitOfWork]:
+    """(the faster member, a unit of the other, which holds the first of the 22 messages of one segment)"""
+    x, y = await members(g, "X", "Y")
+    await x.put("A", *(b"%d" % i for i in range(22)))
+    unit = x.queues.begin()
+    assert await get(x, unit, "A") == [(b"0", 0)]
+    outrun(x, y, label, 20)
+    return y, unit
+
+
 async def empty(member: Member, queue: str) -> bool:
     with pytest.raises(Refusal) as refusal:
         await member.get(queue)

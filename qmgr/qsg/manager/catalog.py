@@ -232,12 +232,10 @@ class Catalog:
         def apply(present: bytes | None) -> bytes:
             if present is not None and present != value and not replace:
                 raise Refusal(Reason.OBJECT_ALREADY_EXISTS, key.decode())
-            if (
-                present is not None
-                and isinstance(definition, Queue)
-                and (before := _parse(KeyValue(key, present, 0, 0), Queue)) is not None
-            ):
-                require_same_place(before, definition)  # somebody else has just defined it
+            if present is not None and isinstance(definition, Queue):
+                before = _parse(KeyValue(key, present, 0, 0), Queue)
+                if before is not None:
+                    require_same_place(before, definition)  # somebody else has just defined it
             return value
 
         await self._settled(structure, key, await swap(structure, key, apply, anew=anew))
