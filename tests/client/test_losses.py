@@ -284,6 +284,7 @@ def forgets_the_limit(backend: FakeBackend) -> None:
 
     async def open_producer(opening: pb.OpenProducer, wanted: Wanted) -> ProducerState:
         opening.epochs_max.clear()
+        opening.opener = b""
         return await opens(opening, wanted)
 
     backend.open_producer = open_producer  # type: ignore[method-assign]

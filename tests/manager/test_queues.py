@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qsg.manager.getting import GetSpec, GotMessage
-from qsg.manager.producers import ProducerNumber
+from qsg.manager.producers import OPENERS_MAX, ProducerNumber
 from qsg.manager.queues import PutRequest
 from qsg.pb import records_pb2 as pb
 from qsg.rules.definitions import Queue, Settings
@@ -331,6 +331,33 @@ async def test_an_opening_of_a_connection_that_knows_no_newer_one_shuts_nobody_o
         await refused(x.queues.open_producer("P", **ask, epochs_max=known), Reason.PRODUCER_FENCED)
         await send(y, second.epoch, 2, b"2")
         assert (await y.queues.open_producer("P", **ask, epochs_max={"app1": second.epoch})).last == 2
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["its first was not answered", "its second was not answered"])
+@pytest.mark.parametrize("put", [False, True], ids=["nobody has put", "the newer has put"])
+async def test_who_opened_a_producer_before_another_did_opens_it_no_more(put: bool, known: bool) -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        first = await x.queues.open_producer("P", "A", opener=b"older")
+        second = await y.queues.open_producer("P", "A", opener=b"newer")
+        if put:
+            await send(y, second.epoch, 1, b"1")
+        mine = {"app1": first.epoch + 1} if known else {}
+        await refused(x.queues.open_producer("P", "A", opener=b"older", epochs_max=mine), Reason.PRODUCER_FENCED)
+        assert (await x.queues.open_producer("P", "A", opener=b"newer")).epoch == second.epoch + 1
+        assert (await x.queues.open_producer("P", "A")).epoch == second.epoch + 2  # of an older version: it tells no id
+        await refused(y.queues.open_producer("P", "A", opener=b"newer"), Reason.PRODUCER_FENCED)
+
+
+async def test_who_is_not_remembered_is_told_apart_by_its_epoch() -> None:
+    async with group() as g:
+        (x,) = await members(g, "X")
+        first = await x.queues.open_producer("P", "A", opener=b"older")
+        for i in range(OPENERS_MAX):
+            await x.queues.open_producer("P", "A", opener=b"%d" % i)
+        await refused(x.queues.open_producer("P", "A", opener=b"older", epochs_max={"app1": first.epoch}), Reason.PRODUCER_FENCED)
+        await refused(x.queues.open_producer("P", "A", opener=b"x" * 17), Reason.OPTIONS_ERROR)
+        assert (await x.queues.open_producer("P", "A", opener=b"one more")).epoch == first.epoch + OPENERS_MAX + 1
 
 
 async def test_name_that_leads_elsewhere_is_settled_where_it_led() -> None:

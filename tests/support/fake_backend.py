@@ -14,7 +14,7 @@ from itertools import count
 
 from qsg.bell import Once
 from qsg.manager.clients import Got, Work
-from qsg.manager.producers import ProducerNumber, ProducerState, Wanted
+from qsg.manager.producers import ProducerNumber, ProducerState, Wanted, openers, superseded
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
 from qsg.rules.reasons import Reason, Refusal
@@ -37,7 +37,7 @@ class FakeGroup:
     """What is durable."""
 
     queues: dict[str, deque[tuple[records.Message, int]]] = field(default_factory=lambda: defaultdict(deque))
-    producers: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    producers: dict[tuple[str, str], records.ProducerRecord] = field(default_factory=dict)
     homes: dict[str, str] = field(default_factory=dict)
     full: dict[str, int] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
@@ -59,16 +59,16 @@ class FakeGroup:
         """False: it was applied before."""
         if producer is None:
             return True
-        epoch, last = self.producers.get((producer.producer, producer.structure), (0, 0))
-        if epoch > producer.epoch:
-            raise Refusal(Reason.PRODUCER_FENCED, f"epoch {epoch} has replaced {producer.epoch}")
-        if epoch < producer.epoch:
+        record = self.producers.get((producer.producer, producer.structure), records.ProducerRecord())
+        if record.epoch > producer.epoch:
+            raise Refusal(Reason.PRODUCER_FENCED, f"epoch {record.epoch} has replaced {producer.epoch}")
+        if record.epoch < producer.epoch:
             raise Refusal(Reason.PRODUCER_GAP, f"the record of epoch {producer.epoch} is gone")
-        if producer.first <= last:
+        if producer.first <= record.last:
             return False
-        if producer.first != last + 1:
-            raise Refusal(Reason.PRODUCER_GAP, f"{producer.first} follows {last}")
-        self.producers[producer.producer, producer.structure] = (epoch, last + producer.count)
+        if producer.first != record.last + 1:
+            raise Refusal(Reason.PRODUCER_GAP, f"{producer.first} follows {record.last}")
+        record.last += producer.count
         return True
 
 
@@ -125,8 +125,8 @@ class FakeBackend:
             return [message.message_id for message in put.messages]
         await group.gate("before put", self.member)
         if producer is not None and home != producer.structure:
-            epoch, last = group.producers[producer.producer, producer.structure]
-            if epoch != producer.epoch or producer.first != last + 1:
+            record = group.producers[producer.producer, producer.structure]
+            if record.epoch != producer.epoch or producer.first != record.last + 1:
                 group.advance(producer)
             raise Refusal(Reason.OBJECT_CHANGED, f"{put.queue} lies in {home} now")
         if put.queue in group.full and len(group.queues[put.queue]) + len(put.messages) > group.full[put.queue]:
@@ -176,12 +176,14 @@ class FakeBackend:
     async def open_producer(self, opening: pb.OpenProducer, wanted: Wanted) -> ProducerState:
         structure = opening.structure or self.group.home(opening.queue)
         await self.group.gate("before open", self.member)
-        epoch, last = self.group.producers.get((opening.producer, structure), (0, 0))
-        if last and epoch > opening.epochs_max.get(structure, epoch):
+        record = self.group.producers.setdefault((opening.producer, structure), records.ProducerRecord())
+        if superseded(record, opening.opener, opening.epochs_max.get(structure, 0)):
             raise Refusal(Reason.PRODUCER_FENCED, f"{opening.producer}: another connection has opened it since")
-        self.group.producers[opening.producer, structure] = (epoch + 1, last)
+        record.epoch += 1
+        record.openers[:] = openers(record, opening.opener)
+        opened = ProducerState(structure, record.epoch, record.last)
         await self.group.gate("after open", self.member)
-        return ProducerState(structure, epoch + 1, last)
+        return opened
 
     async def inquire(self, kind: str, name: str) -> object:
         if kind == "queue":

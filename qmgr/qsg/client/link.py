@@ -56,6 +56,8 @@ class LinkOptions:
 class Link:
     def __init__(self, transport: Transport, options: LinkOptions, world: World) -> None:
         self.options = options
+        self.opener = world.id()
+        """Tells our openings of producers from those of other applications."""
         self.losses = 0
         """Sessions that were lost so far."""
         self._transport = transport

@@ -255,7 +255,7 @@ class ProducerPuts:
 
     async def _open(self, session: Session, opening: pb.OpenProducer, line: Line | None) -> pb.ClientResponse:
         """Raises SessionLost, AskElsewhere, QsgError."""
-        opening.producer, opening.lifetime_ms = self.name, LIFETIME_MS
+        opening.producer, opening.lifetime_ms, opening.opener = self.name, LIFETIME_MS, self._link.opener
         for known in self._lines.values():
             opening.epochs_max[known.structure] = known.window.epoch + known.window.opens_unanswered
         try:

@@ -98,14 +98,17 @@ class Commits:
         self._made += 1
         return CommitProducer(f"{self._base_name}.u{self._made}")
 
+    def _opening(self, producer: CommitProducer, queue: tuple[str, str], structure: str) -> pb.OpenProducer:
+        opening = pb.OpenProducer(producer=producer.name, structure=structure, lifetime_ms=LIFETIME_MS, opener=self._link.opener)
+        opening.queue, opening.queue_manager = queue
+        return opening
+
     async def _opened(self, session: Session, producer: CommitProducer, queue: tuple[str, str]) -> str:
         """The structure, with the producer opened there on this session. A failure here means that nothing was committed."""
         structure = self._homes.get(queue, "")
         if structure and producer.sessions.get(structure) is session:
             return structure
-        opening = pb.OpenProducer(
-            producer=producer.name, queue=queue[0], queue_manager=queue[1], structure=structure, lifetime_ms=LIFETIME_MS
-        )
+        opening = self._opening(producer, queue, structure)
         try:
             response = await session.call(pb.ClientRequest(open_producer=opening))
         except SessionLost as lost:
@@ -122,9 +125,7 @@ class Commits:
     async def _ask(self, producer: CommitProducer, structure: str, queue: tuple[str, str], why: str) -> Outcome:
         """What became of the commit: opening the producer again ends every earlier attempt, and its last number tells."""
         window = producer.windows[structure]
-        opening = pb.OpenProducer(
-            producer=producer.name, queue=queue[0], queue_manager=queue[1], structure=structure, lifetime_ms=LIFETIME_MS
-        )
+        opening = self._opening(producer, queue, structure)
         problem = why
         try:
             async with asyncio.timeout(self._link.options.reconnect_s):

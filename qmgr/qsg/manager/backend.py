@@ -64,6 +64,7 @@ class QueueManagerBackend:
             lifetime_ms=opening.lifetime_ms,
             wanted=wanted,
             epochs_max=opening.epochs_max,
+            opener=opening.opener,
         )
 
     async def inquire(self, kind: str, name: str) -> object:

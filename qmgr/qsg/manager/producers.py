@@ -1,10 +1,11 @@
 """Idempotent puts: the record of a producer, advanced in the transaction that puts its messages.
 
-Owns `p/<producer>` = (epoch, last number committed, when it may be forgotten) in the queue's structure. Invariants: opening raises the
-epoch by compare-and-swap and keeps last; each commit compares the whole record by its revision, demands its own epoch and last = n - 1,
-and advances last. So a number is applied once, by whichever member, and a refused number refuses everything behind it. Not guaranteed:
-an answer after the record's lifetime: it begins anew with last 0, and an epoch that no earlier connection can have (it starts at the
-wall clock, since the record's own count is gone).
+Owns `p/<producer>` = (epoch, last number committed, when it may be forgotten, who opened it) in the queue's structure. Invariants: opening
+raises the epoch by compare-and-swap and keeps last; who opened it before another did opens it no more; each commit compares the whole
+record by its revision, demands its own epoch and last = n - 1, and advances last. So a number is applied once, by whichever member, and a
+refused number refuses everything behind it. Not guaranteed: who of two is the newer where the older's opening has not been done when the
+other's is; an answer after the record's lifetime: it begins anew with last 0, and an epoch that no earlier connection can have (it starts
+at the wall clock, since the record's own count is gone).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from qsg.rules.unit import Cell, Change
 from qsg.rules.world import World
 
 LIFETIME_MS = 7 * 24 * 3600 * 1000
+OPENERS_MAX, OPENER_BYTES_MAX = 8, 16
+"""Remembered in a record, which each put writes. Who is forgotten there is still told apart by its epoch, where it knows one."""
 KNOWN_MAX = 10_000
 """Cells kept by one member; the oldest are read again at next use."""
 
@@ -69,29 +72,38 @@ class Producers:
         self._lifetimes: dict[tuple[str, str], int] = {}
 
     async def open(
-        self, structure: Structure, producer: str, lifetime_ms: int = 0, wanted: Wanted = always, epoch_max: int = 0
+        self,
+        structure: Structure,
+        producer: str,
+        lifetime_ms: int = 0,
+        wanted: Wanted = always,
+        epoch_max: int = 0,
+        opener: bytes = b"",
     ) -> ProducerState:
         """Raises the producer's epoch; older connections are refused from now on.
 
-        `epoch_max`: the highest that may be the asker's own, 0 = any. Raises `Refusal` PRODUCER_FENCED where the record's is higher: who
-        comes back must not shut out a newer connection. (With last 0 the record may have begun anew, for the asker itself.)
+        `epoch_max`: the highest that may be the asker's own, 0 = any; `opener`: who asks. Raises `Refusal` PRODUCER_FENCED where another
+        has opened it since: who comes back, or only asks again, must not shut out a newer connection.
         Raises `Refusal` CONNECTION_BROKEN once it is not `wanted` any more: an opening that a slow store held up, or that is tried again,
         must not shut out the connection that came after its own.
         """
         now_ms = self.world.wall_ms()
         lifetime_ms = lifetime_ms or LIFETIME_MS
+        if len(opener) > OPENER_BYTES_MAX:
+            raise Refusal(Reason.OPTIONS_ERROR, f"{producer}: an opener has at most {OPENER_BYTES_MAX} bytes")
         opened = pb.ProducerRecord()
 
         def apply(value: bytes | None) -> bytes:
             if not wanted():
                 raise Refusal(Reason.CONNECTION_BROKEN, f"{producer}: the connection that opens it has ended")
             present = read_record(pb.ProducerRecord, value) if value is not None else pb.ProducerRecord()
-            if epoch_max and present.epoch > epoch_max and present.last:
+            if superseded(present, opener, epoch_max):
                 raise Refusal(Reason.PRODUCER_FENCED, f"{producer}: another connection has opened it since")
             known = value is not None and present.expires_at_ms > now_ms
             opened.epoch = max(present.epoch + 1, 0 if known else now_ms)
             opened.last = present.last if known else 0
             opened.expires_at_ms = max(present.expires_at_ms, now_ms + lifetime_ms)
+            opened.openers[:] = openers(present, opener)
             return opened.SerializeToString()
 
         await swap(structure, keys.producer(producer), apply)
@@ -130,6 +142,20 @@ class Producers:
             self._lifetimes.pop(oldest, None)
         self._cells[structure, producer] = cell
         self._lifetimes[structure, producer] = lifetime_ms
+
+
+def superseded(record: pb.ProducerRecord, opener: bytes, epoch_max: int) -> bool:
+    """Whether another has opened the producer since `opener` did."""
+    if opener and opener in record.openers:
+        return record.openers[-1] != opener
+    # What names nobody, or is asked for by nobody, was written or sent by an older version. With last 0 it may have begun anew, for the
+    # asker itself.
+    return bool(epoch_max) and record.epoch > epoch_max and bool(record.last or (opener and record.openers))
+
+
+def openers(record: pb.ProducerRecord, opener: bytes) -> list[bytes]:
+    """Those of the record after it was opened once more."""
+    return [*(known for known in record.openers if known != opener), opener][-OPENERS_MAX:]
 
 
 def advance(value: bytes | None, number: ProducerNumber, expires_at_ms: int) -> bytes:

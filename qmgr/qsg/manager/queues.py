@@ -381,13 +381,15 @@ class QueueService:
         lifetime_ms: int = 0,
         wanted: Wanted = always,
         epochs_max: Mapping[str, int] | None = None,
+        opener: bytes = b"",
     ) -> ProducerState:
         """Raises the producer's epoch in `structure`, or in the one that the queue's name leads to, while it is `wanted`.
 
         Whether the queue takes a put does not matter: the number may be that of a unit of work that only gets.
         """
         where = structure or resolve_home(self.catalog.names(), queue, queue_manager)
-        return await self.producers.open(self.catalog.structure(where), producer, lifetime_ms, wanted, (epochs_max or {}).get(where, 0))
+        epoch_max = (epochs_max or {}).get(where, 0)
+        return await self.producers.open(self.catalog.structure(where), producer, lifetime_ms, wanted, epoch_max, opener)
 
     # Administration
 

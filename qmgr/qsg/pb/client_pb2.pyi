@@ -198,11 +198,14 @@ class OpenProducer(google.protobuf.message.Message):
     LIFETIME_MS_FIELD_NUMBER: builtins.int
     STRUCTURE_FIELD_NUMBER: builtins.int
     EPOCHS_MAX_FIELD_NUMBER: builtins.int
+    OPENER_FIELD_NUMBER: builtins.int
     producer: builtins.str
     queue: builtins.str
     queue_manager: builtins.str
     lifetime_ms: builtins.int
     structure: builtins.str
+    opener: builtins.bytes
+    """random id of the application's connection: PRODUCER_FENCED where another has opened since this one did"""
     @property
     def epochs_max(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """by structure: PRODUCER_FENCED, and nothing raised, where numbers were committed under a higher one"""
@@ -216,8 +219,9 @@ class OpenProducer(google.protobuf.message.Message):
         lifetime_ms: builtins.int = ...,
         structure: builtins.str = ...,
         epochs_max: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        opener: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epochs_max", b"epochs_max", "lifetime_ms", b"lifetime_ms", "producer", b"producer", "queue", b"queue", "queue_manager", b"queue_manager", "structure", b"structure"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epochs_max", b"epochs_max", "lifetime_ms", b"lifetime_ms", "opener", b"opener", "producer", b"producer", "queue", b"queue", "queue_manager", b"queue_manager", "structure", b"structure"]) -> None: ...
 
 global___OpenProducer = OpenProducer
 

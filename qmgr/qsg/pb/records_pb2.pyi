@@ -692,18 +692,24 @@ class ProducerRecord(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     LAST_FIELD_NUMBER: builtins.int
     EXPIRES_AT_MS_FIELD_NUMBER: builtins.int
+    OPENERS_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     last: builtins.int
     """last number committed"""
     expires_at_ms: builtins.int
+    @property
+    def openers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """the last few that opened it, each once, the latest one last; "" = one that told no id"""
+
     def __init__(
         self,
         *,
         epoch: builtins.int = ...,
         last: builtins.int = ...,
         expires_at_ms: builtins.int = ...,
+        openers: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "expires_at_ms", b"expires_at_ms", "last", b"last"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "expires_at_ms", b"expires_at_ms", "last", b"last", "openers", b"openers"]) -> None: ...
 
 global___ProducerRecord = ProducerRecord
 
