@@ -306,6 +306,38 @@ async def test_a_lost_producer_record_is_not_guessed(group: ClientGroup) -> None
     assert group.payloads("Q") == [b"1", b"2", b"3"]
 
 
+@pytest.mark.parametrize("idle", [True, False])
+async def test_a_unit_behind_an_idle_time_does_not_pay_for_its_forgotten_record(
+    group: ClientGroup, monkeypatch: pytest.MonkeyPatch, idle: bool
+) -> None:
+    """Its producer is opened again before the commit; one that was just used is not, and then a lost record costs the unit."""
+    monkeypatch.setattr("qsg.client.unit.LIFETIME_MS", 10_000)
+    opened: list[str] = []
+
+    async def gate(step: str, member: str) -> None:
+        opened.extend([member] * (step == "before open"))
+
+    group.durable.gate = gate
+
+    async with group.connect() as qmgr:
+        for i in range(3):
+            async with qmgr.unit() as unit:
+                await unit.put("Q", b"%d" % i)
+            await asyncio.sleep(4)
+        assert len(opened) == 1
+        await asyncio.sleep(2 * idle)
+        group.durable.producers.clear()
+        unit = qmgr.unit()
+        await unit.put("Q", b"3")
+        if idle:
+            await unit.commit()
+        else:
+            with pytest.raises(qsg.BackedOut, match="gone"):
+                await unit.commit()
+
+    assert group.payloads("Q") == [b"0", b"1", b"2"] + [b"3"] * idle
+
+
 async def test_a_restarted_application_learns_its_last_number(group: ClientGroup) -> None:
     async with group.connect(producer="P") as qmgr:
         await qmgr.put_many("Q", [b"1", b"2", b"3"])

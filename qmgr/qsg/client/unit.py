@@ -46,6 +46,17 @@ class CommitProducer:
     windows: dict[str, Window[None]] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     """Where it was last opened, by structure."""
+    written_s: dict[str, float] = field(default_factory=dict)
+    """When its record was last written, by structure: members forget it once its lifetime is over."""
+
+    def wrote(self, structure: str) -> None:
+        self.written_s[structure] = asyncio.get_running_loop().time()
+
+    def is_open(self, session: Session, structure: str) -> bool:
+        """Whether it is there still, as far as time tells."""
+        if self.sessions.get(structure) is not session:
+            return False
+        return asyncio.get_running_loop().time() < self.written_s[structure] + LIFETIME_MS / 2000  # half of it
 
 
 class Commits:
@@ -84,6 +95,7 @@ class Commits:
             outcome = await self._ask(producer, structure, queue, why)
             error = BackedOut(f"the commit was interrupted ({why}) and had not been done")
         if outcome is Outcome.DONE:
+            producer.wrote(structure)
             self._idle.append(producer)
             return
         window.settle()
@@ -106,7 +118,7 @@ class Commits:
     async def _opened(self, session: Session, producer: CommitProducer, queue: tuple[str, str]) -> str:
         """The structure, with the producer opened there on this session. A failure here means that nothing was committed."""
         structure = self._homes.get(queue, "")
-        if structure and producer.sessions.get(structure) is session:
+        if producer.is_open(session, structure):
             return structure
         opening = self._opening(producer, queue, structure)
         try:
@@ -120,6 +132,7 @@ class Commits:
         window = producer.windows[structure] = Window()
         window.opened(response.producer_epoch, response.producer_last)
         producer.sessions[structure] = session
+        producer.wrote(structure)
         return structure
 
     async def _ask(self, producer: CommitProducer, structure: str, queue: tuple[str, str], why: str) -> Outcome:
@@ -152,6 +165,7 @@ class Commits:
         if window.opened(response.producer_epoch, response.producer_last) is not Settlement.KNOWN:
             raise OutcomeUnknown(f"the commit was interrupted ({why}), and its producer's record is gone")
         producer.sessions[structure] = session
+        producer.wrote(structure)
         (frame,) = window.settle()
         return frame.outcome
 
