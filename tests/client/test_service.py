@@ -162,7 +162,7 @@ async def test_too_much_in_flight_waits(group: ClientGroup) -> None:
         await stream.send(encode(pb.CLIENT_REQUEST, put(number, queue=f"Q{number}")))
     await asyncio.sleep(0.01)
     (connection,) = group.services["X"].connections
-    assert connection._requests == 4
+    assert connection._room.requests == 4
     slow.set()
 
     assert sorted([(await next_answer(stream)).id for _ in range(10)]) == list(range(1, 11))
@@ -188,6 +188,36 @@ async def test_cancel_ends_a_waiting_get(group: ClientGroup) -> None:
     answer = await answer_to(stream, pb.ClientRequest(id=2, cancel=pb.Cancel(request=1)))
 
     assert (answer.id, answer.reason) == (1, Reason.NO_MSG_AVAILABLE)
+
+
+def get(number: int, unit: int = 0, wait_ms: int = 60_000) -> pb.ClientRequest:
+    return pb.ClientRequest(id=number, get=pb.Get(queue="W", messages_max=1, wait_ms=wait_ms, unit=unit))
+
+
+async def test_a_get_can_be_cancelled_however_many_requests_of_its_unit_stand_behind_it(group: ClientGroup) -> None:
+    stream = await connected(group)
+    behind = [*(put(number, unit=1) for number in range(2, 9)), get(9, unit=1, wait_ms=0), *(put(n, unit=1) for n in range(10, 13))]
+    for request in (get(1, unit=1), *behind, put(13, queue="OTHER")):
+        await stream.send(encode(pb.CLIENT_REQUEST, request))
+    assert (await next_answer(stream)).id == 13, "others are not held up"
+    async with asyncio.timeout(1):
+        answer = await answer_to(stream, pb.ClientRequest(id=14, cancel=pb.Cancel(request=1)))
+        assert (answer.id, answer.reason) == (1, Reason.NO_MSG_AVAILABLE)
+        assert [(await next_answer(stream)).id for _ in behind] == [request.id for request in behind]
+    (connection,) = group.services["X"].connections
+    assert (connection._room.requests, connection._room.held, connection._room._bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("size", [1, 6_000], ids=["requests", "bytes"])
+async def test_what_stands_behind_a_get_is_bounded(group: ClientGroup, size: int) -> None:
+    group.services["X"].limits = ClientLimits(requests=4, bytes=10_000, waiting_gets=8)
+    stream = await connected(group)
+    for request in (get(1, unit=1), *(put(number, size, unit=1) for number in range(2, 20))):
+        await stream.send(encode(pb.CLIENT_REQUEST, request))
+    await asyncio.sleep(0.1)
+    (connection,) = group.services["X"].connections
+    assert connection._room.held == (8 if size == 1 else 1)
+    await stream.close()
 
 
 async def test_number_of_units_is_bounded(group: ClientGroup) -> None:

@@ -15,6 +15,7 @@ from qsg.bell import Once
 from qsg.endings import ended, to_the_end
 from qsg.manager.client_backout import back_out, give_back
 from qsg.manager.client_port import ID_BYTES, MESSAGES_MAX, Got, Work
+from qsg.manager.client_room import Room, Share
 from qsg.manager.producers import ProducerNumber
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
@@ -51,16 +52,15 @@ class Connection:
         self._heartbeat_s = 0.5
         self._send_lock = asyncio.Lock()
         self._sent = 0
-        self._requests = 0
-        self._bytes = 0
-        self._room = asyncio.Event()
+        self._room = Room(self._limits)
         self._cancels: dict[int, Once] = {}
         self._ids: set[int] = set()
         self._units: dict[int, Work] = {}
         self._backouts: list[asyncio.Task[None]] = []
         """Of units that were open when the connection ended. Nobody cancels them."""
         self._epochs: dict[tuple[str, str], int] = {}
-        self._chains: dict[Hashable, deque[tuple[pb.ClientRequest, int]]] = {}
+        self._chains: dict[Hashable, deque[tuple[pb.ClientRequest, Share | None]]] = {}
+        """A get that waits takes no share of the room."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._greeted = False
         self._closing = False
@@ -131,7 +131,6 @@ class Connection:
     async def _end(self, beats: asyncio.Task[None]) -> None:
         """What only waits is cancelled, what else is begun runs to its end (unless cancelled). Units of work are given back meanwhile."""
         self._ending = True
-        self._room.set()
         for cancel in self._cancels.values():
             cancel.set()
         self._give_back()
@@ -221,35 +220,31 @@ class Connection:
             return
         if request.id in self._ids:
             raise ProtocolViolation(f"request id {request.id} is in use")
-        size = len(frame)
-        waits = kind == "get" and request.get.wait_ms > 0
-        if not waits:
-            await self._have_room(size)
-            self._requests += 1
-            self._bytes += size
+        key, waits = order(request), kind == "get" and request.get.wait_ms > 0
+        share = None if waits else await self._room.enter(len(frame), held=self._held_up(key))
         self._ids.add(request.id)
         if only_waits(request):
             self._cancels[request.id] = Once()
-        self._start(request, 0 if waits else size)
+        self._start(key, request, share)
 
-    async def _have_room(self, size: int) -> None:
-        """Back-pressure: nothing more is read while too much is in flight. One request always has room, however large."""
-        while self._requests and (self._requests >= self._limits.requests or self._bytes + size > self._limits.bytes):
-            self._room.clear()
-            await self._room.wait()
+    def _held_up(self, key: Hashable) -> bool:
+        """Whether a request with this key stands behind a get that waits, or behind who did as it came."""
+        if (chain := self._chains.get(key)) is None:
+            return False
+        _, before = chain[-1]
+        return before is None or before.held
 
     # ---- requests
 
-    def _start(self, request: pb.ClientRequest, size: int) -> None:
-        key = order(request)
+    def _start(self, key: Hashable, request: pb.ClientRequest, share: Share | None) -> None:
         if key is None:
-            self._task(self._serve(request, size))
+            self._task(self._serve(request, share))
             return
         chain = self._chains.get(key)
         if chain is not None:
-            chain.append((request, size))
+            chain.append((request, share))
             return
-        self._chains[key] = deque([(request, size)])
+        self._chains[key] = deque([(request, share)])
         self._task(self._work(key))
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
@@ -267,15 +262,14 @@ class Connection:
         chain = self._chains[key]
         try:
             while chain and not self._ending:
-                request, size = chain[0]
-                await self._serve(request, size)
+                await self._serve(*chain[0])
                 chain.popleft()
         finally:
             del self._chains[key]
             if self._ending:
                 self._give_back()
 
-    async def _serve(self, request: pb.ClientRequest, size: int) -> None:
+    async def _serve(self, request: pb.ClientRequest, share: Share | None) -> None:
         response = pb.ClientResponse(id=request.id)
         kind = request.WhichOneof("kind") or ""
         try:
@@ -292,10 +286,8 @@ class Connection:
         finally:
             self._ids.discard(request.id)
             self._cancels.pop(request.id, None)
-            if size:
-                self._requests -= 1
-                self._bytes -= size
-                self._room.set()
+            if share is not None:
+                self._room.leave(share)
 
     def _forget_unit(self, number: int) -> None:
         """A call that did nothing leaves no unit of work that has nothing in it: the application need not end it."""

@@ -70,6 +70,7 @@ class ClientLimits:
     requests: int = 512
     bytes: int = 64 * 1024 * 1024
     waiting_gets: int = 10_000
+    """As many requests may stand behind them in their units of work, beyond `requests`."""
     units: int = 1_000
     connect_timeout_s: float = 5.0
     silence_s: float = 15.0
