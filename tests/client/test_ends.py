@@ -10,6 +10,7 @@ import pytest
 
 import qsg
 from qsg.client.session import SessionLost
+from qsg.manager import calls
 from qsg.pb import client_pb2 as pb
 from qsg.transport.contract import Closed
 from support.cancelling import ticks
@@ -76,6 +77,28 @@ async def test_a_long_poll_ends_with_its_connection(group: ClientGroup) -> None:
         await watch
     await asyncio.sleep(0.1)
     assert not any(service.connections for service in group.services.values())
+
+
+async def test_a_drain_does_not_wait_for_what_comes_of_a_command_that_nobody_asks_for_any_more(group: ClientGroup) -> None:
+    seen: list[str] = []
+
+    async def command(name: str, arguments: object) -> object:
+        while calls.wanted():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        seen.append(name)
+        return {}
+
+    async with group.connect() as qmgr:
+        service = group.services[qmgr.member]
+        with mock.patch.object(group.backends[qmgr.member], "command", command):
+            stop = asyncio.create_task(qmgr.command("stop"))
+            await asyncio.sleep(1)
+        assert not seen
+    with pytest.raises(qsg.OutcomeUnknown):
+        await stop
+    async with asyncio.timeout(2):
+        assert await service.drain()
+    assert seen == ["stop"]
 
 
 async def test_a_long_poll_goes_on_elsewhere_when_its_member_drains(group: ClientGroup) -> None:

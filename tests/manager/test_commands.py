@@ -8,6 +8,8 @@ from unittest import mock
 
 import pytest
 
+from qsg.manager import calls
+from qsg.manager.steps import Driver
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.definitions import Channel
@@ -84,6 +86,23 @@ async def test_stop_with_the_partner_away_says_so_and_ends_when_it_is_back(apart
         assert caught.value.reason is Reason.IN_DOUBT
         await t.stations["R"].pair.start_initiator()
         assert not (await t.until(pb.STOPPED)).partner_not_fenced
+
+
+@simulated
+async def test_a_command_that_nobody_asks_for_any_more_is_done_and_not_waited_for() -> None:
+    async with town("X") as t:
+        await sending(t, 1)
+        await t.stations["R"].pair.stop_initiator()
+        await t.until(pb.RETRYING)
+        with mock.patch.object(Driver, "_fence_at_partner", lambda *_: asyncio.Event().wait()):
+
+            async def stop() -> object:
+                calls.begin(wanted=False)
+                return await t.stations["X"].command("stop", channel=CHANNEL, wait_s=60)
+
+            async with asyncio.timeout(1):
+                await asyncio.create_task(stop())
+            assert (await t.until(pb.STOPPING)).stop_to == pb.STOPPED
 
 
 @APART

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from qsg.bell import Once
 from qsg.endings import ended, to_the_end
+from qsg.manager import calls
 from qsg.manager.client_backout import back_out, give_back
 from qsg.manager.client_port import ID_BYTES, MESSAGES_MAX, Got, Work
 from qsg.manager.client_room import Room, Share
@@ -62,6 +63,7 @@ class Connection:
         self._chains: dict[Hashable, deque[tuple[pb.ClientRequest, Share | None]]] = {}
         """A get that waits takes no share of the room."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._commands: set[calls.Call] = set()
         self._greeted = False
         self._closing = False
         self._ending = False
@@ -131,6 +133,8 @@ class Connection:
     async def _end(self, beats: asyncio.Task[None]) -> None:
         """What only waits is cancelled, what else is begun runs to its end (unless cancelled). Units of work are given back meanwhile."""
         self._ending = True
+        for call in self._commands:
+            call.wanted = False
         for cancel in self._cancels.values():
             cancel.set()
         self._give_back()
@@ -331,7 +335,11 @@ class Connection:
             case "inquire":
                 response.result = json.dumps(await self._backend.inquire(request.inquire.object, request.inquire.name))
             case "command":
-                response.result = json.dumps(await self._command(request))
+                self._commands.add(call := calls.begin(wanted=not self._ending))
+                try:
+                    response.result = json.dumps(await self._command(request))
+                finally:
+                    self._commands.discard(call)
 
     async def _command(self, request: pb.ClientRequest) -> object:
         work = self._backend.command(request.command.name, arguments(request.command.arguments))

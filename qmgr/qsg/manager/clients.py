@@ -2,8 +2,9 @@
 
 Owns connections, their requests in flight and their units of work. Invariants: plain puts of one connection and queue, requests of one
 unit of work, and puts of one producer and structure run in the order in which they came; everything else may overtake. What is begun is
-never cut in the middle: when a connection ends, waiting gets and `watch` are cancelled, the rest runs to its end, and an open unit of work
-is backed out once no request of its own is under way. A reason other than CALL_INTERRUPTED means that nothing was changed.
+never cut in the middle: when a connection ends, waiting gets and `watch` are cancelled, the rest runs to its end (but a command waits no
+longer for what comes of it), and an open unit of work is backed out once no request of its own is under way. A reason other than
+CALL_INTERRUPTED means that nothing was changed.
 
 Does not guarantee that an answer arrives: a message got outside a unit of work whose answer is lost on the way is gone (as in MQ); a
 producer number says what became of a put or of a commit (the patent's Figure 5).

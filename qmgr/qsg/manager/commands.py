@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from qsg.manager import calls
 from qsg.manager.catalog import ADMIN
 from qsg.manager.channels import ChannelSupervisor
 from qsg.manager.link import SessionFailed
@@ -150,12 +151,12 @@ class ChannelCommands:
         return {**self._answer(place.channel, entry), "from": before.owner, "ready": ready, "moved": moved}
 
     async def _until(self, place: Place, over: Any, wait_s: float) -> pb.ChannelStatus | None:
-        """The entry once `over` holds, or as it is when the time has passed."""
+        """The entry once `over` holds, or as it is when the time has passed or nobody wants to know any more."""
         table = self._supervisor.tables[place.admin]
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         entry = await table.read(place.channel.name)
-        while not over(entry) and loop.time() < until:
+        while not over(entry) and loop.time() < until and calls.wanted():
             await asyncio.sleep(LOOK_S)
             entry = await table.read(place.channel.name)
         return entry
