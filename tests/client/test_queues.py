@@ -247,3 +247,27 @@ async def test_the_member_dies_between_commit_and_answer(site: Site) -> None:
 
         assert qmgr.member == survivor.name
     assert await survivor.get("A", 10) == [b"1", b"2", b"3", b"4", b"5"]
+
+
+async def test_a_command_whose_store_is_away_is_refused_only_if_it_has_done_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qsg.manager.structure.READ_S", 0.2)
+    new: dict[str, object] = {"kind": "queue", "definition": {"name": "NEW", "structure": "app1"}}
+    nothing: list[tuple[str, str, dict[str, object]]] = [
+        ("app1", "define", new),
+        ("admin", "define", {"kind": "settings", "definition": {"hop_limit": 9}}),
+        ("app1", "purge", {"name": "A"}),
+        ("app1", "delete", {"kind": "queue", "name": "A"}),
+        ("app1", "apply", {"definitions": {"queues": [{"name": "NEW", "structure": "app1"}]}}),
+    ]
+    async with site.connect() as qmgr:
+        stores = site.members[qmgr.member].stores
+        for structure, name, arguments in nothing:
+            stores[structure].cut()
+            with pytest.raises(qsg.StructureNotAvailable, match="does not answer"):
+                await qmgr.command(name, **arguments)
+            stores[structure].heal()
+        stores["admin"].cut()
+        with pytest.raises(qsg.OutcomeUnknown, match="does not answer"):
+            await qmgr.command("define", **new)  # it is made in app1 first
+        stores["admin"].heal()
+        await qmgr.command("define", **new)

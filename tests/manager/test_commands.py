@@ -9,12 +9,15 @@ from unittest import mock
 import pytest
 
 from qsg.manager import calls
+from qsg.manager.link import SessionFailed
 from qsg.manager.steps import Driver
+from qsg.manager.structure import Structure
+from qsg.pb import channel_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.definitions import Channel
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.steps import swap_entry
+from qsg.rules.steps import FenceAtPartner, PartnerNotReached, swap_entry
 from qsg.rules.unit import OutcomeUnknown, Unit
 from qsg.store.contract import Unavailable
 from support.channel_group import APART, CHANNEL, owner, sending, texts, town
@@ -51,6 +54,36 @@ async def test_a_command_that_was_done_before_the_store_was_away_is_not_told_as_
         with mock.patch.object(x.commands, "group", away), pytest.raises(Refusal) as caught:
             await x.command("group")
         assert caught.value.reason is Reason.STRUCTURE_NOT_AVAILABLE
+
+
+@simulated
+async def test_a_command_that_found_the_store_away_before_it_did_anything_is_refused() -> None:
+    async with town("X", "Y") as t:
+        _, (other,) = await sending(t, 1)
+        away = mock.AsyncMock(side_effect=Unavailable("away"))
+        for name in ("start", "stop", "move", "resolve", "reset"):
+            calls.begin()
+            with mock.patch.object(Structure, "read", away), pytest.raises(Refusal) as caught:
+                await other.command(name, channel=CHANNEL, action="commit")
+            assert caught.value.reason is Reason.STRUCTURE_NOT_AVAILABLE
+        for name in ("move", "stop"):
+            calls.begin()
+            with mock.patch.object(other.commands, "_until", away), pytest.raises(OutcomeUnknown):
+                await other.command(name, channel=CHANNEL)
+
+
+@simulated
+async def test_a_fence_bind_at_the_partner_is_not_nothing() -> None:
+    async with town("X") as t:
+        await sending(t, 1)
+        x = t.stations["X"]
+        place = x.supervisor.find(CHANNEL)
+        assert place is not None
+        call = calls.begin()
+        with mock.patch.object(x.supervisor.link, "ask", side_effect=SessionFailed(Reason.HOST_NOT_AVAILABLE, "")):
+            with pytest.raises(PartnerNotReached):
+                await x.supervisor.driver.execute(FenceAtPartner(place.channel, channel_pb2.Bind()))
+        assert not call.untouched
 
 
 @APART

@@ -130,6 +130,16 @@ async def test_the_same_command_is_not_given_again_at_once() -> None:
     assert w.members.commands.count(start) == 2
 
 
+@pytest.mark.parametrize("error", [qsg.OutcomeUnknown("away"), qsg.StructureNotAvailable("away")])
+async def test_a_store_that_is_away_is_no_refusal_of_the_start(error: qsg.QsgError) -> None:
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    w.members.refuse["start", "ORDERS.TO.BANK"] = error
+    await w()
+    assert w.members.commands.count(("start", "ORDERS.TO.BANK")) == 1
+    assert not [state.start_refused for state in w.reconciler._targets.values() if state.start_refused]
+
+
 def _let_time_pass(w: World) -> None:
     for state in w.reconciler._targets.values():
         state.commanded.clear()

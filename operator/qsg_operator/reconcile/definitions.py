@@ -117,6 +117,8 @@ async def _define(state: TargetState, one: Definition, refused: dict[Mark, str])
         await state.members.command("define", kind=kind_of(one), definition=definition, replace=True)
     except qsg.QsgError as error:
         _raise_if_lost(error)
+        if isinstance(error, qsg.StructureNotAvailable):
+            raise  # a store is away: that is no fault of the definition
         mark = Mark.parse(one.managed_by)
         if mark is not None:
             refused[mark] = error.detail or str(error)
@@ -213,7 +215,7 @@ async def _command(state: TargetState, mark: Mark, name: str, verb: str) -> None
     try:
         await state.members.command(verb, channel=name, wait_s=0, **arguments)
     except qsg.QsgError as error:
-        if isinstance(error, qsg.OutcomeUnknown) or error.reason is Reason.CHANNEL_ALREADY_RUNNING:
+        if isinstance(error, qsg.OutcomeUnknown | qsg.StructureNotAvailable) or error.reason is Reason.CHANNEL_ALREADY_RUNNING:
             return
         _raise_if_lost(error)
         state.start_refused[mark] = error.detail or str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from qsg.bell import Once
+from qsg.manager import calls
 from qsg.manager.browsing import BrowseSpec
 from qsg.manager.clients import Got, Work
 from qsg.manager.getting import GetSpec
@@ -13,6 +14,7 @@ from qsg.manager.queues import PutRequest, QueueService
 from qsg.manager.units import UnitOfWork
 from qsg.pb import client_pb2 as pb
 from qsg.rules.reasons import Reason, Refusal
+from qsg.store.contract import StoreError
 
 Command = Callable[[dict[str, object]], Awaitable[object]]
 Inquiry = Callable[[str], Awaitable[object]]
@@ -77,7 +79,12 @@ class QueueManagerBackend:
         command = self._commands.get(name)
         if command is None:
             raise Refusal(Reason.COMMAND_FAILED, f"command {name!r}: one of {', '.join(sorted(self._commands))}")
-        return await command(arguments)
+        try:
+            return await command(arguments)
+        except StoreError as error:
+            if calls.untouched():
+                raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)) from error
+            raise
 
 
 def _unit(work: Work | None) -> UnitOfWork | None:

@@ -2,8 +2,8 @@
 
 Owns the reading of arguments and the shape of answers. Every command works from any member, also for a channel whose owner is dead: it
 changes the shared table and the queue's fence by lists of steps (`qsg.rules.stopping`), and whoever owns the entry follows. Raises
-`Refusal`; a command that was refused has changed nothing, except where it says so. Raises `OutcomeUnknown` for one that changes something
-and met a store that does not answer.
+`Refusal`; a command that was refused has changed nothing, except where it says so. Raises `OutcomeUnknown` for one that may have changed
+something when it met a store that does not answer.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ChannelCommands:
         try:
             return await handler(arguments)
         except StoreError as error:
-            if name in READING:
+            if name in READING or calls.untouched():
                 raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, str(error)) from error
             raise OutcomeUnknown(str(error)) from error
 

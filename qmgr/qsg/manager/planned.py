@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from qsg.manager import calls
 from qsg.manager.peers import PeerUnreachable
 from qsg.pb import peer_pb2
 from qsg.pb import records_pb2 as pb
@@ -45,6 +46,7 @@ async def begin_move(supervisor: ChannelSupervisor, place: Place, to: str) -> tu
         )
     if to == entry.owner:
         raise Refusal(Reason.CHANNEL_ALREADY_RUNNING, f"already running on {to}")
+    calls.changing()
     if entry.owner == supervisor.member:
         return entry, await supervisor.give_away(name, to)
     request = peer_pb2.Request(move=peer_pb2.MoveChannel(channel=name, to=to))

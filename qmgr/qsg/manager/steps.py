@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import structlog
 
 from qsg.failpoint import task_failpoint
+from qsg.manager import calls
 from qsg.manager.link import InitiatorLink, SessionFailed
 from qsg.manager.structure import Structure
 from qsg.pb import channel_pb2, initiator_pb2
@@ -98,6 +99,7 @@ class Driver:
             silence_ms=channel.silence_ms,
             heartbeat_ms=channel.heartbeat_ms,
         )
+        calls.changing()
         try:
             bound, _ = await self.link.ask(order)
         except SessionFailed as failed:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from qsg.manager import calls
 from qsg.manager.claims import Claims
 from qsg.manager.committer import Committer, Counters
 from qsg.manager.compaction import Housekeeper
@@ -107,6 +108,7 @@ class Structure:
         then nothing of it was applied and never will be. `OutcomeUnknown`: only when the structure is closed while it is out.
         Units with the same `affinity` or `slot` are applied in the order handed in; units with `taken` go to slot 0 unless told.
         """
+        calls.changing()
         return await self._committer.commit(unit, affinity=affinity, slot=slot)
 
     def slot_for(self, affinity: str) -> int:
