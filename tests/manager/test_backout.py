@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from qsg.endings import ended
 from qsg.manager import backout, large
 from qsg.manager.getting import GetSpec
 from qsg.manager.large import StageCleaner
@@ -16,6 +18,7 @@ from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import OutcomeUnknown, Unit
 from qsg.store.contract import Unavailable, get_prefix
+from qsg.store.faults import Fault, Faults
 from support.members import Member, group, shared
 from support.simulated import simulated
 from support.units import CLAIMS, empty, empty_now, get, members, outrun_unit
@@ -178,6 +181,39 @@ async def test_what_a_faster_member_takes_from_the_same_segment_does_not_keep_a_
 
         assert unit.empty
         assert await get(y, y.queues.begin(), "A", 5) == [(b"0", 1), (b"21", 0)]
+
+
+class Far(Faults):
+    """A store about a millisecond away."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+
+    def request(self, kind: str) -> Fault:
+        return Fault(self.random.uniform(0.0004, 0.0006), self.random.uniform(0.0004, 0.0006))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@simulated
+async def test_a_member_that_gets_from_the_same_segment_without_a_pause_does_not_hold_up_a_backout_for_long(seed: int) -> None:
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        await x.put("A", *(b"%d" % i for i in range(1_000)))
+        unit, loop = x.queues.begin(), asyncio.get_running_loop()
+        assert len(await get(x, unit, "A", 10)) == 10
+        for member in (x, y):
+            member.stores["app1"].faults = Far(seed)
+
+        async def busy() -> None:
+            while True:
+                await y.get("A")
+
+        getter = asyncio.create_task(busy())
+        await asyncio.sleep(0.05)
+        began = loop.time()
+        await unit.backout()
+        assert loop.time() - began < 0.2, "not before the segment was used up"
+        await ended(getter)
 
 
 @CLAIMS

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-TELL_EVERY = 10
+TELL_EVERY = 50
 MOVE_ATTEMPTS = 3
 """After that many lost races the messages are only given back."""
 LARGE_MOVES = 16

@@ -6,11 +6,13 @@ import asyncio
 
 from qsg.rules.world import World
 
+TRIES = 16
+"""In a row. The first learns what is there by now; of the others one soon comes between two writes of a winner that is about as fast."""
 PAUSE_S = 0.005
 DOUBLINGS = 5
 
 
 async def pause(world: World, losses: int) -> None:
-    """Behind every second loss: the first try after a pause learns what is there by now, the next one has the better chance."""
-    if losses % 2 == 0:
-        await asyncio.sleep(PAUSE_S * 2 ** min(losses // 2 - 1, DOUBLINGS) * (0.5 + world.random.random()))
+    """Behind every `TRIES` losses."""
+    if losses % TRIES == 0:
+        await asyncio.sleep(PAUSE_S * 2 ** min(losses // TRIES - 1, DOUBLINGS) * (0.5 + world.random.random()))
