@@ -10,9 +10,11 @@ import pytest
 
 from qsg.manager.office import Ended
 from qsg.pb import records_pb2 as pb
+from qsg.rules import keys
 from qsg.rules.reasons import Reason
 from qsg.rules.steps import Commit
-from support.channel_group import CHANNEL, Station, Town, sending, texts, town
+from qsg.store.contract import Get
+from support.channel_group import CHANNEL, XMITQ, Station, Town, sending, texts, town
 from support.simulated import simulated
 
 
@@ -121,13 +123,54 @@ async def test_a_leftover_whose_structure_goes_while_its_lock_is_given_up_is_rec
 
 
 @simulated
-async def test_a_stop_is_carried_on_while_its_queue_is_out_of_reach_and_not_recovered_again_and_again() -> None:
+async def test_a_stop_is_carried_on_while_no_member_reaches_its_queue_and_not_recovered_again_and_again() -> None:
     async with town("X", "Y", apart=True) as t:
-        first, _ = await sending(t)
+        first, (other,) = await sending(t)
         station = t.stations[first]
-        station.stores["app1"].cut()
+        for cut in (other, station):
+            cut.stores["app1"].cut()
         await station.command("stop", channel=CHANNEL, mode="force", wait_s=0)
         caretaker = station.supervisor.channels[CHANNEL]
         await asyncio.sleep(30)
         assert station.supervisor.channels[CHANNEL] is caretaker
         assert (await t.until(pb.STOPPING, owner=first)).takeovers == 0
+
+
+@pytest.mark.parametrize("disposition", ["shared", "fixed-shared"])
+@pytest.mark.parametrize("label", ["", "fence for a stop"], ids=["before", "within"])
+@simulated
+async def test_a_stop_whose_carrier_is_cut_off_from_the_queue_is_passed_to_a_member_that_reaches_it(label: str, disposition: str) -> None:
+    """Before the stop, or within it, where a commit would wait for the structure. What was put meanwhile goes when it is started."""
+    async with town("X", "Y", apart=True, disposition=disposition) as t:
+        first, (other,) = await sending(t)
+        station = t.stations[first]
+        if label:
+            Cut(t, label)
+        else:
+            station.stores["app1"].cut()
+        await t.put(texts(2, 4), other)
+        began = asyncio.get_running_loop().time()
+        await other.command("stop", channel=CHANNEL, wait_s=0)
+        entry = await t.until(pb.STOPPED, owner=other.name, timeout_s=6.0)
+        assert asyncio.get_running_loop().time() - began < 5.0 and not entry.in_doubt
+        await asyncio.sleep(3)
+        arrived = await t.arrived()
+        assert arrived == texts(0, len(arrived)), "in order, and once"
+        await other.command("start", channel=CHANNEL)
+        await t.until_arrived(texts(0, 4))
+
+
+@simulated
+async def test_a_stop_that_is_passed_on_leaves_in_doubt_what_was() -> None:
+    """Nor does the member that it is passed to reach the partner."""
+    async with town("X", "Y", apart=True) as t:
+        first, (other,) = await sending(t)
+        t.stations[first].stores["app1"].cut()
+        await t.put(texts(2, 4), other)
+        t.network.kill("R")
+        await other.command("stop", channel=CHANNEL, wait_s=0)
+        await t.until(pb.STOPPING, owner=other.name, timeout_s=6.0)
+        await asyncio.sleep(2)
+        entry = await t.until(pb.STOPPING, owner=other.name)
+        kv = t.servers["app1"].get(Get(keys.sender_fence(XMITQ))).first
+        assert entry.partner_not_fenced and kv is not None and pb.SenderFence.FromString(kv.value).open

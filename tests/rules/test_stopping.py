@@ -17,7 +17,7 @@ from qsg.rules.ownership import (
 )
 from qsg.rules.reasons import Reason
 from qsg.rules.steps import Steps
-from qsg.rules.stopping import Resolution, StopOrder, ask_stop, carry_stop, command_start, reset_sender, resolve
+from qsg.rules.stopping import Resolution, StopOrder, ask_stop, carry_stop, command_start, pass_stop, reset_sender, resolve
 from support.group_lists import APART, TRIGGER, go_on, in_doubt, refused, running, stop, taken, unconfirmed
 from support.group_model import Model
 
@@ -51,6 +51,29 @@ def test_stop_without_the_partner_stays_stopping_and_is_carried_on_by_another(ap
     model.partner.reachable = True
     model.run(model.me["Y"], go_on(model, model.me["Y"]))
     assert model.state() == pb.STOPPED and model.left() == 0 and not model.fence().open
+
+
+@APART
+def test_a_stop_is_passed_on_by_its_carrier_alone_to_a_member_that_lives(apart: bool) -> None:
+    model = Model("X", "Y", "Z", apart=apart)
+    unconfirmed(model, 1)
+    model.partner.reachable = False
+    assert model.run(model.me["X"], stop(model, model.me["X"])) is False
+    model.kill("Z")
+    for me, to in (("X", "Z"), ("Y", "Y")):
+        assert model.run(model.me[me], pass_stop(model.me[me], model.place, to, model.now)) is False
+    assert model.run(model.me["X"], pass_stop(model.me["X"], model.place, "Y", model.now)) is True
+    assert model.fence().open and model.left() == 1
+
+    assert carry_on(model, "Y") is False
+    model.partner.reachable = True
+    refused(Reason.CHANGED_MEANWHILE, model, "X", carry_stop(model.me["X"], model.place, model.now, model.draw, "QSG"))
+    assert carry_on(model, "Y") is True
+    assert model.state() == pb.STOPPED and model.left() == 0 and not model.fence().open
+
+
+def carry_on(model: Model, member: str) -> object:
+    return model.run(model.me[member], carry_stop(model.me[member], model.place, model.now, model.draw, "QSG"))
 
 
 def test_stop_of_a_channel_that_never_bound_needs_no_partner() -> None:

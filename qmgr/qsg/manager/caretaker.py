@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from qsg.endings import ended
 from qsg.manager.asking import Asking
 from qsg.manager.care import GIVE_UP_S, Care
 from qsg.manager.office import Office, Passage, RunningSender, remove_entry
@@ -22,10 +23,11 @@ from qsg.manager.recovery import unlock_leftover
 from qsg.manager.tenure import Tenure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
+from qsg.rules.balance import ranked
 from qsg.rules.ownership import Held, Leftover, Occasion, recover, take
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Place, Sight
-from qsg.rules.stopping import carry_stop
+from qsg.rules.stopping import carry_stop, pass_stop
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import StoreError
 
@@ -47,6 +49,8 @@ class Caretaker:
         self._asking = Asking(self.care, self._begin)
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
+        self.carrying: asyncio.Future[bool] | None = None
+        """A stop."""
         self.moving: set[asyncio.Task[None]] = set()
         """What gives it away: one at a time, and those that outlive their tenure (or the channel's own task), as it left in another way."""
 
@@ -162,10 +166,12 @@ class Caretaker:
         task.add_done_callback(self.moving.discard)
 
     def abandon(self) -> None:
-        """Its structure is out of reach, so the sender may hang in a commit: it is cut off."""
+        """Its structure is out of reach, so the sender, or a stop, may hang in a commit: it is cut off."""
         self.care.elsewhere = True
         if self.tenure is not None:
             self.tenure.cut_off()
+        if self.carrying is not None:
+            self.carrying.cancel()
 
     # The task
 
@@ -293,14 +299,36 @@ class Caretaker:
         )
 
     async def _carry_stop(self) -> None:
-        office = self.care.office
-        steps = carry_stop(office.driver.me, self.care.place, self.care.now(), office.world.id, office.sender_name(self.care.place))
+        office, place = self.care.office, self.care.place
         self.care.wake.clear()
         try:
-            if await office.driver.run(steps, f"stop {self.name}"):
+            cut_off = not place.together and place.structure not in office.own_load().structures
+            if await (self._pass_stop() if cut_off else self._carried()):
                 return
         except Refusal as refusal:
             log.info("stop not carried on", channel=self.name, detail=refusal.detail)
-        except StoreError as error:  # of the table too? Then the next look at the entry says so
-            log.warning("stop not carried on", channel=self.name, structure=self.place.structure, error=repr(error))
-        await self.care.pause(self.care.place.channel.retry.short_ms / 1000)
+        except (StoreError, TimeoutError) as error:  # of the table too? Then the next look at the entry says so
+            log.warning("stop not carried on", channel=self.name, structure=place.structure, error=repr(error))
+        await self.care.pause(place.channel.retry.short_ms / 1000)
+
+    async def _carried(self) -> bool:
+        """In a task of its own, as it may hang in a commit. True also when `abandon` has ended it: looked at again at once."""
+        office, place = self.care.office, self.care.place
+        steps = carry_stop(office.driver.me, place, self.care.now(), office.world.id, office.sender_name(place))
+        self.carrying = asyncio.ensure_future(office.driver.run(steps, f"stop {self.name}"))
+        try:
+            await asyncio.wait([self.carrying])
+            return self.carrying.cancelled() or self.carrying.result()
+        finally:
+            await ended(self.carrying)
+            self.carrying = None
+
+    async def _pass_stop(self) -> bool:
+        """The queue is out of reach here (scenario 1b): a member that reaches it carries the stop on."""
+        office, place = self.care.office, self.care.place
+        me, only = office.driver.me, office.only_at(place)
+        for target in ranked(office.loads(), self.name, {place.admin, place.structure}, exclude=(me.member,)):
+            if only in ("", target) and await self.care.run(pass_stop(me, place, target, self.care.now()), f"pass the stop of {self.name}"):
+                log.warning("stop passed on, its queue is out of reach", channel=self.name, structure=place.structure, member=target)
+                return True
+        return False

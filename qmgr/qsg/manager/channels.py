@@ -385,8 +385,8 @@ class ChannelSupervisor:
 
     def _structure_lost(self, name: str) -> None:
         now = asyncio.get_running_loop().time()
-        held = [care for care in self._care.values() if care.held is not None and care.place.structure == name]
-        for care in held:
+        busy = [c for c in self._care.values() if (c.held is not None or c.carrying is not None) and c.place.structure == name]
+        for care in busy:
             log.warning("structure out of reach, channel ends here", structure=name, channel=care.name)
             care.abandon()
         if name != PRIVATE and self.peers is not None and now - self._cut_off.get(name, -OUT_OF_REACH_S) >= OUT_OF_REACH_S:

@@ -142,7 +142,7 @@ def carry_stop(me: Me, place: Place, now_ms: int, draw: Draw, sender_name: str) 
     sight = yield from _entry_sight(place)
     cell = sight.cell(keys.status_out(place.channel.name))
     entry = status.parse(cell.value)
-    if entry is None or entry.state != pb.STOPPING or (entry.owner, entry.owner_incarnation) != (me.member, me.incarnations[place.admin]):
+    if entry is None or not _is_ours(me, place, entry):
         raise Refusal(Reason.CHANGED_MEANWHILE, f"{place.channel.name} is not ours to stop")
     queue = yield from _queue_side(place)
     if not queue.held_by_other(place.channel.name):
@@ -166,6 +166,23 @@ def carry_stop(me: Me, place: Place, now_ms: int, draw: Draw, sender_name: str) 
             raise Refusal(Reason.CHANGED_MEANWHILE, str(error)) from error
     yield from _commit_entry(place, cell, _stopped(entry, now_ms, queue.record))
     return True
+
+
+def pass_stop(me: Me, place: Place, to: str, now_ms: int) -> Steps[bool]:
+    """A stop that is ours to carry, and cannot be carried on here, is given to a member that can; False: it does not live, or the stop is
+    not ours. What is in doubt stays so: of the queue nothing is touched."""
+    sight = yield from _entry_sight(place)
+    cell = sight.cell(keys.status_out(place.channel.name))
+    entry, incarnation = status.parse(cell.value), sight.create_revision(keys.member(to))
+    if entry is None or not _is_ours(me, place, entry) or not incarnation:
+        return False
+    yield from _commit_entry(place, cell, status.altered(entry, pb.STOPPING, now_ms, owner=to, owner_incarnation=incarnation))
+    return True
+
+
+def _is_ours(me: Me, place: Place, entry: pb.ChannelStatus) -> bool:
+    """To carry on."""
+    return entry.state == pb.STOPPING and (entry.owner, entry.owner_incarnation) == (me.member, me.incarnations[place.admin])
 
 
 def _raised_before(entry: pb.ChannelStatus, queue: _Queue) -> bool:
