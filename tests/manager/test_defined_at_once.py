@@ -49,11 +49,10 @@ async def test_of_two_that_define_a_queue_in_two_structures_at_once_one_is_refus
         x, y = await g.member("X"), await g.member("Y")
         make = x.queues.store._make
 
-        async def overtaken(*arguments: Any, **options: Any) -> bool:
-            made = await make(*arguments, **options)
+        async def overtaken(*arguments: Any, **options: Any) -> None:
+            await make(*arguments, **options)
             await y.queues.define(Queue(name="A", structure="admin"))
             await y.put("A", b"acknowledged")
-            return made
 
         monkeypatch.setattr(x.queues.store, "_make", overtaken)
         with pytest.raises(Refusal) as refused:
@@ -81,3 +80,46 @@ async def test_a_private_queue_that_is_used_while_it_is_deleted_is_in_use(monkey
             await x.queues.delete("A")
         assert refused.value.reason is Reason.OBJECT_IN_USE
         assert await x.get("A") == [b"acknowledged"]
+
+
+async def test_who_deletes_a_queue_does_not_remove_the_definition_of_one_made_elsewhere_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with group() as g:
+        x, y = await g.member("X"), await g.member("Y")
+        await x.queues.define(shared("A"))
+        await asyncio.sleep(0.05)
+        remove = x.queues.store._remove_state
+
+        async def overtaken(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            await y.queues.delete("A")
+            await y.queues.define(Queue(name="A", structure="admin"))
+            await y.put("A", b"acknowledged")
+            return await remove(*arguments)
+
+        monkeypatch.setattr(x.queues.store, "_remove_state", overtaken)
+        with pytest.raises(Refusal) as refused:
+            await x.queues.delete("A")
+        assert refused.value.reason is Reason.CHANGED_MEANWHILE
+        await asyncio.sleep(0.05)
+        assert await x.get("A") == [b"acknowledged"]
+
+
+async def test_a_queue_is_not_made_over_what_another_deletion_has_still_to_remove(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looked before has found nothing; since then the queue was made, filled and begun to be deleted by somebody else."""
+    async with group() as g:
+        x, y = await g.member("X"), await g.member("Y")
+        place = y.structures["app1"]
+        commit = place.commit
+
+        async def overtaken(*arguments: Any, **options: Any) -> Any:
+            monkeypatch.undo()
+            await x.queues.define(shared("A"))
+            await x.put("A", b"old")
+            await x.queues.store._remove_state(x.structures["app1"], "A", True)
+            return await commit(*arguments, **options)
+
+        monkeypatch.setattr(place, "commit", overtaken)
+        await y.queues.define(shared("A"))
+        with pytest.raises(Refusal) as refused:
+            await y.get("A")
+        assert refused.value.reason is Reason.NO_MSG_AVAILABLE

@@ -15,7 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from qsg.manager.structure import Structure
-from qsg.rules import internal, keys
+from qsg.rules import internal, keys, steps
 from qsg.rules.definitions import PRIVATE, Channel, Definition, Queue, Settings
 from qsg.rules.names import Names
 from qsg.rules.reasons import Reason, Refusal
@@ -28,6 +28,8 @@ log = structlog.get_logger()
 ADMIN = "admin"
 ATTEMPTS = 5
 SETTLE_S = 2.0
+DOUBT = b" "
+"""Behind the JSON of a queue's definition: it may be removed. It holds as before, but who defines the queue writes it anew."""
 D = TypeVar("D", bound=Definition)
 _UNSET = Settings()
 
@@ -54,10 +56,15 @@ class _Definitions:
             await follower.ready()
         self._read()
 
+    def seen(self, key: bytes) -> KeyValue | None:
+        return self._follower(key).items.get(key)
+
+    def _follower(self, key: bytes) -> Follower:
+        return next(f for prefix, f in self._followers.items() if key.startswith(prefix))
+
     async def saw(self, key: bytes, revision: int) -> None:
         """Returns once the change of `key` at `revision` is known here, or after a while."""
-        follower = next(f for prefix, f in self._followers.items() if key.startswith(prefix))
-        if not await follower.wait(revision - 1, SETTLE_S):
+        if not await self._follower(key).wait(revision - 1, SETTLE_S):
             log.warning("a definition just written is not seen yet", key=key.decode(), revision=revision)
 
     def _read(self) -> None:
@@ -183,37 +190,54 @@ class Catalog:
     async def define_settings(self, settings: Settings) -> None:
         await self._write(self._home(None, False), keys.GROUP_DEFINITION, settings, replace=True)
 
-    async def write_queue(self, queue: Queue, *, replace: bool, own: bool | None = None, anew: bool = False) -> None:
-        """Writes the definition alone (see `QueueService.define` for the whole); `anew`: also when it is so already."""
-        await self._write(self._home(own, self._is_own(queue)), keys.queue_definition(queue.name), queue, replace, anew)
+    async def write_queue(self, queue: Queue, *, replace: bool, own: bool | None = None) -> bool:
+        """Writes the definition alone (see `QueueStore.define` for the whole); without `replace` one that is there stays. Whether there was
+        none."""
+        home, key = self._home(own, self._is_own(queue)), keys.queue_definition(queue.name)
+        value, first = queue.model_dump_json(exclude_defaults=True).encode(), False
 
-    async def remove_queue(self, name: str, *, own: bool | None = None, lay_in: Structure | None = None) -> None:
-        """Removes the definition alone, unless the queue was made again in `lay_in`, where its messages were.
+        def apply(present: bytes | None) -> bytes:
+            nonlocal first
+            first = present is None
+            before = _parse(KeyValue(key, present, 0, 0), Queue) if present is not None else None
+            if present is None or before is None:
+                return value
+            require_same_place(before, queue)  # somebody else has just defined it
+            return value if replace else present.rstrip(DOUBT)
 
-        Who makes a queue writes its state first and then the definition anew: one of the two is noticed here, or comes behind us.
+        await self._settled(home, key, await swap(home, key, apply))
+        return first
+
+    async def remove_queue(self, queue: Queue, *, own: bool | None = None) -> None:
+        """Removes the definition alone, unless the queue was made again where its messages were.
+
+        Who defines a queue writes its state first: we see that, or compare it. In another structure we cannot: there the definition is
+        changed to a doubtful one before we look, so that who makes the state behind our look finds that and writes it anew, or finds none.
         """
+        name, lay_in = queue.name, self.structure(queue.structure) if queue.type == "local" else None
         if own is None:
-            own = self._own is not None and name in self._own.queues
+            own = self.is_own_queue(name)
         home, key, state = self._home(own, own), keys.queue_definition(name), keys.queue_state(name)
-        if lay_in is None:
-            await self._remove(home, key, Reason.UNKNOWN_OBJECT_NAME, name)
-            return
+        cell = await self._seen(home, key)
         for _ in range(ATTEMPTS):
-            cell = await home.cell(key)
-            if cell.value is None:
-                raise Refusal(Reason.UNKNOWN_OBJECT_NAME, name)
-            if (await lay_in.cell(state)).value is not None:
-                if lay_in.name == PRIVATE:
-                    raise Refusal(Reason.OBJECT_IN_USE, name)  # its use has made it again: nobody has defined it
-                return
-            together = [unchanged(state, 0)] if lay_in.name == home.name else []
+            present = _there(cell, queue)
+            together = [unchanged(state, 0)] if lay_in is home else []
             try:
-                unit = Unit(f"remove {key.decode()}", compares=together, changes=[Change(cell, lambda _: None)])
+                if lay_in not in (None, home) and not present.endswith(DOUBT):
+                    await home.commit(Unit(f"doubt {key.decode()}", changes=[steps.swap(cell, present + DOUBT)]))
+                if lay_in is not None and (await lay_in.cell(state)).value is not None:
+                    if lay_in.name == PRIVATE:
+                        raise Refusal(Reason.OBJECT_IN_USE, name)  # its use has made it again: nobody has defined it
+                    return
+                unit = Unit(f"remove {key.decode()}", compares=together, changes=[steps.swap(cell, None)])
                 await self._settled(home, key, (await home.commit(unit)).revision)
                 return
             except CompareFailed:
                 log.debug("changed meanwhile, looking again", key=key.decode())
         raise Refusal(Reason.CHANGED_MEANWHILE, name)
+
+    def is_own_queue(self, name: str) -> bool:
+        return self._own is not None and name in self._own.queues
 
     def _is_own(self, queue: Queue) -> bool:
         """Private local queues are a queue manager's own; everything else is the group's, when there is one."""
@@ -226,19 +250,15 @@ class Catalog:
             return self._own.structure
         return self._group.structure
 
-    async def _write(self, structure: Structure, key: bytes, definition: Definition, replace: bool, anew: bool = False) -> None:
+    async def _write(self, structure: Structure, key: bytes, definition: Definition, replace: bool) -> None:
         value = definition.model_dump_json(exclude_defaults=True).encode()
 
         def apply(present: bytes | None) -> bytes:
             if present is not None and present != value and not replace:
                 raise Refusal(Reason.OBJECT_ALREADY_EXISTS, key.decode())
-            if present is not None and isinstance(definition, Queue):
-                before = _parse(KeyValue(key, present, 0, 0), Queue)
-                if before is not None:
-                    require_same_place(before, definition)  # somebody else has just defined it
             return value
 
-        await self._settled(structure, key, await swap(structure, key, apply, anew=anew))
+        await self._settled(structure, key, await swap(structure, key, apply))
 
     async def _remove(self, structure: Structure, key: bytes, unknown: Reason, name: str) -> None:
         def apply(present: bytes | None) -> None:
@@ -253,6 +273,13 @@ class Catalog:
             if definitions is not None and definitions.structure is structure:
                 await definitions.saw(key, revision)
 
+    async def _seen(self, structure: Structure, key: bytes) -> Cell:
+        """As the followers show it, which saves a read; what they do not show is read."""
+        for definitions in (self._own, self._group):
+            if definitions is not None and definitions.structure is structure and (kv := definitions.seen(key)) is not None:
+                return Cell(key, kv.value, kv.mod_revision, kv.create_revision)
+        return await structure.cell(key)
+
     def _changed(self) -> None:
         for callback in list(self.on_change):
             callback()
@@ -265,17 +292,24 @@ def require_same_place(before: Queue, queue: Queue) -> None:
             raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: {field}: cannot be altered, delete the queue first")
 
 
-async def swap(
-    structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes | None], cell: Cell | None = None, *, anew: bool = False
-) -> int:
-    """Compare-and-swap of one key that is rarely written; its revision. What is so already is not written again (unless `anew`): others
-    need not look.
+def _there(cell: Cell, queue: Queue) -> bytes:
+    """The definition. Raises `Refusal` when it is gone, or is one of a queue elsewhere by now."""
+    if cell.value is None:
+        raise Refusal(Reason.UNKNOWN_OBJECT_NAME, queue.name)
+    found = _parse(KeyValue(cell.key, cell.value, 0, 0), Queue)
+    if found is not None and (found.type, found.structure) != (queue.type, queue.structure):
+        raise Refusal(Reason.CHANGED_MEANWHILE, queue.name)
+    return cell.value
+
+
+async def swap(structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes | None], cell: Cell | None = None) -> int:
+    """Compare-and-swap of one key that is rarely written; its revision. What is so already is not written again: others need not look.
 
     `cell`: as read just now.
     """
     cell = cell or await structure.cell(key)
     for _ in range(ATTEMPTS):
-        if not anew and cell.value is not None and apply(cell.value) == cell.value:
+        if cell.value is not None and apply(cell.value) == cell.value:
             return cell.mod_revision
         try:
             return (await structure.commit(Unit(f"swap {key.decode()}", changes=[Change(cell, apply)]))).revision

@@ -2,19 +2,21 @@
 
 Owns `q/<queue>/d`, the queue's state: a random id and the definition beside the data. Invariant: every put, get and lock compares its
 revision, so a queue that was altered, or deleted and made again, is noticed by every writer that has not seen it. Making is: state first,
-then the definition by which names resolve; deleting is: state first (comparing that nobody uses the queue), then what is left under the
-prefix, in bounded pieces that compare that the state is still absent, then the definition, unless the queue was made again. Cut off after
-any step, the same call carries on.
+then the definition by which names resolve, and both again when that was not there and the state is gone by now; deleting is: state first
+(comparing that nobody uses the queue), then what is left under the prefix, in bounded pieces that compare that the state is still absent,
+then the definition, unless the queue was made again. Cut off after any step, the same call carries on; done at once by several, the two
+agree in the end.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 from pydantic import ValidationError
 
-from qsg.manager.catalog import ATTEMPTS, Catalog, require_same_place, swap
+from qsg.manager.catalog import ATTEMPTS, Catalog, require_same_place
 from qsg.manager.claims import Claims
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
@@ -22,9 +24,10 @@ from qsg.rules import keys
 from qsg.rules.definitions import PRIVATE, Queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import Damaged, read_record
-from qsg.rules.unit import Cell, Change, CompareFailed, Unit
+from qsg.rules.steps import swap
+from qsg.rules.unit import Cell, CompareFailed, Unit
 from qsg.rules.world import World
-from qsg.store.contract import Compare, Delete, Get, GetResult, Op, Relation, Target, get_prefix, nothing_changed_after, unchanged
+from qsg.store.contract import Compare, Delete, Get, GetResult, KeyValue, Op, Relation, Target, get_prefix, nothing_changed_after, unchanged
 
 log = structlog.get_logger()
 
@@ -92,12 +95,8 @@ class QueueStore:
             cell = await structure.cell(keys.queue_state(queue.name))
         if cell.value is None:
             raise Refusal(Reason.Q_DELETED, queue.name)
-        state = read_record(pb.QueueState, cell.value, cell.key)
-        try:
-            definition = Queue.model_validate_json(state.definition)
-        except ValidationError as error:
-            raise Damaged(f"its definition is not understood: {error.errors()[0]['msg']}", cell.key) from error
-        opened = Opened(queue.name, structure, cell, definition, state.id)
+        definition, queue_id = _read_state(cell.key, cell.value)
+        opened = Opened(queue.name, structure, cell, definition, queue_id)
         self._opened[queue.structure, queue.name] = opened
         return opened
 
@@ -108,14 +107,24 @@ class QueueStore:
             raise Refusal(Reason.OBJECT_ALREADY_EXISTS, queue.name)
         if before is not None:
             require_same_place(before, queue)
-        anew = False
-        if queue.type == "local":
-            if queue.structure not in self.catalog.structures:
-                raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: structure: there is no structure {queue.structure} here")
-            if before is None or before.backout_queue != queue.backout_queue:
-                self._require_backout_queue(queue)
-            anew = await self._make(self.catalog.structure(queue.structure), queue, replace=True)
-        await self.catalog.write_queue(queue, replace=True, own=own, anew=anew)
+        if queue.type != "local":
+            await self.catalog.write_queue(queue, replace=True, own=own)
+            return
+        if queue.structure not in self.catalog.structures:
+            raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: structure: there is no structure {queue.structure} here")
+        if before is None or before.backout_queue != queue.backout_queue:
+            self._require_backout_queue(queue)
+        await self._establish(queue, replace=True, own=own)
+
+    async def _establish(self, queue: Queue, *, replace: bool, own: bool | None) -> None:
+        """State, then definition. Who deletes the queue between the two may have ended when the definition comes: then both again."""
+        structure = self.catalog.structure(queue.structure)
+        for _ in range(ATTEMPTS):
+            await self._make(structure, queue, replace=replace)
+            written_first = await self.catalog.write_queue(queue, replace=replace, own=own)
+            if not written_first or (await structure.cell(keys.queue_state(queue.name))).value is not None:
+                return
+        raise Refusal(Reason.CHANGED_MEANWHILE, queue.name)
 
     def _require_backout_queue(self, queue: Queue) -> None:
         """Raises `Refusal` when the backout queue can never take a message of `queue`: moving is one transaction of one structure.
@@ -136,23 +145,31 @@ class QueueStore:
             return
         raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: backout_queue: {why}")
 
-    async def _make(self, structure: Structure, queue: Queue, *, replace: bool) -> bool:
-        """Makes or alters the state; whether it was made."""
-        key = keys.queue_state(queue.name)
-        cell = await structure.cell(key)
-        if cell.value is None:
-            await self._sweep(structure, queue.name)
-        fresh, text = self.world.id(ID_BYTES), queue.model_dump_json(exclude_defaults=True)
-
-        def apply(present: bytes | None) -> bytes:
-            if present is None:
-                return pb.QueueState(id=fresh, definition=text).SerializeToString()
-            return pb.QueueState(id=read_record(pb.QueueState, present).id, definition=text).SerializeToString() if replace else present
-
-        before = cell.mod_revision
-        revision = await swap(structure, key, apply, cell)
-        self._opened.pop((queue.structure, queue.name), None)
-        return before != revision == cell.create_revision
+    async def _make(self, structure: Structure, queue: Queue, *, replace: bool) -> None:
+        """Makes or alters the state. It is made only where nothing is left of a queue that was deleted."""
+        name, key = queue.name, keys.queue_state(queue.name)
+        text = queue.model_dump_json(exclude_defaults=True)
+        for _ in range(ATTEMPTS):
+            revision, (state, left) = await structure.read(Get(key), get_prefix(keys.queue(name), limit=1, keys_only=True))
+            cell = Cell(key)
+            cell.saw(revision, state.first)
+            after = pb.QueueState(id=self.world.id(ID_BYTES), definition=text)
+            unit = Unit(f"make queue {name}")
+            if cell.value is None:
+                clean = await self._sweep(structure, name) if left.kvs else revision
+                unit.compares.append(nothing_changed_after(keys.queue(name), clean))
+            else:
+                after.id = read_record(pb.QueueState, cell.value, key).id
+            value = after.SerializeToString()
+            try:
+                if value != cell.value and (replace or cell.value is None):
+                    unit.changes.append(swap(cell, value))
+                    await structure.commit(unit)
+                self._opened.pop((queue.structure, name), None)
+                return
+            except CompareFailed:
+                log.debug("changed meanwhile, looking again", queue=name)
+        raise Refusal(Reason.CHANGED_MEANWHILE, name)
 
     async def delete(self, name: str, *, purge: bool = False, own: bool | None = None) -> None:
         """Deletes a queue; a local one only when it is empty (or `purge`), not locked by a channel and not in doubt."""
@@ -164,18 +181,22 @@ class QueueStore:
             await self._remove_state(structure, name, purge)
             await self._sweep(structure, name)
             self._opened.pop((queue.structure, name), None)
-        await self.catalog.remove_queue(name, own=own, lay_in=structure)
+        await self.catalog.remove_queue(queue, own=own)
 
     async def purge(self, name: str) -> None:
         """Removes all messages (CLEAR QLOCAL): the queue is deleted and made again with the same definition."""
         queue = self.catalog.queue(name)
         if queue is None or queue.type != "local":
             raise Refusal(Reason.UNKNOWN_OBJECT_NAME, name)
-        structure = self.catalog.structure(queue.structure)
-        await self._remove_state(structure, name, purge=True)
-        await self._make(structure, queue, replace=True)
+        own = self.catalog.is_own_queue(name)
+        removed = await self._remove_state(self.catalog.structure(queue.structure), name, purge=True)
+        with suppress(Damaged):
+            queue = _read_state(removed.key, removed.value)[0] if removed is not None else queue
+        # What others define meanwhile stays as they define it.
+        await self._establish(queue, replace=False, own=own)
 
-    async def _remove_state(self, structure: Structure, name: str, purge: bool) -> None:
+    async def _remove_state(self, structure: Structure, name: str, purge: bool) -> KeyValue | None:
+        """What it was; None: it was removed before."""
         for _ in range(ATTEMPTS):
             revision, results = await structure.read(
                 Get(keys.queue_state(name)),
@@ -185,31 +206,39 @@ class QueueStore:
                 get_prefix(keys.MEMBERS, keys_only=True),
             )
             if results[0].first is None:
-                return
+                return None
             unit = Unit(f"delete queue {name}", compares=[] if purge else [nothing_changed_after(keys.totals(name), revision)])
             _require_unused(name, results, unit, purge)
             cell = Cell(keys.queue_state(name))
             cell.saw(revision, results[0].first)
-            unit.changes.append(Change(cell, lambda _: None))
+            unit.changes.append(swap(cell, None))
             try:
                 await structure.commit(unit)
-                return
+                return results[0].first
             except CompareFailed as failed:
                 log.info("queue is in use, trying again to delete it", queue=name, keys=failed.keys)
         raise Refusal(Reason.OBJECT_IN_USE, name)
 
-    async def _sweep(self, structure: Structure, name: str) -> None:
-        """Removes what a deleted queue left, as long as the queue is not made again."""
+    async def _sweep(self, structure: Structure, name: str) -> int:
+        """Removes what a deleted queue left, as long as the queue is not made again (then 0); at which revision nothing was left."""
         gone = unchanged(keys.queue_state(name), 0)
         while True:
-            _, (page,) = await structure.read(get_prefix(keys.queue(name), limit=SWEEP_KEYS, keys_only=True))
+            revision, (page,) = await structure.read(get_prefix(keys.queue(name), limit=SWEEP_KEYS, keys_only=True))
             if not page.kvs:
-                return
+                return revision
             piece = Delete(page.kvs[0].key, page.kvs[-1].key + b"\0")
             try:
                 await structure.commit(Unit(f"sweep queue {name}", compares=[gone], ops=[piece]))
             except CompareFailed:
-                return  # Somebody made the queue again, after everything had been removed.
+                return 0  # Somebody made the queue again, after everything had been removed.
+
+
+def _read_state(key: bytes, value: bytes) -> tuple[Queue, bytes]:
+    state = read_record(pb.QueueState, value, key)
+    try:
+        return Queue.model_validate_json(state.definition), state.id
+    except ValidationError as error:
+        raise Damaged(f"its definition is not understood: {error.errors()[0]['msg']}", key) from error
 
 
 def _require_unused(name: str, results: list[GetResult], unit: Unit, purge: bool) -> None:
