@@ -10,6 +10,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
 from qsg.rules.internal import ADDRESS, internal_queue
 from qsg.rules.reasons import Reason, Refusal
+from qsg.store.contract import Put
 from support.simulated import simulated
 from support.structures import MOVED, group, moving, nothing_on_the_way
 from support.whole import DLQ, numbered, queue, receiver, sender, universe, xmitq
@@ -248,6 +249,38 @@ async def test_commands_for_what_only_a_dead_member_can_run_are_carried_out_by_i
         entry = await u.state(channel, pb.STOPPED if command == "stop" else pb.RUNNING)
         assert entry.owner == "X"
         await u["X"].until("OWN", [] if command == "stop" else ["one"])
+
+
+@simulated
+async def test_what_only_one_member_can_run_is_resolved_there_while_it_lives() -> None:
+    """Nobody else can ask its partner, and force must not be taken for that."""
+    async with universe("admin", "app1") as u:
+        await group(u, "X", "Y")
+        channel = internal_queue("admin", "private.X")
+        await u["Y"].put("OWN", "one", queue_manager="X")
+        await u["X"].until("OWN", ["one"])
+        at_x, at_y = (u[name].manager.clients.backend for name in "XY")
+        await at_y.command("stop", {"channel": channel})
+
+        async def left_in_doubt() -> None:
+            found = u.key("G admin", keys.sender_fence(channel))
+            assert found is not None
+            fence = pb.SenderFence.FromString(found.value)
+            fence.open = True
+            await u.server("G admin").client().txn([], [Put(found.key, fence.SerializeToString())])
+
+        await left_in_doubt()
+        order = {"channel": channel, "action": "backout", "force": True}
+        with pytest.raises(Refusal, match="X only: resolve it there") as refused:
+            await at_y.command("resolve", order)
+        assert refused.value.reason is Reason.CHANNEL_CONFIG_ERROR
+        with pytest.raises(Refusal, match="the partner has answered"):
+            await at_x.command("resolve", order)
+        await left_in_doubt()
+        await u["X"].kill()
+        await asyncio.sleep(10)
+        answer = await at_y.command("resolve", order)
+        assert "is not fenced" in answer["risk"]  # type: ignore[index]
 
 
 @simulated

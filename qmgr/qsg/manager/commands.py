@@ -209,6 +209,10 @@ class ChannelCommands:
         action = _choice(arguments, "action", ("commit", "backout"), needed=True)
         resolution = Resolution("commit" if action == "commit" else "backout", bool(arguments.get("force")), known, stream)
         me, world, sender = self._supervisor.driver.me, self._supervisor.world, self._supervisor.office.sender_name(place)
+        only, peers = self._supervisor.only_at(place), self._supervisor.peers
+        if only != self._supervisor.member and peers is not None and only in peers.members.registered:
+            # It alone reaches the partner, which must be asked; once it is gone for good, anybody may decide with force.
+            raise Refusal(Reason.CHANNEL_CONFIG_ERROR, f"{place.channel.name} runs on {only} only: resolve it there")
         # Whoever carries the stop on may be at it at the same moment.
         resolved = await self._decided(lambda: resolve(me, place, resolution, world.id, sender), f"resolve {place.channel.name}")
         return {"channel": place.channel.name, "action": action, "deleted": resolved.deleted, "risk": resolved.risk}
