@@ -165,7 +165,7 @@ async def test_three_held_up_and_cut_off_again_and_again(seed: int, monkeypatch:
 @pytest.mark.parametrize("structure", ["app1", "admin"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 async def test_at_one_member_in_the_same_transactions(structure: str, pair: tuple[str, str]) -> None:
-    for first, behind in itertools.product((0, 1), range(0, 120, 3)):
+    for first, behind in itertools.product((0, 1), range(0, 120, 6)):
         async with group() as g:
             (member,) = await filled(g, 1, structure, slots=1)
             held = [Held(member, pair[first], structure)]
