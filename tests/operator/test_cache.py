@@ -66,3 +66,46 @@ def test_a_watch_that_shows_nothing_while_lists_do_is_dead() -> None:
     cache.watched(found("a", 2), deleted=False)
     cache.listed("Pod", [found("a", 2)])
     assert not cache.behind
+
+
+def test_one_that_is_gone_never_replaces_the_one_made_after_it() -> None:
+    """kopf hands on events of one object in order, those of two objects of one name in any."""
+    cache = Cache()
+    cache.watched(found("a", 7, "v"), deleted=False)
+    cache.watched(found("a", 5, "u"), deleted=False)
+    cache.watched(found("a", 6, "u"), deleted=True)
+    assert versions(cache) == {"a": "7"}
+
+
+def test_a_list_that_is_older_than_a_deletion_brings_nothing_back() -> None:
+    cache = Cache()
+    cache.watched(found("a", 5), deleted=False)
+    cache.watched(found("a", 6), deleted=True)
+    for _ in range(2):
+        cache.listed("Pod", [found("a", 5)])
+        assert versions(cache) == {} and not cache.behind
+    cache.listed("Pod", [found("a", 7, "v")])
+    assert versions(cache) == {"a": "7"}
+    cache.listed("Pod", [])
+    assert versions(cache) == {} and not cache._deleted
+
+
+def test_a_list_from_between_two_of_one_name_does_not_remove_the_second() -> None:
+    cache = Cache()
+    cache.listed("Pod", [found("a", 5, "u")])
+    cache.watched(found("a", 6, "u"), deleted=True)
+    cache.watched(found("a", 7, "v"), deleted=False)
+    cache.listed("Pod", [])
+    assert versions(cache) == {"a": "7"}
+    for _ in range(2):
+        cache.listed("Pod", [found("a", 7, "v")])
+    cache.listed("Pod", [])
+    assert versions(cache) == {}
+
+
+def test_a_watch_that_lives_does_not_hide_that_of_another_namespace_that_is_dead() -> None:
+    cache = Cache()
+    for _ in range(2):
+        cache.listed("Pod", [found("a", 1)], "n")
+        cache.listed("Pod", [], "m")
+    assert cache.behind == {"Pod"}
