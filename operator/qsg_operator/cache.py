@@ -1,7 +1,7 @@
 """What was observed of the cluster: resources and children, by kind, namespace and name.
 
-Fed by watches and, every minute, by lists. Invariant: an object is never replaced by an older one of its name, nor brought back by one. Not guaranteed: that it is
-current; whoever decides something that cannot be undone asks the API server.
+Fed by watches and, every minute, by lists. Invariant: an object is never replaced by an older one of its name, nor brought back by one. Not
+guaranteed: that it is current; whoever decides something that cannot be undone asks the API server.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ def issued(leaf: Leaf, present: Mapping[str, bytes] | None, authority: Mapping[s
     """`present` when it is still right, else a new certificate. Raises `BadSecret` for an authority that cannot sign."""
     certificate, key = signer_of(authority)
     trusted = trusted_by(authority)
+    if certificate.not_valid_after_utc <= now:
+        raise BadSecret(f"the authority has ended ({certificate.not_valid_after_utc:%Y-%m-%d})")
     if present is not None and fits(leaf, present, certificate, now):
         return {**present, CA: trusted}
     return _sign(leaf, certificate, key, trusted, now)

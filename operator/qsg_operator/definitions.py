@@ -199,7 +199,10 @@ def plan(wanted: Iterable[Wanted], queues: Sequence[Mapping[str, Any]], channels
     present: dict[tuple[str, str], Definition] = {}
     for kind, model, rows in (("queue", rules.Queue, queues), ("channel", rules.Channel, channels)):
         for row in rows:
-            definition = model.model_validate({k: v for k, v in row.items() if k in model.model_fields})
+            try:
+                definition = model.model_validate({k: v for k, v in row.items() if k in model.model_fields})
+            except ValidationError:
+                continue  # made by members of another version: it is defined anew, or left alone
             assert isinstance(definition, rules.Queue | rules.Channel)
             present[kind, definition.name] = definition
     made = Plan(taken=taken)

@@ -124,6 +124,13 @@ def test_a_resource_that_is_gone_takes_its_definition_with_it_or_leaves_it() -> 
     assert released(kept) == kept.model_copy(update={"managed_by": "", "deletion_policy": "delete"})
 
 
+def test_a_definition_that_is_not_understood_is_left_alone_or_defined_anew() -> None:
+    """Members may be newer than the operator."""
+    one = wanted("a")
+    newer = [row | {"type": "stream"} for row in rows(one.definition, wanted("b", "v").definition)]
+    assert plan([one], newer, []) == Plan(define=[one.definition])
+
+
 def test_the_oldest_resource_has_the_name() -> None:
     old = wanted("old", "2", "2026-01-01T00:00:00Z", queueName="Q")
     new = wanted("new", "1", "2026-01-02T00:00:00Z", queueName="Q")

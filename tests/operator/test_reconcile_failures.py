@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import UTC, datetime
 from typing import Any
+
+import pytest
 
 from qsg_operator import names
 from qsg_operator.api import ApiError
@@ -12,6 +15,7 @@ from qsg_operator.reconcile.context import Context
 from qsg_operator.reconcile.reconciler import Reconciler
 from support.fake_cluster import NAMESPACE, FakeApi, FakeMembers
 from support.owners import IMAGES
+from support.reconciled import CHANNEL, QUEUE, World
 from support.shared import SENDER
 
 KEY = names.QUEUE_SHARING_GROUP, NAMESPACE, "orders"
@@ -61,3 +65,70 @@ async def test_any_call_that_fails_once_is_made_up_for() -> None:
         assert api.condition(names.QUEUE_SHARING_GROUP, "orders")[0] == "True", number
         assert api.condition(names.SHARED_CHANNEL, "orders-to-bank") == ("True", "Running"), number
         assert members.commands.count(("start", "ORDERS.TO.BANK")) == 1, number
+
+
+async def made_worse(w: World) -> None:
+    """The next reconcile fails, in a world where a member and an etcd member have just been lost."""
+    w.api.pods_run("orders-store", 2, etcd=True)
+    w.members.serve(["ORDERS.0"])
+    with contextlib.suppress(Exception):
+        await w()
+
+
+async def test_budgets_follow_what_can_be_lost_also_where_certificates_cannot_be_had() -> None:
+    w = await World().up()
+    await w()
+    for name in ("orders", "orders-store"):
+        assert w.api.of("PodDisruptionBudget")[name]["spec"]["maxUnavailable"] == 1
+    w.api.failing = lambda verb, kind, name: LOST_ANSWER if kind == "Secret" else None
+    for state in w.reconciler._targets.values():
+        state.full_at = float("-inf")
+    w.api.calls.clear()
+    await made_worse(w)
+    for name in ("orders", "orders-store"):
+        assert w.api.of("PodDisruptionBudget")[name]["spec"]["maxUnavailable"] == 0
+    assert ("apply", "StatefulSet", "orders") not in w.api.calls
+
+
+@pytest.mark.parametrize("spec", [{"tls": {"additionalNames": ["münchen.example"]}}, {}])
+async def test_an_authority_that_has_ended_or_a_name_that_is_none_is_said_and_holds_up_nothing(spec: dict[str, Any]) -> None:
+    w = await World().up()
+    await w()
+    w.api.user_applies(names.QUEUE_SHARING_GROUP, "orders", spec)
+    if not spec:
+        w.reconciler._context.now = lambda: datetime(2040, 1, 1, tzinfo=UTC)
+        for state in w.reconciler._targets.values():
+            state.full_at = float("-inf")
+    w.api.user_applies(QUEUE, "in", {"group": "orders"})
+    await made_worse(w)
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("False", "ReconcileFailed")
+    assert w.api.condition(QUEUE, "in") == ("True", "Defined")
+    assert w.api.of("PodDisruptionBudget")["orders"]["spec"]["maxUnavailable"] == 0
+
+
+@pytest.mark.parametrize("text", ['{"id": "1", "verb": ["start"]}', "[" * 100_000])
+async def test_an_operation_of_any_shape_is_refused_and_holds_up_nobody(text: str) -> None:
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER, annotations={names.OPERATION: text})
+    for _ in range(2):
+        await w()
+    assert w.api.status(CHANNEL, "orders-to-bank")["lastOperation"]["state"] == "Failed"
+
+
+@pytest.mark.parametrize("of", [names.QUEUE_SHARING_GROUP, ""])
+async def test_a_resource_that_is_not_understood_holds_up_nobody(of: str) -> None:
+    """Of a newer schema: the definitions of resources are the cluster's, operators come and go."""
+    w = await World().up()
+    w.api.user_applies(QUEUE, "in", {"group": "orders"})
+    odd = w.api.user_applies(QUEUE, "odd", {"group": "orders"}, creationTimestamp="2020-01-01T00:00:00Z")
+    w.api._store({**odd, "spec": {**odd["spec"], "type": "Stream"}})
+    if not of:
+        w.api.user_deletes(names.QUEUE_SHARING_GROUP, "orders")
+    await w()
+    await w()
+    if of:
+        assert w.api.condition(QUEUE, "odd") == w.api.condition(QUEUE, "odd", "Valid") == ("False", "Refused")
+        assert w.api.condition(QUEUE, "in") == ("True", "Defined")
+        assert w.api.condition(of, "orders") == ("True", "Serving")
+    else:
+        assert w.api.condition(QUEUE, "in") == ("False", "TargetNotFound")

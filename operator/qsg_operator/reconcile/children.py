@@ -36,9 +36,14 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-async def apply_children(context: Context, owner: Owner, state: TargetState, can_lose: Spare, *, all_anew: bool) -> None:
-    """Raises `ApiError`, `Conflict`, after the others were applied."""
+async def apply_children(
+    context: Context, owner: Owner, state: TargetState, can_lose: Spare, *, all_anew: bool, budgets_only: bool = False
+) -> None:
+    """`budgets_only`: where pods must not be changed, as what they need is not known. Raises `ApiError`, `Conflict`, after the others were
+    applied."""
     made = children(owner, can_lose, state.store_trust)
+    if budgets_only:
+        made = [c for c in made if c["kind"] == "PodDisruptionBudget"]
     for stage in ([c for c in made if c["kind"] != "StatefulSet"], [c for c in made if c["kind"] == "StatefulSet"]):
         await together([_apply(context, owner, state, child, all_anew=all_anew) for child in stage])
 

@@ -59,12 +59,12 @@ def bad_id(text: str) -> str:
 def parse(text: str) -> Operation:
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadOperation(f"not JSON: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("id"), str) or not data["id"]:
         raise BadOperation('expected {"id": "...", "verb": "..."}, with an id of your own that was not used before')
     verb = data.get("verb")
-    if verb not in VERBS:
+    if not isinstance(verb, str) or verb not in VERBS:
         raise BadOperation(f"verb: one of {', '.join(sorted(VERBS))}")
     arguments = {key: value for key, value in data.items() if key not in ("id", "verb")}
     wrong = sorted(set(arguments) - set(VERBS[verb]))

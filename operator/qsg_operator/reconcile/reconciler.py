@@ -14,19 +14,16 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-import qsg
 from qsg_operator import names
-from qsg_operator.api import ApiError
 from qsg_operator.cache import Key, Object
-from qsg_operator.certificates import BadSecret
 from qsg_operator.children.objects import Owner
 from qsg_operator.children.services import COMPONENT
 from qsg_operator.children.structures import component, structures
 from qsg_operator.conditions import Condition, timestamp
 from qsg_operator.events import Happened
-from qsg_operator.members import Members, NotConnected
+from qsg_operator.members import Members
 from qsg_operator.reconcile import operations
-from qsg_operator.reconcile.children import Conflict, apply_children, digest, reconcile_certificates
+from qsg_operator.reconcile.children import apply_children, digest, reconcile_certificates
 from qsg_operator.reconcile.context import Context, dependents, is_ours, together
 from qsg_operator.reconcile.definitions import mark_of, reconcile_definitions, reconcile_desired_states
 from qsg_operator.reconcile.statuses import Statuses
@@ -42,7 +39,6 @@ from qsg_operator.status.queue import queue_status
 
 log = structlog.get_logger()
 MakeMembers = Callable[[str, Callable[[], None]], Members]
-Step = ApiError | Conflict | BadSecret | NotConnected | qsg.QsgError
 
 
 class Reconciler:
@@ -101,30 +97,21 @@ class Reconciler:
         if not resources:
             return
         target = Target(False, what, Seen(error="it is not there"))
-        for resource in resources:
-            await self._statuses.write(resource, *self._dependent(resource, target, missing))
+        await together([self._statuses.write(resource, *self._dependent(resource, target, missing)) for resource in resources])
         self._statuses.prune()
 
     async def _target(self, owner: Owner, found: Object, state: TargetState, resources: list[Object]) -> None:
         now = asyncio.get_running_loop().time()
         all_anew = now - state.full_at >= FULL_S
         cluster = self._cluster(owner)
-        problem = ""
-        failure: Step | None = None
-        try:
-            await self._certificates(owner, state, all_anew=all_anew)
-            can_lose = spare(owner, cluster, state.members.seen)
-            if not state.members.verdict:
-                can_lose = replace(can_lose, member=sum(pod.ready for pod in cluster.pods.values()) >= 2)
-            await apply_children(self._context, owner, state, can_lose, all_anew=all_anew)
-        except (ApiError, Conflict, BadSecret) as error:
-            failure, problem = error, str(error)
+        failure = await self._children(owner, cluster, state, all_anew=all_anew)
+        problem = "" if failure is None else str(failure) or repr(failure)
         self._reach(owner, cluster, state)
         try:
             if state.members.seen.connected:
                 await self._definitions(owner, state, resources)
                 await reconcile_desired_states(state, resources, self._statuses.present)
-        except (NotConnected, qsg.QsgError, ApiError) as error:
+        except Exception as error:
             failure = failure or error
         # A replica that has just begun to lead knows nothing yet, and says nothing before it knows.
         if state.members.verdict or not cluster.pods or not found.get("status", {}).get("conditions"):
@@ -135,10 +122,26 @@ class Reconciler:
             state.full_at = now
             self._statuses.prune()
 
+    async def _children(self, owner: Owner, cluster: Cluster, state: TargetState, *, all_anew: bool) -> Exception | None:
+        """Why they are not all as they should be. Budgets follow what can be lost whatever it is, and the reconcile goes on."""
+        failure: Exception | None = None
+        try:
+            await self._certificates(owner, state, all_anew=all_anew)
+        except Exception as error:
+            failure = error
+        can_lose = spare(owner, cluster, state.members.seen)
+        if not state.members.verdict:
+            can_lose = replace(can_lose, member=sum(pod.ready for pod in cluster.pods.values()) >= 2)
+        try:
+            await apply_children(self._context, owner, state, can_lose, all_anew=all_anew, budgets_only=failure is not None)
+        except Exception as error:
+            failure = failure or error
+        return failure
+
     async def _definitions(self, owner: Owner, state: TargetState, resources: list[Object]) -> None:
         try:
             await reconcile_definitions(self._context, owner, state, resources)
-        except (NotConnected, qsg.QsgError, ApiError) as error:
+        except Exception as error:
             state.hindered = str(error) or type(error).__name__
             raise
         # Also where nothing was to be done: what was edited then is nothing of a definition.
@@ -148,10 +151,9 @@ class Reconciler:
         """The statuses of a target and of all that is its."""
         what = f"{'group' if owner.group else 'queue manager'} {owner.name}"
         target = Target(True, what, state.members.seen, pods_by_member(owner, cluster))
-        await together([self._one(resource, target, state) for resource in resources])
         channels = sum(one["kind"] == names.SHARED_CHANNEL for one in resources)
-        status, conditions = owner_status(owner, cluster, state.members.seen, channels=channels, expires=state.expires, problem=problem)
-        await self._statuses.write(found, status, conditions)
+        own = owner_status(owner, cluster, state.members.seen, channels=channels, expires=state.expires, problem=problem)
+        await together([*(self._one(resource, target, state) for resource in resources), self._statuses.write(found, *own)])
 
     async def _certificates(self, owner: Owner, state: TargetState, *, all_anew: bool) -> None:
         wanted = digest([owner.pods.tls.model_dump(), owner.mq_name, owner.group.store.model_dump() if owner.group else None])
@@ -203,6 +205,13 @@ class Reconciler:
         await self._statuses.write(resource, status, conditions)
 
     def _dependent(self, resource: Object, target: Target, defined: Definedness) -> tuple[dict[str, Any], list[Condition]]:
+        try:
+            return self._status(resource, target, defined)
+        except ValidationError as error:  # of another version's schema: it holds up nobody else
+            refused = Definedness(False, "Refused", str(error))
+            return {}, [Condition("Ready", False, refused.reason, refused.message), refused.condition()]
+
+    def _status(self, resource: Object, target: Target, defined: Definedness) -> tuple[dict[str, Any], list[Condition]]:
         name = resource["metadata"]["name"]
         if resource["kind"] == names.SHARED_CHANNEL:
             channel = SharedChannel.model_validate(resource["spec"])
