@@ -164,12 +164,14 @@ def kind_of(definition: Definition) -> str:
 
 @dataclass
 class Plan:
-    """What is to be done, in this order: release, define (queues before channels), delete (channels before queues)."""
+    """What is to be done, in this order: release, clear, define (queues before channels), delete (channels before queues)."""
 
     define: list[Definition] = field(default_factory=list)
     release: list[Definition] = field(default_factory=list)
     """Their resource is no more, and they are to stay."""
     delete: list[Definition] = field(default_factory=list)
+    clear: list[Definition] = field(default_factory=list)
+    """Queues that go with their resource, and that could not become what another one of their name asks for."""
     taken: dict[Mark, Mark] = field(default_factory=dict)
     """Resource that asks for a name -> the older one that has it."""
 
@@ -207,10 +209,19 @@ def plan(wanted: Iterable[Wanted], queues: Sequence[Mapping[str, Any]], channels
             present[kind, definition.name] = definition
     made = Plan(taken=taken)
     made.define = [one.definition for key, one in sorted(first.items(), key=_queues_first) if present.get(key) != one.definition]
+    made.clear = [before for key, one in sorted(first.items()) if (before := present.get(key)) and _in_the_way(before, one.definition)]
     for key, definition in sorted(present.items()):
         if definition.managed_by and key not in first:
             (made.release if definition.deletion_policy == "retain" else made.delete).append(definition)
     return made
+
+
+def _in_the_way(before: Definition, after: Definition) -> bool:
+    """A queue manager alters neither a queue's kind nor where its messages lie: that of a resource before is to go first."""
+    if not (isinstance(before, rules.Queue) and isinstance(after, rules.Queue)):
+        return False
+    same = before.type == after.type and (after.type != "local" or (before.structure, before.usage) == (after.structure, after.usage))
+    return not same and before.deletion_policy == "delete" and before.managed_by not in ("", after.managed_by)
 
 
 def _queues_first(item: tuple[tuple[str, str], Wanted]) -> tuple[bool, str, str]:

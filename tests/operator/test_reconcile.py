@@ -213,6 +213,22 @@ async def test_a_queue_that_is_let_go_a_moment_later_goes_soon() -> None:
     assert w.members.commands.count(delete) == 2 and "BANK" not in w.members.queues
 
 
+@pytest.mark.parametrize("depth", [0, 3])
+async def test_a_queue_made_again_as_another_kind_needs_no_look_in_between(depth: int) -> None:
+    """Deleted and made again within a moment, or while there is no operator."""
+    w = await World().up()
+    w.api.user_applies(QUEUE, "in", {"group": "orders"})
+    await w()
+    w.members.depths["IN"] = depth
+    w.api.user_deletes(QUEUE, "in")
+    w.api.user_applies(QUEUE, "in", {"group": "orders", "type": "Transmission"})
+    await w()
+    if depth:  # messages stay, and the queue they lie in
+        assert w.api.condition(QUEUE, "in") == ("False", "Refused") and w.members.queues["IN"].managed_by == ""
+    else:
+        assert w.api.condition(QUEUE, "in") == ("True", "Defined") and w.members.queues["IN"].usage == "transmission"
+
+
 async def test_a_cache_that_is_behind_deletes_nothing() -> None:
     """The resource is there by the API server's word, though no list or watch has shown it here yet."""
     w = await World().up()

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import qsg
+from qsg.manager.catalog import require_same_place
 from qsg.rules import definitions as rules
-from qsg.rules.reasons import Reason
+from qsg.rules.reasons import Reason, Refusal
 from qsg_operator import names
 from qsg_operator.api import Api, ApiError, Object
 from qsg_operator.cache import Cache
@@ -214,7 +215,12 @@ class FakeMembers(Members):
         definition = arguments["definition"]
         match arguments["kind"]:
             case "queue":
-                self.queues[definition["name"]] = rules.Queue.model_validate(definition)
+                queue = rules.Queue.model_validate(definition)
+                try:
+                    require_same_place(self.queues.get(queue.name, queue), queue)
+                except Refusal as refusal:
+                    raise qsg.QsgError(refusal.detail, refusal.reason) from None
+                self.queues[queue.name] = queue
             case "channel":
                 self.channels[definition["name"]] = rules.Channel.model_validate(definition)
             case "settings":

@@ -94,19 +94,20 @@ async def reconcile_definitions(context: Context, owner: Owner, state: TargetSta
 async def _carry_out(context: Context, owner: Owner, state: TargetState, todo: Plan, refused: dict[Mark, str]) -> bool:
     """Whether it is over: a queue cannot go before whoever used it has let it go."""
     await together([_release(context, state, one, refused) for one in todo.release])
+    left: list[str] = []
+    await together([_delete(context, state, one, left) for one in todo.clear])
     # Queues one after the other where one needs another; channels together.
     held = [one for one in todo.define if isinstance(one, rules.Queue) and one.type == "local"]
     named = [one for one in todo.define if isinstance(one, rules.Queue) and one.type != "local"]
     channels = [one for one in todo.define if isinstance(one, rules.Channel)]
     for stage in (held, named, channels):
         await together([_define(state, one, refused) for one in stage])
-    left: list[str] = []
     for kind in ("channel", "queue"):
         await together([_delete(context, state, one, left) for one in todo.delete if kind_of(one) == kind])
     if todo:
         log.info(
             "definitions", target=f"{owner.namespace}/{owner.name}", defined=len(todo.define), released=len(todo.release),
-            deleted=len(todo.delete) - len(left), refused=len(refused),
+            deleted=len(todo.clear) + len(todo.delete) - len(left), refused=len(refused),
         )  # fmt: skip
     return not left
 
