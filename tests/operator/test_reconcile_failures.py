@@ -11,6 +11,7 @@ import pytest
 from qsg_operator import names
 from qsg_operator.api import ApiError
 from qsg_operator.cache import Cache
+from qsg_operator.certificates import BadSecret
 from qsg_operator.reconcile.context import Context
 from qsg_operator.reconcile.reconciler import Reconciler
 from support.fake_cluster import NAMESPACE, FakeApi, FakeMembers
@@ -132,3 +133,22 @@ async def test_a_resource_that_is_not_understood_holds_up_nobody(of: str) -> Non
         assert w.api.condition(of, "orders") == ("True", "Serving")
     else:
         assert w.api.condition(QUEUE, "in") == ("False", "TargetNotFound")
+
+
+async def test_a_new_leader_that_cannot_have_certificates_says_so() -> None:
+    """It has no way to members, and would wait for ever for what they say."""
+    w = await World().up()
+    await w()
+    w.api.user_deletes("Secret", "qsg-ca")
+    w.api._store({"kind": "Secret", "metadata": {"namespace": NAMESPACE, "name": "qsg-ca"}, "data": {"tls.crt": "bm9uZQ=="}})
+
+    def never_reached(name: str, changed: Any) -> FakeMembers:
+        made = FakeMembers(name, changed)
+        made.verdict = False
+        return made
+
+    w.reconciler = Reconciler(Context(w.api, w.cache, IMAGES, "operator-1"), lambda key: None, never_reached)
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("True", "Serving")
+    with pytest.raises(BadSecret, match="qsg-ca"):
+        await w()
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("False", "ReconcileFailed")

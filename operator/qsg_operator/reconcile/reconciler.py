@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from qsg_operator import names
 from qsg_operator.cache import Key, Object
+from qsg_operator.certificates import BadSecret
 from qsg_operator.children.objects import Owner
 from qsg_operator.children.services import COMPONENT
 from qsg_operator.children.structures import component, structures
@@ -23,7 +24,7 @@ from qsg_operator.conditions import Condition, timestamp
 from qsg_operator.events import Happened
 from qsg_operator.members import Members
 from qsg_operator.reconcile import operations
-from qsg_operator.reconcile.children import apply_children, digest, reconcile_certificates
+from qsg_operator.reconcile.children import Conflict, apply_children, digest, reconcile_certificates
 from qsg_operator.reconcile.context import Context, dependents, is_ours, together
 from qsg_operator.reconcile.definitions import mark_of, reconcile_definitions, reconcile_desired_states
 from qsg_operator.reconcile.statuses import Statuses
@@ -106,15 +107,16 @@ class Reconciler:
         cluster = self._cluster(owner)
         failure = await self._children(owner, cluster, state, all_anew=all_anew)
         problem = "" if failure is None else str(failure) or repr(failure)
-        self._reach(owner, cluster, state)
+        reachable = self._reach(owner, cluster, state)
         try:
             if state.members.seen.connected:
                 await self._definitions(owner, state, resources)
                 await reconcile_desired_states(state, resources, self._statuses.present)
         except Exception as error:
             failure = failure or error
-        # A replica that has just begun to lead knows nothing yet, and says nothing before it knows.
-        if state.members.verdict or not cluster.pods or not found.get("status", {}).get("conditions"):
+        # A replica that has just begun to lead knows nothing yet, and says nothing before it knows. What a person must mend it does know.
+        knows = state.members.verdict or not cluster.pods or not found.get("status", {}).get("conditions")
+        if knows or (isinstance(failure, Conflict | BadSecret) and not reachable):
             await self._tell(owner, found, state, resources, cluster, problem)
         if failure is not None:
             raise failure
@@ -176,11 +178,14 @@ class Reconciler:
         found = self._context.cache.of("Pod", owner.namespace)
         return [_pod(pod) for pod in found if owner.labels(part).items() <= (pod["metadata"].get("labels") or {}).items()]
 
-    def _reach(self, owner: Owner, cluster: Cluster, state: TargetState) -> None:
+    def _reach(self, owner: Owner, cluster: Cluster, state: TargetState) -> bool:
+        """False: without certificates members are not even tried."""
         addresses = tuple(sorted(f"{_bracketed(pod.address)}:{names.CLIENT_PORT}" for pod in cluster.pods.values() if pod.address))
         state.way = replace(state.way, addresses=addresses, queue_manager=owner.mq_name)
-        if owner.pods.tls.mode == "Off" or state.way.ca:
-            state.members.reach(state.way)
+        if owner.pods.tls.mode != "Off" and not state.way.ca:
+            return False
+        state.members.reach(state.way)
+        return True
 
     # Channels and queues
 
