@@ -226,3 +226,20 @@ async def test_a_status_is_written_also_when_the_rest_of_the_resource_was_change
     assert not await written.put(found, {"depth": 5})
     w.api.user_applies(QUEUE, "in", {"group": "orders"}, uid="another")
     assert not await written.put(found, {"depth": 6}) and not w.api.status(QUEUE, "in")
+
+
+@pytest.mark.parametrize("showing", [True, False])
+async def test_a_group_is_not_called_ready_as_it_is_now_before_its_members_are(showing: bool) -> None:
+    """Whoever waits for the status of a generation must not be told of the one before, which was rolled out."""
+    w = await World().up()
+    await w()
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("True", "Serving")
+    w.api.user_applies(names.QUEUE_SHARING_GROUP, "orders", {"image": "newer"})
+    w.api.showing = showing
+    await w()
+    assert w.api.status(names.QUEUE_SHARING_GROUP, "orders")["observedGeneration"] == 2
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("False", "RollingOut")
+    w.api.showing = True
+    w.api.pods_run("orders", 3)
+    await w()
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("True", "Serving")

@@ -88,7 +88,8 @@ class FakeApi(Api):
         """What the controllers of a cluster would do."""
         found = self.objects["StatefulSet", NAMESPACE, stateful_set]
         labels = found["spec"]["template"]["metadata"]["labels"]
-        found["status"] = {"readyReplicas": count, "currentRevision": "1", "updateRevision": "1"}
+        generation = found["metadata"]["generation"]
+        found["status"] = {"observedGeneration": generation, "readyReplicas": count, "currentRevision": "1", "updateRevision": "1"}
         self._store(found)
         for number in range(0 if etcd else count):
             pod = {
@@ -112,6 +113,9 @@ class FakeApi(Api):
         present = self.objects.get((child["kind"], meta["namespace"], meta["name"]))
         if "resourceVersion" in meta and (present is None or present["metadata"]["resourceVersion"] != meta["resourceVersion"]):
             raise ApiError(409, "Conflict")
+        if child["kind"] == "StatefulSet":
+            generation = present["metadata"]["generation"] + (present["spec"] != child["spec"]) if present else 1
+            child = {**child, "metadata": {**meta, "generation": generation}}
         return self._store(child)
 
     async def create(self, child: Object) -> Object:

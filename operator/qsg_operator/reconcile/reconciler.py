@@ -106,6 +106,7 @@ class Reconciler:
         all_anew = now - state.full_at >= FULL_S
         cluster = self._cluster(owner)
         failure = await self._children(owner, cluster, state, all_anew=all_anew)
+        cluster = replace(cluster, rolled_out=self._rolled_out(owner, state))
         problem = "" if failure is None else str(failure) or repr(failure)
         reachable = self._reach(owner, cluster, state)
         try:
@@ -172,7 +173,15 @@ class Reconciler:
             if found is not None and component(one.name) and is_ours(found, owner.uid):
                 etcd_ready[one.name] = found.get("status", {}).get("readyReplicas", 0)
                 etcd_nodes[one.name] = [pod.node for pod in self._pods(owner, component(one.name)) if pod.node]
-        return Cluster(pods, etcd_ready, etcd_nodes, _rolled_out(cache.get("StatefulSet", owner.namespace, owner.base)))
+        return Cluster(pods, etcd_ready, etcd_nodes)
+
+    def _rolled_out(self, owner: Owner, state: TargetState) -> bool:
+        """As it was last applied: what the cache shows may be older, and says nothing of that."""
+        _, applied = state.applied.get(("StatefulSet", owner.base), ("", None))
+        found = self._context.cache.get("StatefulSet", owner.namespace, owner.base)
+        status = (found or {}).get("status") or {}
+        newest = status.get("updateRevision")
+        return found is not None and status.get("observedGeneration") == applied and newest == status.get("currentRevision", newest)
 
     def _pods(self, owner: Owner, part: str) -> list[Pod]:
         found = self._context.cache.of("Pod", owner.namespace)
@@ -254,15 +263,6 @@ def _pod(pod: Object) -> Pod:
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
     going = pod["metadata"].get("deletionTimestamp") is not None
     return Pod(pod["metadata"]["name"], pod["spec"].get("nodeName", ""), ready and not going, status.get("podIP", ""))
-
-
-def _rolled_out(found: Object | None) -> bool:
-    if found is None:
-        return False
-    status = found.get("status") or {}
-    return status.get("observedGeneration") == found["metadata"].get("generation") and status.get("updateRevision") == status.get(
-        "currentRevision", status.get("updateRevision")
-    )
 
 
 def _bracketed(address: str) -> str:
