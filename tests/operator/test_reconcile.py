@@ -14,7 +14,7 @@ from qsg_operator.api import ApiError
 from qsg_operator.certificates import BadSecret
 from qsg_operator.reconcile.children import Conflict
 from qsg_operator.reconcile.context import Context
-from qsg_operator.reconcile.definitions import DELETE_AGAIN_S
+from qsg_operator.reconcile.definitions import LEFT_AGAIN_S
 from qsg_operator.reconcile.reconciler import Reconciler
 from support.fake_cluster import NAMESPACE, FakeMembers
 from support.owners import IMAGES
@@ -169,6 +169,43 @@ async def test_what_members_refuse_is_said_in_the_status() -> None:
     assert ("orders-to-bank", "Refused", "Warning") in w.api.events()
 
 
+async def test_what_is_refused_while_a_structure_is_away_is_asked_again_soon() -> None:
+    w = await World().up()
+    w.members.refuse["define", "IN"] = qsg.StructureNotAvailable("structure fast is not joined here")
+    w.api.user_applies(QUEUE, "in", {"group": "orders", "structure": "fast"})
+    await w()
+    assert w.api.condition(QUEUE, "in") == ("False", "Refused")
+    w.members.refuse.clear()
+    for state in w.reconciler._targets.values():
+        state.defined_at -= LEFT_AGAIN_S
+    await w()
+    assert w.api.condition(QUEUE, "in") == ("True", "Defined")
+
+
+async def test_settings_that_were_changed_are_taken_at_once() -> None:
+    w = await World().up()
+    w.api.user_applies(names.QUEUE_SHARING_GROUP, "orders", {"settings": {"hopLimit": 7}})
+    await w()
+    assert w.members.settings["hop_limit"] == 7
+
+
+async def test_what_was_taken_back_while_it_was_done_in_part_is_made_as_it_was() -> None:
+    w = await World().up()
+    for name in ("a", "b"):
+        w.api.user_applies(QUEUE, name, {"group": "orders"})
+    await w()
+    w.members.refuse["define", "B"] = qsg.ConnectionBroken("cut off")
+    for name in ("a", "b"):
+        w.api.user_applies(QUEUE, name, {"group": "orders", "maxDepth": 5})
+    with pytest.raises(qsg.ConnectionBroken):
+        await w()
+    w.members.refuse.clear()
+    for name in ("a", "b"):
+        w.api.user_applies(QUEUE, name, {"group": "orders"})
+    await w()
+    assert w.members.queues["A"].max_depth == w.members.queues["B"].max_depth == 999_999_999
+
+
 async def test_the_younger_of_one_name_is_told() -> None:
     w = await World().up()
     w.api.user_applies(QUEUE, "one", {"group": "orders", "queueName": "Q"}, creationTimestamp="2026-01-01T00:00:00Z")
@@ -208,7 +245,7 @@ async def test_a_queue_that_is_let_go_a_moment_later_goes_soon() -> None:
     await w()
     assert w.members.commands.count(delete) == 1, "not at every look"
     for state in w.reconciler._targets.values():
-        state.defined_at -= DELETE_AGAIN_S
+        state.defined_at -= LEFT_AGAIN_S
     await w()
     assert w.members.commands.count(delete) == 2 and "BANK" not in w.members.queues
 

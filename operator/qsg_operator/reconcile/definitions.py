@@ -41,7 +41,9 @@ from qsg_operator.specs.channel import SharedChannel
 from qsg_operator.specs.queue import SharedQueue
 
 log = structlog.get_logger()
-COMMAND_AGAIN_S = DELETE_AGAIN_S = 5.0
+COMMAND_AGAIN_S = LEFT_AGAIN_S = 5.0
+PASSING = (Reason.STORAGE_NOT_AVAILABLE, Reason.STRUCTURE_NOT_AVAILABLE, Reason.CF_NOT_AVAILABLE, Reason.CHANGED_MEANWHILE)
+"""Nothing is wrong with a definition that is refused for one of these."""
 UNKNOWN = (Reason.UNKNOWN_OBJECT_NAME, Reason.CHANNEL_NOT_FOUND, Reason.UNKNOWN_CHANNEL_NAME)
 
 
@@ -76,11 +78,13 @@ async def reconcile_definitions(context: Context, owner: Owner, state: TargetSta
     """Raises `NotConnected`, `qsg.QsgError` when members cannot be asked, `ApiError` when the API server does not say who is
     gone."""
     found, bad = asked(owner, resources)
-    version = digest([[one.definition.model_dump(mode="json") for one in found], [[str(mark), why] for mark, why in bad.items()]])
+    settings = settings_of(owner.spec.settings).model_dump(mode="json")
+    made = [one.definition.model_dump(mode="json") for one in found]
+    version = digest([settings, made, [[str(mark), why] for mark, why in bad.items()]])
     now = asyncio.get_running_loop().time()
     if version == state.defined_for and now - state.defined_at < FULL_S:
         return
-    settings = settings_of(owner.spec.settings).model_dump(mode="json")
+    state.defined_for = ""  # what is done in part is neither as it was asked for before nor as it is asked for now
     await state.members.command("define", kind="settings", definition=settings)
     queues = (await state.members.inquire("queues"))["queues"]
     channels = (await state.members.inquire("channels"))["channels"]
@@ -88,31 +92,31 @@ async def reconcile_definitions(context: Context, owner: Owner, state: TargetSta
     refused = dict(bad)
     over = await _carry_out(context, owner, state, todo, refused)
     state.refused, state.taken = refused, todo.taken
-    state.defined_for, state.defined_at = version, now if over else now - FULL_S + DELETE_AGAIN_S
+    state.defined_for, state.defined_at = version, now if over else now - FULL_S + LEFT_AGAIN_S
 
 
 async def _carry_out(context: Context, owner: Owner, state: TargetState, todo: Plan, refused: dict[Mark, str]) -> bool:
-    """Whether it is over: a queue cannot go before whoever used it has let it go."""
-    await together([_release(context, state, one, refused) for one in todo.release])
+    """Whether it is over: a queue cannot go before whoever used it has let it go, nor be made where a structure is away."""
     left: list[str] = []
+    await together([_release(context, state, one, refused, left) for one in todo.release])
     await together([_delete(context, state, one, left) for one in todo.clear])
     # Queues one after the other where one needs another; channels together.
     held = [one for one in todo.define if isinstance(one, rules.Queue) and one.type == "local"]
     named = [one for one in todo.define if isinstance(one, rules.Queue) and one.type != "local"]
     channels = [one for one in todo.define if isinstance(one, rules.Channel)]
     for stage in (held, named, channels):
-        await together([_define(state, one, refused) for one in stage])
+        await together([_define(state, one, refused, left) for one in stage])
     for kind in ("channel", "queue"):
         await together([_delete(context, state, one, left) for one in todo.delete if kind_of(one) == kind])
     if todo:
         log.info(
             "definitions", target=f"{owner.namespace}/{owner.name}", defined=len(todo.define), released=len(todo.release),
-            deleted=len(todo.clear) + len(todo.delete) - len(left), refused=len(refused),
+            deleted=len(todo.clear) + len(todo.delete), later=len(left), refused=len(refused),
         )  # fmt: skip
     return not left
 
 
-async def _define(state: TargetState, one: Definition, refused: dict[Mark, str]) -> None:
+async def _define(state: TargetState, one: Definition, refused: dict[Mark, str], left: list[str]) -> None:
     definition = one.model_dump(mode="json", exclude_defaults=True) | {"name": one.name, "type": one.type}
     try:
         await state.members.command("define", kind=kind_of(one), definition=definition, replace=True)
@@ -123,11 +127,13 @@ async def _define(state: TargetState, one: Definition, refused: dict[Mark, str])
         mark = Mark.parse(one.managed_by)
         if mark is not None:
             refused[mark] = error.detail or str(error)
+        if error.reason in PASSING:
+            left.append(one.name)
 
 
-async def _release(context: Context, state: TargetState, one: Definition, refused: dict[Mark, str]) -> None:
+async def _release(context: Context, state: TargetState, one: Definition, refused: dict[Mark, str], left: list[str]) -> None:
     if await _gone(context, one):
-        await _define(state, released(one), refused)
+        await _define(state, released(one), refused, left)
 
 
 async def _delete(context: Context, state: TargetState, one: Definition, left: list[str]) -> None:
@@ -146,7 +152,7 @@ async def _delete(context: Context, state: TargetState, one: Definition, left: l
         _raise_if_lost(error)
         if error.reason is Reason.Q_NOT_EMPTY:
             log.info("a queue with messages is left", queue=one.name)
-            await _define(state, released(one), {})
+            await _define(state, released(one), {}, left)
         elif error.reason not in UNKNOWN:
             left.append(one.name)
             log.warning("not deleted, later again", kind=kind, name=one.name, error=str(error))
