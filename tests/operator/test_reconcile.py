@@ -396,6 +396,20 @@ async def test_an_operation_that_was_cut_off_is_not_repeated() -> None:
     assert w.api.status(CHANNEL, "orders-to-bank")["lastOperation"]["state"] == "Unknown"
 
 
+async def test_the_outcome_of_an_operation_is_told_also_when_it_could_not_be_written_at_first() -> None:
+    w = await World().up()
+    asked = {"annotations": {names.OPERATION: json.dumps({"id": "1", "verb": "ping"})}}
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER, **asked)
+    writes = iter([None, ApiError(500, "overloaded")])
+    w.api.failing = lambda verb, kind, name: next(writes, None) if (verb, kind) == ("status", CHANNEL) else None
+    with pytest.raises(ApiError, match="overloaded"):
+        await w()
+    assert w.api.status(CHANNEL, "orders-to-bank")["lastOperation"]["state"] == "Unknown"
+    await w()
+    assert w.api.status(CHANNEL, "orders-to-bank")["lastOperation"]["state"] == "Succeeded"
+    assert w.members.commands.count(("ping", "ORDERS.TO.BANK")) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -213,10 +213,13 @@ class Reconciler:
         else:
             defined = DEFINED
         operation = await self._operation(resource, state) if resource["kind"] == names.SHARED_CHANNEL else None
-        status, conditions = self._dependent(resource, target, defined)
         if operation is not None:
-            status["lastOperation"] = operation
+            state.outcomes[mark] = operation
+        status, conditions = self._dependent(resource, target, defined)
+        if mark in state.outcomes:
+            status["lastOperation"] = state.outcomes[mark]
         await self._statuses.write(resource, status, conditions)
+        state.outcomes.pop(mark, None)
 
     def _dependent(self, resource: Object, target: Target, defined: Definedness) -> tuple[dict[str, Any], list[Condition]]:
         try:

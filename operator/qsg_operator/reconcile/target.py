@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from qsg_operator.definitions import Mark
 from qsg_operator.members import Members, Way
@@ -34,4 +35,6 @@ class TargetState:
     start_refused: dict[Mark, str] = field(default_factory=dict)
     commanded: dict[Mark, tuple[str, float]] = field(default_factory=dict)
     """The last command to a channel, and when: the same one is not given again at once."""
+    outcomes: dict[Mark, dict[str, Any]] = field(default_factory=dict)
+    """`lastOperation` of channels, until it is written."""
     full_at: float = float("-inf")
