@@ -152,3 +152,20 @@ async def test_a_new_leader_that_cannot_have_certificates_says_so() -> None:
     with pytest.raises(BadSecret, match="qsg-ca"):
         await w()
     assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("False", "ReconcileFailed")
+
+
+async def test_the_authority_of_a_store_in_use_is_not_made_anew() -> None:
+    """Members of etcd that run trust the one before alone, and one that is started trusts the new one alone: it would wait for ever."""
+    w = await World().up()
+    before = w.api.objects["Secret", NAMESPACE, "orders-store-tls"]
+    w.api.user_deletes("Secret", "orders-store-ca")
+    for state in w.reconciler._targets.values():
+        state.full_at = float("-inf")
+    with pytest.raises(BadSecret, match="orders-store-ca is gone"):
+        await w()
+    assert w.api.objects["Secret", NAMESPACE, "orders-store-tls"] == before and "orders-store-ca" not in w.api.of("Secret")
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("False", "ReconcileFailed")
+    w.api.user_deletes("Secret", "orders-store-tls")
+    await w()
+    assert {"orders-store-ca", "orders-store-tls"} <= set(w.api.of("Secret"))
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("True", "Serving")

@@ -118,6 +118,8 @@ async def _authority(context: Context, owner: Owner, name: str, *, owned: bool) 
     found = await context.api.get("Secret", owner.namespace, name)
     common_name, component = authority.name_for(owner.namespace, name), "store" if owned else "authority"
     if found is None:
+        if owned:
+            await _not_in_use(context, owner, name)
         data = authority.new_authority(common_name, context.now())
         try:
             await context.api.create(secret(owner, name, component, data, owned=owned))
@@ -141,6 +143,15 @@ async def _authority(context: Context, owner: Owner, name: str, *, owned: bool) 
         await context.api.apply(made)
         log.info("authority", secret=name, namespace=owner.namespace, overlap=authority.NEXT_CERTIFICATE in data)
     return data
+
+
+async def _not_in_use(context: Context, owner: Owner, name: str) -> None:
+    """etcd reads whom to trust at its start only: another authority at once would cut its members off from each other for good."""
+    leaf = names.store_tls(owner.base)
+    found = await context.api.get("Secret", owner.namespace, leaf)
+    if found is not None and is_ours(found, owner.uid):
+        text = f"Secret {name} is gone, and running etcd members trust nobody else: put it back, or delete Secret {leaf} too and then all"
+        raise BadSecret(f"{text} pods of etcd at once")
 
 
 async def _certificate(context: Context, owner: Owner, one: Wanted, authority: Mapping[str, bytes]) -> Mapping[str, bytes]:
