@@ -243,3 +243,17 @@ async def test_a_group_is_not_called_ready_as_it_is_now_before_its_members_are(s
     w.api.pods_run("orders", 3)
     await w()
     assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("True", "Serving")
+
+
+async def test_a_conflict_about_a_version_that_was_known_is_not_asked_for_again_at_once() -> None:
+    w = await World().up()
+    w.api.user_applies(QUEUE, "in", {"group": "orders"})
+
+    def always(verb: str, kind: str, name: str) -> ApiError | None:
+        assert len(w.api.calls) < 100, "without end"
+        return ApiError(409, "Conflict") if (verb, kind) == ("status", QUEUE) else None
+
+    w.api.calls.clear()
+    w.api.failing = always
+    with pytest.raises(ApiError, match="Conflict"):
+        await w()

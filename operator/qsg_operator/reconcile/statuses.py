@@ -72,6 +72,8 @@ class Statuses:
                 if error.status != 409:
                     raise
                 known = await self._with_the_same_status(known, error)
+                if known is not None and version(known) <= at:  # it is refused for something else, or the cluster is back from a backup
+                    raise
                 continue
             if answer is None:
                 break
