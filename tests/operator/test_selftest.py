@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qsg_operator import names, selftest
+from qsg_operator.api import ApiError
 from qsg_operator.cache import Cache
 from qsg_operator.selftest import NAME, Failed, Owned, taken_over
 from support.fake_cluster import NAMESPACE, FakeApi
@@ -66,3 +67,17 @@ async def test_without_a_takeover_it_fails(after: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("takeovers", "told"), [(1, "handed over before its pod had ended"), (3, "taken over (2)")])
 def test_what_was_no_takeover_is_not_called_one(takeovers: int, told: str) -> None:
     assert selftest.how(BEFORE, Owned("qsg-selftest-1", 5, takeovers)) == told
+
+
+class Deleting(FakeApi):
+    async def delete(self, kind: str, namespace: str, name: str, *, grace_s: int | None = None) -> None:
+        self._call("delete", kind, name)
+
+
+async def test_what_can_be_deleted_behind_it_is_and_what_failed_first_is_told() -> None:
+    api = Deleting(Cache())
+    errors = {("apply", names.SHARED_CHANNEL): ApiError(403, "forbidden"), ("delete", names.SHARED_QUEUE): ApiError(500, "overloaded")}
+    api.failing = lambda verb, kind, name: errors.get((verb, kind))
+    with pytest.raises(ApiError, match="forbidden"):
+        await selftest.main(api, NAMESPACE, 1)
+    assert {("delete", names.QUEUE_SHARING_GROUP, NAME), ("delete", names.QUEUE_MANAGER, selftest.PARTNER)} <= set(api.calls)
