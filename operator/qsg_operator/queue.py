@@ -1,6 +1,7 @@
 """The work queue: keys to be reconciled. Each at most once at a time; a key that comes while it is worked on is worked on once more.
 
-A key that fails comes back after a pause that doubles; one that succeeds comes no sooner again than after `GAP_S`, whatever happens.
+A key that fails comes back after a pause that doubles, and after `ASKED_S` at most when it is asked for: what fails may be one part of it, and
+the others must not be late for that. One that succeeds comes no sooner again than after `GAP_S`, whatever happens.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ log = structlog.get_logger()
 
 GAP_S = 0.5
 BACKOFF_S = (1.0, 60.0)
+ASKED_S = 5.0
 
 
 class WorkQueue:
@@ -72,7 +74,7 @@ class WorkQueue:
         count = self._failures[key] = self._failures.get(key, 0) + 1
         pause = min(BACKOFF_S[0] * 2 ** (count - 1), BACKOFF_S[1])
         log.warning("reconcile failed", kind=key[0], namespace=key[1], name=key[2], error=str(error), again_s=pause, failures=count)
-        self._after[key] = asyncio.get_running_loop().time() + pause
+        self._after[key] = asyncio.get_running_loop().time() + min(pause, ASKED_S)
         asked = self._due.pop(key, None)
         self.add(key, pause if asked is None else 0.0)
 

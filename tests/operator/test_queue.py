@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from qsg_operator.cache import Key
-from qsg_operator.queue import GAP_S, WorkQueue
+from qsg_operator.queue import ASKED_S, GAP_S, WorkQueue
 from support.simulated import simulated
 
 A, B = ("Kind", "shop", "a"), ("Kind", "shop", "b")
@@ -113,6 +113,26 @@ async def test_a_failure_comes_back_later_and_later_until_it_succeeds() -> None:
         queue.add(A)
         await asyncio.sleep(1)
         assert len(times) == 6, "after a success there is no pause"
+
+
+@simulated
+async def test_what_is_asked_for_does_not_wait_for_the_pause_of_what_fails_in_it() -> None:
+    """A child that cannot be applied holds up neither budgets nor statuses."""
+    times: list[float] = []
+
+    async def work(key: Key) -> None:
+        times.append(asyncio.get_running_loop().time())
+        raise ValueError("never")
+
+    async with running(work) as queue:
+        queue.add(A)
+        await asyncio.sleep(200)
+        asked, before = asyncio.get_running_loop().time(), len(times)
+        for _ in range(300):
+            queue.add(A)
+            await asyncio.sleep(0.1)
+        assert times[before] - asked <= ASKED_S
+        assert all(later - earlier >= ASKED_S for earlier, later in itertools.pairwise(times[before:])), "nor does it come all the time"
 
 
 @simulated
