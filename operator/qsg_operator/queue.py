@@ -1,7 +1,7 @@
 """The work queue: keys to be reconciled. Each at most once at a time; a key that comes while it is worked on is worked on once more.
 
-A key that fails comes back after a pause that doubles, and after `ASKED_S` at most when it is asked for: what fails may be one part of it, and
-the others must not be late for that. One that succeeds comes no sooner again than after `GAP_S`, whatever happens.
+A key that fails comes back after a pause that doubles, and after `ASKED_S` at most when it is asked for: what fails may be one part of it,
+and the others must not be late for that. One that succeeds comes no sooner again than after `GAP_S`, whatever happens.
 """
 
 from __future__ import annotations

@@ -169,3 +169,14 @@ async def test_the_authority_of_a_store_in_use_is_not_made_anew() -> None:
     await w()
     assert {"orders-store-ca", "orders-store-tls"} <= set(w.api.of("Secret"))
     assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("True", "Serving")
+
+
+async def test_a_group_of_the_name_of_a_member_is_refused() -> None:
+    w = World()
+    w.api.user_applies(names.QUEUE_SHARING_GROUP, "orders", {"groupName": "ORDERS.0"})
+    await w()
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, "orders") == ("False", "InvalidSpec") and not w.api.of("StatefulSet")
+    w.api.user_deletes(names.QUEUE_SHARING_GROUP, "orders")
+    w.api.user_applies(names.QUEUE_SHARING_GROUP, "orders", {"groupName": "ORDERS.3"})
+    await w()
+    assert w.api.of("StatefulSet")

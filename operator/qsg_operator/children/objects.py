@@ -78,7 +78,7 @@ class Owner:
         return f"{self.base}-{ordinal}"
 
     def member(self, ordinal: int) -> str:
-        """LOCAL NAME. A member whose name would be the group's is not possible: it ends in its number."""
+        """LOCAL NAME."""
         return names.mq_name(self.pod(ordinal)) if self.group else self.mq_name
 
     def pod_names(self) -> list[str]:

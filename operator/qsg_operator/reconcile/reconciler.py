@@ -87,7 +87,10 @@ class Reconciler:
         meta = found["metadata"]
         model = QueueSharingGroup if found["kind"] == names.QUEUE_SHARING_GROUP else QueueManager
         spec = model.model_validate(found["spec"])
-        return Owner(found["kind"], meta["namespace"], meta["name"], meta["uid"], spec, self._context.images)
+        owner = Owner(found["kind"], meta["namespace"], meta["name"], meta["uid"], spec, self._context.images)
+        if owner.group and owner.mq_name in {owner.member(ordinal) for ordinal in range(owner.replicas)}:
+            raise ValueError(f"groupName: {owner.mq_name} is the name of a member")  # which would not start
+        return owner
 
     async def _without_target(self, key: Key, resources: list[Object]) -> None:
         state = self._targets.pop(key, None)
