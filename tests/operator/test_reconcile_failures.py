@@ -180,3 +180,14 @@ async def test_a_group_of_the_name_of_a_member_is_refused() -> None:
     w.api.user_applies(names.QUEUE_SHARING_GROUP, "orders", {"groupName": "ORDERS.3"})
     await w()
     assert w.api.of("StatefulSet")
+
+
+async def test_an_operation_is_not_begun_again_where_its_channel_is_not_understood_any_more() -> None:
+    w = await World().up()
+    made = w.api.user_applies(CHANNEL, "orders-to-bank", SENDER, annotations={names.OPERATION: '{"id": "1", "verb": "ping"}'})
+    await w()
+    w.api._store({**made, "spec": {**made["spec"], "disposition": "Elsewhere"}})
+    for _ in range(3):
+        await w()
+    assert w.members.commands.count(("ping", "ORDERS.TO.BANK")) == 1
+    assert w.api.condition(CHANNEL, "orders-to-bank") == ("False", "Refused")

@@ -229,7 +229,9 @@ class Reconciler:
             return self._status(resource, target, defined)
         except ValidationError as error:  # of another version's schema: it holds up nobody else
             refused = Definedness(False, "Refused", str(error))
-            return {}, [Condition("Ready", False, refused.reason, refused.message), refused.condition()]
+            last = self._statuses.present(resource).get("lastOperation")  # what it does not have would be begun once more
+            kept = {"lastOperation": last} if last else {}
+            return kept, [Condition("Ready", False, refused.reason, refused.message), refused.condition()]
 
     def _status(self, resource: Object, target: Target, defined: Definedness) -> tuple[dict[str, Any], list[Condition]]:
         name = resource["metadata"]["name"]
