@@ -39,7 +39,8 @@ class Runtime:
         self.settings, self.metrics = settings, metrics
         self.cache = Cache()
         self._api = api
-        self._listed = False
+        self._listed: set[str] = set()
+        """Namespaces of which everything was listed once; "" = all of them."""
         self._missing_since: float | None = None
         self._lease_told_at = asyncio.get_running_loop().time()
         self.queue = WorkQueue(self._work)
@@ -75,20 +76,30 @@ class Runtime:
         self.cache.watched(found, deleted=deleted)
 
     async def _listing(self) -> None:
+        pause = 1.0
         while True:
             try:
                 await self._list()
-                self._listed, self._missing_since = True, None
+                self._missing_since, pause = None, LIST_S
             except ApiError as error:
                 if error.status == 404 and self._missing_since is None:
                     self._missing_since = asyncio.get_running_loop().time()
                 log.warning("lists were not had", error=str(error))
-            await asyncio.sleep(LIST_S if self._listed else 1.0)
+                pause = min(2 * pause, LIST_S) if self._listed else 1.0
+            await asyncio.sleep(pause)
 
     async def _list(self) -> None:
-        for kind in (*RESOURCES, *CHILDREN):
-            for namespace in self.settings.watch or ("",):
-                self.cache.listed(kind, await self._api.list(kind, namespace, "" if kind in RESOURCES else OURS), namespace)
+        """Raises the first `ApiError` after all: a namespace that is gone with its rights holds up no other."""
+        failure: ApiError | None = None
+        for namespace in self.settings.watch or ("",):
+            try:
+                for kind in (*RESOURCES, *CHILDREN):
+                    self.cache.listed(kind, await self._api.list(kind, namespace, "" if kind in RESOURCES else OURS), namespace)
+                self._listed.add(namespace)
+            except ApiError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _changed(self, found: Object) -> None:
         kind, meta = found["kind"], found["metadata"]
@@ -110,7 +121,7 @@ class Runtime:
     # Reconciled
 
     async def _work(self, key: Key) -> None:
-        if not (self.leader.leading and self._listed):
+        if not self.leader.leading or self._listed.isdisjoint(("", key[1])):
             return
         began = time.monotonic()
         result = "error"

@@ -64,7 +64,7 @@ async def test_nothing_is_reconciled_before_everything_was_listed_or_without_the
     one, api, _ = made()
     api.objects[names.QUEUE_SHARING_GROUP, NAMESPACE, "orders"] = resource(names.QUEUE_SHARING_GROUP, "orders")
     await one._work((names.QUEUE_SHARING_GROUP, NAMESPACE, "orders"))
-    one._listed = True
+    one._listed.add("")
     await one._work((names.QUEUE_SHARING_GROUP, NAMESPACE, "orders"))
     assert api.calls == []
 
@@ -90,7 +90,7 @@ async def test_what_is_under_way_ends_with_the_lease() -> None:
     """Who was cut off while it wrote would else write on, over what the next one has written."""
     one, _, registry = made()
     working = one._reconciler = Working()
-    one._listed = True
+    one._listed.add("")
     one.leader._set(True)
     work = asyncio.get_running_loop().create_task(one._work((names.QUEUE_SHARING_GROUP, NAMESPACE, "orders")))
     await working.begun.wait()
@@ -123,6 +123,32 @@ async def test_children_are_listed_by_label_and_only_where_they_are_watched() ->
     lists = [(kind, selector) for verb, kind, selector in api.calls if verb == "list"]
     assert len(lists) == 2 * len((*runtime.RESOURCES, *runtime.CHILDREN))
     assert all((selector == runtime.OURS) == (kind in runtime.CHILDREN) for kind, selector in lists)
+
+
+async def test_a_namespace_that_cannot_be_listed_holds_up_no_other() -> None:
+    """It was deleted, and the operator's rights in it: every start from then on would find nothing to do."""
+
+    class Gone(Listing):
+        async def list(self, kind: str, namespace: str = "", selector: str = "") -> list[Object]:
+            if namespace == "gone":
+                raise ApiError(403, "forbidden")
+            return await super().list(kind, namespace, selector)
+
+    api = Gone(Cache())
+    one = Runtime(Settings(IMAGES, NAMESPACE, "operator-0", watch=("gone", NAMESPACE)), api, Metrics(CollectorRegistry()))
+    working = one._reconciler = Working()
+    one.leader.leading = True
+    api.user_applies(names.QUEUE_SHARING_GROUP, "orders", {})
+    with pytest.raises(ApiError, match="forbidden"):
+        await one._list()
+    assert one.cache.get(names.QUEUE_SHARING_GROUP, NAMESPACE, "orders") is not None
+    await one._work((names.QUEUE_SHARING_GROUP, "gone", "orders"))
+    assert not working.begun.is_set(), "nothing is known there"
+    work = asyncio.get_running_loop().create_task(one._work((names.QUEUE_SHARING_GROUP, NAMESPACE, "orders")))
+    async with asyncio.timeout(5):
+        await working.begun.wait()
+    one.leader._set(False)
+    await work
 
 
 async def test_a_watch_that_tells_nothing_is_a_problem() -> None:
