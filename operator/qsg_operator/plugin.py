@@ -147,10 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if "--help" not in options.arguments and options.command != "version":
             kubectl = Kubectl.of(options.namespace, options.context, options.kubeconfig)
             try:
-                os.environ.update(way(kubectl, options, stack))
+                found = way(kubectl, options, stack)
             except (NotFound, KubectlFailed) as error:
                 sys.stderr.write(f"error: {error}\n")
                 sys.exit(4)
+            for variable in (*FILES, "QSG_SERVER_NAME"):
+                os.environ.pop(variable, None)  # somebody else's: this target may have none
+            os.environ.update(found)
         from qsg.cli.main import build  # late: it looks at the environment
 
         build(command)(args=command, prog_name="kubectl qsg")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from qsg.transport.tls import TlsFiles
-from qsg_operator import authority, certificates, names
+from qsg_operator import authority, certificates, names, plugin
 from qsg_operator.plugin import NotFound, certificate_files, choose, ready, secret_of
 from support.served import served
 
@@ -195,3 +195,14 @@ def test_keys_are_for_this_user_only(tmp_path: Path) -> None:
     assert all(stat.S_IMODE(Path(path).stat().st_mode) == 0o600 for path in found.values())
     with pytest.raises(NotFound, match=r"Secret s has no ca\.crt"):
         certificate_files(tmp_path, {"metadata": {"name": "s"}})
+
+
+def test_certificates_of_another_target_are_not_used_for_one_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSG_CA", "/of/another")
+    monkeypatch.setenv("QSG_CONNECT", "another:1416")
+    monkeypatch.setattr(plugin, "_ENDINGS", ())
+    monkeypatch.setattr(plugin, "way", lambda *_: {"QSG_CONNECT": "127.0.0.1:1"})
+    monkeypatch.setattr("qsg.cli.main.build", lambda _: lambda **_: None)
+    with pytest.raises(SystemExit):
+        plugin.main(["queue"])
+    assert "QSG_CA" not in os.environ and os.environ["QSG_CONNECT"] == "127.0.0.1:1"
