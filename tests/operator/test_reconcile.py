@@ -117,6 +117,18 @@ async def test_a_channel_that_is_stopped_by_wish_stays_so_and_starts_by_wish() -
     assert w.api.status(CHANNEL, "orders-to-bank")["observedGeneration"] == 2
 
 
+async def test_a_channel_stops_by_wish_also_where_the_rest_of_the_wish_is_refused() -> None:
+    w = await World().up()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)
+    await w()
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER | {"connectionNames": ["bank:99999"], "desiredState": "Stopped"})
+    await w()
+    assert w.members.seen.channels["ORDERS.TO.BANK", ""]["status"] == "STOPPED"
+    w.api.user_applies(CHANNEL, "orders-to-bank", SENDER | {"connectionNames": ["bank:99999"]})
+    await w()
+    assert w.members.seen.channels["ORDERS.TO.BANK", ""]["status"] == "STOPPED"
+
+
 async def test_the_same_command_is_not_given_again_at_once() -> None:
     w = await World().up()
     w.api.user_applies(CHANNEL, "orders-to-bank", SENDER)

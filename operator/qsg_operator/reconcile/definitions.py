@@ -186,11 +186,11 @@ async def reconcile_desired_states(state: TargetState, resources: list[Object], 
     now = asyncio.get_running_loop().time()
     for resource in resources:
         mark = mark_of(resource)
-        if resource["kind"] != names.SHARED_CHANNEL or mark in state.refused or mark in state.taken:
-            continue
         spec = resource["spec"]
-        if spec["type"] != "Sender":
+        if resource["kind"] != names.SHARED_CHANNEL or spec.get("type") != "Sender" or mark in state.taken:
             continue
+        if mark in state.refused and spec.get("desiredState") != "Stopped":
+            continue  # what it is defined as is not what it asks for; it stops all the same
         name = spec.get("channelName") or names.mq_name(mark.name)
         line = seen.sender(name)
         verb = _verb(spec, line, status(resource))
