@@ -12,6 +12,7 @@ from qsg_operator import names
 from qsg_operator.api import ApiError
 from qsg_operator.cache import Cache
 from qsg_operator.certificates import BadSecret
+from qsg_operator.reconcile.children import Conflict
 from qsg_operator.reconcile.context import Context
 from qsg_operator.reconcile.reconciler import Reconciler
 from support.fake_cluster import NAMESPACE, FakeApi, FakeMembers
@@ -191,3 +192,17 @@ async def test_an_operation_is_not_begun_again_where_its_channel_is_not_understo
         await w()
     assert w.members.commands.count(("ping", "ORDERS.TO.BANK")) == 1
     assert w.api.condition(CHANNEL, "orders-to-bank") == ("False", "Refused")
+
+
+async def test_a_store_whose_pods_cannot_have_its_name_is_told_and_holds_up_nothing() -> None:
+    """The API server takes the StatefulSet, and makes no pod of it."""
+    w = World()
+    name, structure = "o" * 36, {"name": "f" * 10, "managed": {}}
+    w.api.user_applies(names.QUEUE_SHARING_GROUP, name, {"store": {"managed": {}, "structures": [structure]}})
+    with pytest.raises(Conflict, match="more than 52 characters"):
+        await w((names.QUEUE_SHARING_GROUP, NAMESPACE, name))
+    assert w.api.condition(names.QUEUE_SHARING_GROUP, name) == ("False", "ReconcileFailed")
+    assert {name, f"{name}-store"} <= set(w.api.of("StatefulSet"))
+    long = w.api.of("StatefulSet")[f"{name}-store-{structure['name']}"]
+    w.api._store({**long, "status": {"replicas": 3}})  # one that knows how
+    await w((names.QUEUE_SHARING_GROUP, NAMESPACE, name))

@@ -26,10 +26,12 @@ from qsg_operator.reconcile.context import Context, is_ours, settled, together
 from qsg_operator.reconcile.target import TargetState
 
 log = structlog.get_logger()
+STATEFUL_SET_MAX = 52
+"""Characters of a name whose pods can be made: it is in a label with a hash behind it. Of a group and a structure they may be more."""
 
 
 class Conflict(Exception):
-    """Something of the name is there, and is not ours."""
+    """A name cannot be had: something of the name is there and is not ours, or pods cannot have it."""
 
 
 def digest(value: object) -> str:
@@ -39,13 +41,18 @@ def digest(value: object) -> str:
 async def apply_children(
     context: Context, owner: Owner, state: TargetState, can_lose: Spare, *, all_anew: bool, budgets_only: bool = False
 ) -> None:
-    """`budgets_only`: where pods must not be changed, as what they need is not known. Raises `ApiError`, `Conflict`, after the others were
+    """`budgets_only`: where pods must not be changed, as what they need is not known. Raises `ApiError`, `Conflict`, after all else is
     applied."""
     made = children(owner, can_lose, state.store_trust)
     if budgets_only:
         made = [c for c in made if c["kind"] == "PodDisruptionBudget"]
     for stage in ([c for c in made if c["kind"] != "StatefulSet"], [c for c in made if c["kind"] == "StatefulSet"]):
         await together([_apply(context, owner, state, child, all_anew=all_anew) for child in stage])
+    for child in made:
+        kind, name = child["kind"], child["metadata"]["name"]
+        shown = (context.cache.get(kind, owner.namespace, name) or {}).get("status") or {}
+        if kind == "StatefulSet" and len(name) > STATEFUL_SET_MAX and not shown.get("replicas"):
+            raise Conflict(f"StatefulSet {name}: more than {STATEFUL_SET_MAX} characters: a label of its pods cannot be made of it")
 
 
 async def _apply(context: Context, owner: Owner, state: TargetState, child: Object, *, all_anew: bool) -> None:
