@@ -16,7 +16,7 @@ from support.reconciled import CHANNEL, QUEUE, World
 from support.shared import SENDER
 
 
-@pytest.mark.parametrize("error", [qsg.ConnectionBroken("cut off"), qsg.OutcomeUnknown("cut off"), qsg.StructureNotAvailable("cut off")])
+@pytest.mark.parametrize("error", [qsg.ConnectionBroken("cut off"), qsg.OutcomeUnknown("cut off")])
 async def test_what_was_not_taken_is_not_called_valid(error: qsg.QsgError) -> None:
     w = await World().up()
     w.api.user_applies(QUEUE, "in", {"group": "orders"})

@@ -122,8 +122,6 @@ async def _define(state: TargetState, one: Definition, refused: dict[Mark, str],
         await state.members.command("define", kind=kind_of(one), definition=definition, replace=True)
     except qsg.QsgError as error:
         _raise_if_lost(error)
-        if isinstance(error, qsg.StructureNotAvailable):
-            raise  # a store is away: that is no fault of the definition
         mark = Mark.parse(one.managed_by)
         if mark is not None:
             refused[mark] = error.detail or str(error)
