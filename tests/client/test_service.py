@@ -14,12 +14,12 @@ from qsg.manager.client_connection import Connection
 from qsg.manager.clients import SERVICE, ClientLimits
 from qsg.pb import client_pb2 as pb
 from qsg.pb import records_pb2 as records
-from qsg.rules.reasons import Reason
+from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Fenced, OutcomeUnknown
 from qsg.store.contract import Unavailable
 from qsg.transport.codec import encode
 from qsg.transport.contract import Closed, Stream
-from qsg.transport.memory import MemoryNetwork
+from qsg.transport.memory import MemoryNetwork, MemoryStream
 from support.client_group import ClientGroup
 from support.group import eventually
 
@@ -294,6 +294,34 @@ async def test_what_went_wrong_is_told(group: ClientGroup, problem: Exception, r
     stream = await connected(group)
 
     assert (await answer_to(stream, put(1))).reason == reason
+
+
+async def test_a_refusal_that_no_text_can_carry_is_told(group: ClientGroup) -> None:
+    unspeakable = mock.AsyncMock(side_effect=Refusal(Reason.CHANNEL_NOT_FOUND, "no channel \udcff"))  # as from a command line
+    stream = await connected(group)
+    with mock.patch.object(group.backends["X"], "command", unspeakable):
+        for number in range(1, 7):  # more than there is room for
+            answer = await answer_to(stream, pb.ClientRequest(id=number, command=pb.Command(name="start")))
+            assert (answer.reason, answer.detail) == (Reason.CHANNEL_NOT_FOUND, "no channel \\udcff")
+
+    assert (await answer_to(stream, put(9))).reason == 0
+
+
+async def test_an_answer_that_cannot_be_sent_is_told(group: ClientGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = MemoryStream.send
+
+    async def sends(stream: MemoryStream, frame: bytes) -> None:
+        if b"a large result" in frame:
+            raise ValueError("more than a frame carries")
+        await send(stream, frame)
+
+    monkeypatch.setattr(MemoryStream, "send", sends)
+    group.backends["X"].objects["queues"] = "a large result"
+    stream = await connected(group)
+
+    answer = await answer_to(stream, pb.ClientRequest(id=1, inquire=pb.Inquire(object="queues")))
+    assert answer.reason == Reason.UNEXPECTED_ERROR
+    assert "more than a frame carries" in answer.detail
 
 
 @pytest.mark.parametrize("problem", [Unavailable("away"), RuntimeError("a bug")])

@@ -279,12 +279,10 @@ class Connection:
         try:
             await self._perform(kind, request, response)
         except Exception as problem:
-            reason, detail = self._reason(request, problem)
             self._forget_unit(request.get.unit if kind == "get" else request.put.unit)
-            response.Clear()
-            response.id, response.reason, response.detail = request.id, int(reason), detail
+            response = self._refusal(request, problem)
         try:
-            await self._send(pb.CLIENT_RESPONSE, response.SerializeToString())
+            await self._answer(request, response)
         except Closed:
             log.debug("answer lost", connection=self.name, kind=kind, id=request.id)
         finally:
@@ -292,6 +290,20 @@ class Connection:
             self._cancels.pop(request.id, None)
             if share is not None:
                 self._room.leave(share)
+
+    async def _answer(self, request: pb.ClientRequest, response: pb.ClientResponse) -> None:
+        """Who asked waits for an answer as long as the connection lives."""
+        try:
+            await self._send(pb.CLIENT_RESPONSE, response.SerializeToString())
+        except Closed:
+            raise
+        except Exception as problem:  # nothing was sent: it is more than a frame carries
+            await self._send(pb.CLIENT_RESPONSE, self._refusal(request, problem).SerializeToString())
+
+    def _refusal(self, request: pb.ClientRequest, problem: Exception) -> pb.ClientResponse:
+        reason, detail = self._reason(request, problem)
+        # A name from a command's JSON may have what no text can carry (half a surrogate pair).
+        return pb.ClientResponse(id=request.id, reason=int(reason), detail=detail.encode(errors="backslashreplace").decode())
 
     def _forget_unit(self, number: int) -> None:
         """A call that did nothing leaves no unit of work that has nothing in it: the application need not end it."""
