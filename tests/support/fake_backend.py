@@ -41,6 +41,8 @@ class FakeGroup:
     homes: dict[str, str] = field(default_factory=dict)
     full: dict[str, int] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)
+    """Structures that no member reaches."""
     gate: Gate = _open_gate
     commits: int = 0
     frames: list[int] = field(default_factory=list)
@@ -51,6 +53,10 @@ class FakeGroup:
         if queue in self.missing:
             raise Refusal(Reason.UNKNOWN_OBJECT_NAME, queue)
         return self.homes.get(queue, "admin")
+
+    def reach(self, structure: str) -> None:
+        if structure in self.away:
+            raise Refusal(Reason.STRUCTURE_NOT_AVAILABLE, structure)
 
     def payloads(self, queue: str) -> list[bytes]:
         return [message.payload for message, _ in self.queues[queue]]
@@ -124,6 +130,7 @@ class FakeBackend:
             work.puts += [(put.queue, message) for message in put.messages]
             return [message.message_id for message in put.messages]
         await group.gate("before put", self.member)
+        group.reach(producer.structure if producer is not None else home)
         if producer is not None and home != producer.structure:
             record = group.producers[producer.producer, producer.structure]
             if record.epoch != producer.epoch or producer.first != record.last + 1:
@@ -175,6 +182,7 @@ class FakeBackend:
 
     async def open_producer(self, opening: pb.OpenProducer, wanted: Wanted) -> ProducerState:
         structure = opening.structure or self.group.home(opening.queue)
+        self.group.reach(structure)
         await self.group.gate("before open", self.member)
         record = self.group.producers.setdefault((opening.producer, structure), records.ProducerRecord())
         if superseded(record, opening.opener, opening.epochs_max.get(structure, 0)):

@@ -3,7 +3,8 @@
 One driver owns the windows, one per structure. It sends while all goes well, up to `FRAMES_IN_FLIGHT` a structure; after anything else it
 waits until every frame has its answer, asks for the producer's record where that is needed (which raises the epoch, so that nothing older
 can be committed any more), answers what is done and sends the rest again under new numbers. Message ids are made here, so that they are
-known even when only the record says that a put was done.
+known even when only the record says that a put was done. What goes to a structure that is away holds up nothing for good that goes to
+another one: it is asked for at member after member, the others in between.
 
 Names of producers must be unique among living applications: the newer one of two wins, the older one gets `ProducerFenced`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qsg.client.errors import ConnectionBroken, OutcomeUnknown, ProducerFenced, QsgError, StructureNotAvailable, error_for
@@ -30,7 +32,8 @@ FRAMES_IN_FLIGHT = 2
 ASK_AGAIN_S = 0.05
 LIFETIME_MS = 7 * 24 * 3600 * 1000
 
-ELSEWHERE = RETRY_ELSEWHERE | {int(Reason.STRUCTURE_NOT_AVAILABLE), int(Reason.CF_NOT_AVAILABLE)}
+AWAY = frozenset((int(Reason.STRUCTURE_NOT_AVAILABLE), int(Reason.CF_NOT_AVAILABLE)))
+ELSEWHERE = RETRY_ELSEWHERE | AWAY
 """Answers to opening a producer after which another member is asked."""
 
 
@@ -46,7 +49,7 @@ class Frame:
     """`response` is ours: not to be sent again as it is."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Line:
     """What goes to one structure."""
 
@@ -77,8 +80,9 @@ class Line:
         return []
 
     @property
-    def idle(self) -> bool:
-        return not self.waiting and not self.window.frames
+    def wanted(self) -> bool:
+        """Somebody waits for what becomes of something here."""
+        return bool(self.waiting) or any(item.wanted for frame in self.window.frames for item in frame.value.items)
 
 
 class ProducerPuts:
@@ -95,7 +99,8 @@ class ProducerPuts:
         self._calls: set[asyncio.Task[None]] = set()
         self._driver: asyncio.Task[None] | None = None
         self._fenced: ProducerFenced | None = None
-        self._ask_until: float | None = None
+        self._ask_until: dict[Line | tuple[str, str], float] = {}
+        """Lines, and targets without one, of which no member that was asked so far could tell."""
         self._opens_unanswered = 0
         """Of queues whose structure was not known: they may still raise the epoch of a line that is yet to be made."""
 
@@ -131,14 +136,14 @@ class ProducerPuts:
 
     @property
     def _busy(self) -> bool:
-        if self._unrouted or any(line.waiting for line in self._lines.values()):
-            return True
-        return any(item.wanted for line in self._lines.values() for frame in line.window.frames for item in frame.value.items)
+        return bool(self._unrouted) or any(line.wanted for line in self._lines.values())
 
     async def _drive(self) -> None:
         try:
             while self._fenced is None or not self._quiet:
                 self._wake.clear()
+                if not self._busy:
+                    self._ask_until.clear()
                 # Once fenced, only the answers to come are waited for.
                 if self._fenced is not None or not self._busy or not await self._try():
                     await self._wake.wait()
@@ -151,20 +156,13 @@ class ProducerPuts:
         """One step; True when the next one should follow at once."""
         try:
             session = await self._link.session()
-            await self._step(session)
-            self._ask_until = None
-        except SessionLost:
+            problem = await self._step(session)
+            if problem is None:
+                return False
+            session.retire(str(problem))
+            await asyncio.sleep(ASK_AGAIN_S)
             return True
-        except AskElsewhere as problem:
-            now = asyncio.get_running_loop().time()
-            if self._ask_until is None:
-                self._ask_until = now + self._link.options.reconnect_s
-            if now < self._ask_until:
-                session.retire(str(problem))
-                await asyncio.sleep(ASK_AGAIN_S)
-            else:
-                self._ask_until = None
-                self._give_up(StructureNotAvailable(str(problem)))
+        except SessionLost:
             return True
         except QsgError as error:
             if self._fenced is None:
@@ -178,21 +176,53 @@ class ProducerPuts:
     def _quiet(self) -> bool:
         return all(line.window.quiet for line in self._lines.values())
 
-    async def _step(self, session: Session) -> None:
-        """Does what can be done now; every answer and every new item wakes the driver again."""
+    async def _step(self, session: Session) -> AskElsewhere | None:
+        """Does what can be done now; every answer and every new item wakes the driver again. Answers what another member is to be asked."""
+        problem: AskElsewhere | None = None
         for line in self._lines.values():
-            if not line.idle and line.window.quiet and (line.window.troubled or line.session is not session):
-                await self._recover(session, line)
-        if self._fenced is not None:
-            return
-        if self._unrouted and self._quiet:
-            # Opening raises the epoch of whatever structure it leads to, so nothing may be in flight.
-            for key in list(self._unrouted):
-                if self._fenced is None:
-                    await self._route(session, key)
-        if self._fenced is None and not self._unrouted:
+            if not line.wanted:
+                self._ask_until.pop(line, None)
+            elif line.window.quiet and (line.window.troubled or line.session is not session):
+                try:
+                    await self._recover(session, line)
+                    self._ask_until.pop(line, None)
+                except AskElsewhere as elsewhere:
+                    problem = self._elsewhere(elsewhere, [line]) or problem
+        if self._unrouted and self._fenced is None:
+            if not self._quiet:
+                return problem  # opening raises the epoch of whatever structure it leads to, so nothing may be in flight
+            problem = await self._route_all(session) or problem
+        if self._fenced is None:
             for line in self._lines.values():
                 self._fill(session, line)
+        return problem
+
+    async def _route_all(self, session: Session) -> AskElsewhere | None:
+        """Up to one that has to be asked for elsewhere: it is the last one next time."""
+        for key in list(self._unrouted):
+            if self._fenced is not None:
+                break
+            try:
+                await self._route(session, key)
+                self._ask_until.pop(key, None)
+            except AskElsewhere as problem:
+                self._unrouted[key] = self._unrouted.pop(key)
+                return self._elsewhere(problem, list(self._unrouted))
+        return None
+
+    def _elsewhere(self, problem: AskElsewhere, which: Sequence[Line | tuple[str, str]]) -> AskElsewhere | None:
+        """Gives up those that were asked for long enough; answers the problem while there are others."""
+        now = asyncio.get_running_loop().time()
+        over = [one for one in which if self._ask_until.setdefault(one, now + self._link.options.reconnect_s) <= now]
+        for one in over:
+            del self._ask_until[one]
+            if isinstance(one, Line):
+                self._give_up_line(one, StructureNotAvailable(str(problem)))
+                # Its queues may be moved off a structure that never comes back.
+                self._homes = {key: line for key, line in self._homes.items() if line is not one}
+            else:
+                answer_failed(list(self._unrouted.pop(one)), StructureNotAvailable(str(problem)))
+        return problem if len(over) < len(which) else None
 
     def _fill(self, session: Session, line: Line) -> None:
         window = line.window
@@ -326,6 +356,8 @@ class ProducerPuts:
             elif frame.outcome is Outcome.REFUSED or frame.value.failed_here:
                 assert frame.value.response is not None
                 again += self._refused(items, frame.value.response)
+                if frame.value.response.reason in AWAY:
+                    changed[items[0].route.target] = None  # perhaps: whoever puts there next asks where it lies
             else:
                 again += items
                 if frame.outcome is Outcome.CHANGED:
@@ -358,13 +390,17 @@ class ProducerPuts:
         for items in self._unrouted.values():
             answer_failed(list(items), error)
         self._unrouted.clear()
+        self._ask_until.clear()
         for line in self._lines.values():
-            for waiting in line.waiting.values():
-                answer_failed(list(waiting), error)
-            line.waiting.clear()
-            for frame in line.window.frames:
-                unknown = frame.outcome in (Outcome.PENDING, Outcome.UNKNOWN, Outcome.DONE)
-                answer_failed(frame.value.items, OutcomeUnknown(error.detail) if unknown else error)
+            self._give_up_line(line, error)
+
+    def _give_up_line(self, line: Line, error: QsgError) -> None:
+        for waiting in line.waiting.values():
+            answer_failed(list(waiting), error)
+        line.waiting.clear()
+        for frame in line.window.frames:
+            unknown = frame.outcome in (Outcome.PENDING, Outcome.UNKNOWN, Outcome.DONE)
+            answer_failed(frame.value.items, OutcomeUnknown(error.detail) if unknown else error)
 
     async def close(self) -> None:
         tasks = [*self._calls, *([self._driver] if self._driver is not None else [])]

@@ -126,7 +126,8 @@ class Commits:
         except SessionLost as lost:
             raise BackedOut(f"the connection was lost before the commit: {lost}") from lost
         if response.reason:
-            # A producer whose opening failed may have been opened or not: it is dropped.
+            # A producer whose opening failed may have been opened or not: it is dropped. The queue may lie elsewhere by now.
+            self._homes.pop(queue, None)
             raise BackedOut(f"the commit was not sent: {error_for(response.reason, response.detail)}")
         structure = self._homes[queue] = response.structure
         window = producer.windows[structure] = Window()
