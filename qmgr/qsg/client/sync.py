@@ -32,10 +32,11 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as closed:  # perhaps by another thread, just now
             work.close()
-            raise ConnectionBroken("the connection is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            raise ConnectionBroken("the connection is closed") from closed
         try:
             return future.result()
         except BaseException:
@@ -48,6 +49,7 @@ class _Loop:
         self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.run_until_complete(_cancel_others())  # of threads that called meanwhile: they would wait for ever
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
