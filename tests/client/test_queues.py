@@ -7,16 +7,19 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 import qsg
+from qsg.client import producer
 from qsg.manager.administration import Administration
 from qsg.manager.backend import QueueManagerBackend
 from qsg.manager.clients import SERVICE, ClientService
+from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as records
 from qsg.rules import keys
-from qsg.rules.unit import Unit
+from qsg.rules.unit import Committed, Unit
 from qsg.store.contract import Delete, Put
 from qsg.transport.memory import MemoryNetwork
 from support.members import Group, Member, group, shared
@@ -165,6 +168,55 @@ def test_numbered_puts_survive_any_cuts(seed: int) -> None:
     odd, even, lost = run(main())
     assert odd == list(range(1, 440, 2))
     assert even == list(range(0, 440, 2))
+    assert lost > 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_numbered_puts_to_ever_new_targets_survive_any_cuts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening the producer for the next one fences what is in flight."""
+    monkeypatch.setattr(producer, "ROUTE_S", 0.0)
+    commit, chance = Structure.commit, random.Random(seed)
+
+    async def slow(structure: Structure, unit: Unit, **options: Any) -> Committed:
+        if unit.label == "put":
+            await asyncio.sleep(chance.choice((0, 0, 0.01)))
+        return await commit(structure, unit, **options)
+
+    monkeypatch.setattr(Structure, "commit", slow)
+    queues = [f"N{number}" for number in range(12)]
+
+    async def main() -> tuple[list[list[int]], list[int], int]:
+        async with started() as site:
+            x = site.members["X"]
+            for queue in queues:
+                await x.queues.define(shared(queue))
+            await asyncio.sleep(0.05)
+            slow_network(site, chance)
+            async with site.connect(producer="P") as qmgr:
+
+                async def cut() -> None:
+                    while True:
+                        await asyncio.sleep(chance.uniform(0, 0.2))
+                        site.cut(qmgr)
+
+                async def putter(first: int) -> None:
+                    for i in range(first, 400, 4):
+                        await qmgr.put("A", b"%d" % i)
+
+                async def to_new_targets() -> None:
+                    for number in range(len(queues)):
+                        await asyncio.sleep(chance.uniform(0, 0.1))
+                        await asyncio.gather(*(qmgr.put(queue, b"%d" % number) for queue in queues[: number + 1]))
+
+                cutting = asyncio.create_task(cut())
+                await asyncio.gather(*(putter(first) for first in range(4)), to_new_targets())
+                cutting.cancel()
+                lost = qmgr.reconnections
+            return [await everything(x, queue) for queue in queues], await everything(x, "A"), lost
+
+    new, known, lost = run(main())
+    assert new == [list(range(number, len(queues))) for number in range(len(queues))]
+    assert [[i for i in known if i % 4 == first] for first in range(4)] == [list(range(first, 400, 4)) for first in range(4)]
     assert lost > 3
 
 

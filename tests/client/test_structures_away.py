@@ -128,3 +128,40 @@ async def test_a_unit_of_work_with_a_queue_that_moved_off_it_is_committed(two: C
 
     assert answers == ["backed out", "committed"]
     assert two.payloads("A") == [b"0", b"2"]
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.2, 30.0])
+@pytest.mark.parametrize("there", [False, True], ids=["elsewhere", "in the same"])
+async def test_a_new_target_does_not_wait_for_a_put_that_a_structure_holds(two: ClientGroup, there: bool, moment_s: float) -> None:
+    """As a reply queue of its own for each request: opening the producer there must not wait for what may take hours."""
+    away = asyncio.Event()
+    async with two.connect(producer="P", reconnect_s=RECONNECT_S) as qmgr:
+        await qmgr.put("A", b"0")
+        await qmgr.put("B", b"0")
+        held = 0
+
+        async def gate(step: str, member: str) -> None:
+            nonlocal held
+            if step == "before put" and not held:
+                held += 1
+                await away.wait()
+
+        two.durable.gate = gate
+        waiting = [asyncio.create_task(qmgr.put("A", b"1"))]
+        await asyncio.sleep(moment_s)
+        waiting.append(asyncio.create_task(qmgr.put("A", b"2")))
+        new = asyncio.create_task(qmgr.put("A2" if there else "B2", b"new"))
+        known = asyncio.create_task(qmgr.put("B", b"1"))
+        async with asyncio.timeout(3):
+            await known
+            if not there:
+                await new
+        assert held == 1
+        assert not any(put.done() for put in waiting)
+        away.set()
+        await asyncio.gather(*waiting, new)
+        await qmgr.put("A", b"3")
+
+    assert two.payloads("A") == [b"0", b"1", b"2", b"3"]
+    assert two.payloads("B") == [b"0", b"1"]
+    assert two.payloads("A2") + two.payloads("B2") == [b"new"]

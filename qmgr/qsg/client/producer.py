@@ -30,6 +30,8 @@ log = logging.getLogger("qsg.client")
 
 FRAMES_IN_FLIGHT = 2
 ASK_AGAIN_S = 0.05
+ROUTE_S = 1.0
+"""How long a new target waits for what is in flight: where its structure is away nobody knows when that is answered."""
 LIFETIME_MS = 7 * 24 * 3600 * 1000
 
 AWAY = frozenset((int(Reason.STRUCTURE_NOT_AVAILABLE), int(Reason.CF_NOT_AVAILABLE)))
@@ -101,6 +103,7 @@ class ProducerPuts:
         self._fenced: ProducerFenced | None = None
         self._ask_until: dict[Line | tuple[str, str], float] = {}
         """Lines, and targets without one, of which no member that was asked so far could tell."""
+        self._route_at: float | None = None
         self._opens_unanswered = 0
         """Of queues whose structure was not known: they may still raise the epoch of a line that is yet to be made."""
 
@@ -189,13 +192,25 @@ class ProducerPuts:
                 except AskElsewhere as elsewhere:
                     problem = self._elsewhere(elsewhere, [line]) or problem
         if self._unrouted and self._fenced is None:
-            if not self._quiet:
-                return problem  # opening raises the epoch of whatever structure it leads to, so nothing may be in flight
+            if not self._may_route():
+                return problem
             problem = await self._route_all(session) or problem
         if self._fenced is None:
             for line in self._lines.values():
                 self._fill(session, line)
         return problem
+
+    def _may_route(self) -> bool:
+        """Opening raises the epoch of whatever structure it leads to: what is in flight there is fenced by us, and has to be asked for."""
+        loop = asyncio.get_running_loop()
+        if not self._quiet:
+            if self._route_at is None:
+                self._route_at = loop.time() + ROUTE_S
+                loop.call_at(self._route_at, self._wake.set)
+            if loop.time() < self._route_at:
+                return False
+        self._route_at = None
+        return True
 
     async def _route_all(self, session: Session) -> AskElsewhere | None:
         """Up to one that has to be asked for elsewhere: it is the last one next time."""
@@ -311,6 +326,9 @@ class ProducerPuts:
 
     async def _route(self, session: Session, key: tuple[str, str]) -> None:
         """Finds the structure of a queue and opens the producer there."""
+        flying = [line for line in self._lines.values() if not line.window.quiet]
+        for line in flying:
+            line.window.opens_unanswered += 1  # it may lead there, and is taken for a late one of ours then
         try:
             response = await self._open(session, pb.OpenProducer(queue=key[0], queue_manager=key[1]), None)
         except QsgError as error:
@@ -318,7 +336,8 @@ class ProducerPuts:
             return
         made = Line(response.structure, Window(opens_unanswered=self._opens_unanswered))
         line = self._lines.setdefault(response.structure, made)
-        self._opened(session, line, response)
+        if line not in flying:
+            self._opened(session, line, response)
         self._homes[key] = line
         for item in self._unrouted.pop(key):
             if item.messages:
