@@ -20,6 +20,8 @@ class FakeEtcd(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.member = member
         self.leader = member
         self.term = 1
+        self.cluster = 0
+        """The cluster that it says it is of; 0 = it does not say."""
         self.refuses = False
         """Transactions end as on a connection that the server has told to go away."""
         self.drops = False
@@ -28,8 +30,12 @@ class FakeEtcd(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.told = 0
         """How often it was asked who leads."""
         self.address = ""
+        self.ttl_s = 5
+        """Of every lease; 0 = there is none."""
         self.renewing = 0
         """Streams of renewals that are open."""
+        self.watching = 0
+        """Streams of watches that are open; they bring nothing but answers to questions."""
         self._methods: dict[str, Any] = {
             "/etcdserverpb.KV/Txn": grpc.unary_unary_rpc_method_handler(self._txn, rpc_pb2.TxnRequest.FromString, _serialize),
             "/etcdserverpb.Maintenance/Status": grpc.unary_unary_rpc_method_handler(
@@ -38,13 +44,14 @@ class FakeEtcd(grpc.GenericRpcHandler):  # type: ignore[misc]
             "/etcdserverpb.Lease/LeaseKeepAlive": grpc.stream_stream_rpc_method_handler(
                 self._keep_alive, rpc_pb2.LeaseKeepAliveRequest.FromString, _serialize
             ),
+            "/etcdserverpb.Watch/Watch": grpc.stream_stream_rpc_method_handler(self._watch, rpc_pb2.WatchRequest.FromString, _serialize),
         }
 
     def service(self, details: Any) -> Any:
         return self._methods.get(details.method)
 
     def _header(self) -> rpc_pb2.ResponseHeader:
-        return rpc_pb2.ResponseHeader(member_id=self.member, raft_term=self.term, revision=1)
+        return rpc_pb2.ResponseHeader(cluster_id=self.cluster, member_id=self.member, raft_term=self.term, revision=1)
 
     async def _txn(self, request: rpc_pb2.TxnRequest, context: Any) -> rpc_pb2.TxnResponse:
         self.taken += 1
@@ -62,9 +69,20 @@ class FakeEtcd(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.renewing += 1
         try:
             async for request in requests:
-                yield rpc_pb2.LeaseKeepAliveResponse(header=self._header(), ID=request.ID, TTL=5)
+                yield rpc_pb2.LeaseKeepAliveResponse(header=self._header(), ID=request.ID, TTL=self.ttl_s)
         finally:
             self.renewing -= 1
+
+    async def _watch(self, requests: AsyncIterator[rpc_pb2.WatchRequest], context: Any) -> AsyncIterator[Any]:
+        self.watching += 1
+        try:
+            async for request in requests:
+                if request.HasField("create_request"):
+                    yield rpc_pb2.WatchResponse(header=self._header(), watch_id=request.create_request.watch_id, created=True)
+                elif request.HasField("progress_request"):
+                    yield rpc_pb2.WatchResponse(header=self._header(), watch_id=-1)
+        finally:
+            self.watching -= 1
 
 
 def _serialize(message: Any) -> bytes:

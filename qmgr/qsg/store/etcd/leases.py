@@ -53,6 +53,8 @@ class _LeaseStream:
     def on_message(self, response: rpc_pb2.LeaseKeepAliveResponse) -> None:
         # One stream is answered in order, so the oldest waiter of a lease is the one meant.
         assert self.duplex is not None
+        if not self._pool.ours(self.duplex.endpoint, response.header):
+            return  # whoever waits asks once more, elsewhere
         self._pool.observe(response.header)
         self.duplex.endpoint.succeeded()
         futures = self._waiting.get(response.ID)

@@ -173,6 +173,10 @@ class WatchHub:
             self._kick.set()
 
     def _on_message(self, response: rpc_pb2.WatchResponse) -> None:
+        if self._broken or (self._stream is not None and not self._pool.ours(self._stream.endpoint, response.header)):
+            self._broken = True  # nothing that is behind an answer of another cluster is taken, nor what makes up for a watch that is gone
+            self._kick.set()
+            return
         watch = self._by_id.get(response.watch_id)
         if response.canceled:
             if watch is None and response.created:
