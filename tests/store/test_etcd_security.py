@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from structlog.testing import capture_logs
 
+from qsg.process.config import StructureConfig
 from qsg.process.etcd import EtcdOptions, ServerTls, tool
+from qsg.process.security import store_of
 from qsg.store.contract import Get, NotApplied, Put, StoreError
+from qsg.store.etcd import user
 from qsg_operator.authority import new_authority
 from qsg_operator.certificates import CA, CERTIFICATE, KEY, Leaf, issued
 from support.etcd import opened, running
@@ -23,9 +27,9 @@ pytestmark = pytest.mark.etcd
 CERTIFICATES = Path(__file__).parent.parent / "transport" / "certificates"
 
 
-def etcdctl(endpoint: str, *arguments: str) -> None:
+def etcdctl(endpoint: str, *arguments: str, said: bytes | None = None) -> None:
     patient = [f"--dial-timeout={PATIENT_S:g}s", f"--command-timeout={PATIENT_S:g}s"]
-    subprocess.run([tool("etcdctl"), f"--endpoints={endpoint}", *patient, *arguments], check=True, capture_output=True)
+    subprocess.run([tool("etcdctl"), f"--endpoints={endpoint}", *patient, *arguments], check=True, capture_output=True, input=said)
 
 
 async def test_tls_both_ways(tmp_path: Path) -> None:
@@ -134,3 +138,29 @@ async def test_users_log_in_and_again_when_their_token_is_no_longer_known(tmp_pa
         async with opened([endpoint], user="root", password="wrong") as intruder:
             with pytest.raises(StoreError):
                 await intruder.get(Get(b"k"))
+
+
+async def test_a_password_that_was_changed_is_taken_up_while_we_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mounted Secret is written anew. Until the new one is here nothing is refused for good: what was told so gave up."""
+    monkeypatch.setattr(user, "AGAIN_S", 0.1)
+    password = tmp_path / "password"
+    password.write_text("secret")
+    (tmp_path / "user").write_text("root")
+    async with running(tmp_path / "etcd", options=EtcdOptions(fsync=False, extra=(signing(tmp_path),))) as cluster:
+        [endpoint] = cluster.endpoints
+        enable_users(endpoint)
+        store = store_of(StructureConfig(endpoints=(endpoint,), credentials=tmp_path))
+        try:
+            await store.txn([], [Put(b"k", b"1")], timeout_s=PATIENT_S)
+            etcdctl(endpoint, "--user=root:secret", "user", "passwd", "root", "--interactive=false", said=b"other")
+            with capture_logs() as lines, pytest.raises(NotApplied):
+                await store.txn([], [Put(b"k", b"2")], timeout_s=1.0)
+            assert [line["log_level"] for line in lines if "password" in line["event"]] == ["error"]
+            waiting = asyncio.ensure_future(store.txn([], [Put(b"k", b"3")], timeout_s=PATIENT_S))
+            password.write_text("other")
+            assert (await waiting).succeeded
+        finally:
+            await store.close()
+        async with opened([endpoint], user="root", password="secret") as stranger:
+            with pytest.raises(StoreError, match="authentication failed"):
+                await stranger.txn([], [Put(b"k", b"4")], timeout_s=PATIENT_S)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+from functools import partial
+from pathlib import Path
 
 from qsg.process.config import ConfigError, MemberConfig, StructureConfig
 from qsg.store.etcd.store import EtcdStore
@@ -22,10 +24,10 @@ def transport_of(config: MemberConfig, *, to_members: bool = False) -> GrpcTrans
 
 
 def store_of(config: StructureConfig) -> EtcdStore:
-    user, password = config.user, config.password
-    if config.credentials is not None:
+    user, password, folder = config.user, config.password, config.credentials
+    if folder is not None:
         try:
-            user, password = ((config.credentials / name).read_text().strip() for name in ("user", "password"))
+            user, password = _credentials(folder)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"credentials: {error}") from error
     return EtcdStore(
@@ -35,5 +37,11 @@ def store_of(config: StructureConfig) -> EtcdStore:
         key=config.key,
         user=user or None,
         password=password or None,
+        credentials=partial(_credentials, folder) if folder is not None else None,
         quota_bytes=config.quota_bytes,
     )
+
+
+def _credentials(folder: Path) -> tuple[str, str]:
+    user, password = ((folder / name).read_text().strip() for name in ("user", "password"))
+    return user, password

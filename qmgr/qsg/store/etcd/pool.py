@@ -25,6 +25,7 @@ from qsg.store.contract import NotApplied, StoreError, Unavailable
 from qsg.store.etcd import errors
 from qsg.store.etcd.clusters import Clusters
 from qsg.store.etcd.endpoints import Endpoint, Security
+from qsg.store.etcd.user import User
 
 log = structlog.get_logger()
 
@@ -44,14 +45,14 @@ _HAS_LEADER = ("hasleader", "true")
 
 
 class EndpointPool:
-    def __init__(self, addresses: Sequence[str], security: Security | None, user: str, password: str) -> None:
+    def __init__(self, addresses: Sequence[str], security: Security | None, user: User) -> None:
         assert addresses, "no endpoints"
         self.endpoints = [Endpoint(address, security) for address in addresses]
         self.metadata: tuple[tuple[str, str], ...] = (_HAS_LEADER,)
         self.on_eject: list[Callable[[Endpoint], None]] = []
         """Called when an endpoint is given up, for those who hold a stream to it."""
         self.closed = False
-        self._user, self._password = user, password
+        self._user = user
         self._current = self.endpoints[0]
         self._leader: Endpoint | None = None
         self._term = 0
@@ -111,7 +112,7 @@ class EndpointPool:
             if clock() + _PAUSE_S >= until:
                 raise errors.Unsent(f"no connection to {', '.join(e.address for e in self.endpoints)}")
             await asyncio.sleep(_PAUSE_S if self._choose(clock()).ejected_until > clock() else 0)
-        if self._user and len(self.metadata) == 1:
+        if self._user.exists and len(self.metadata) == 1:
             await self._login(endpoint, until)
         return endpoint
 
@@ -254,16 +255,22 @@ class EndpointPool:
         async with self._login_lock:
             if len(self.metadata) > 1:
                 return
-            request = rpc_pb2.AuthenticateRequest(name=self._user, password=self._password)
-            left = max(until - asyncio.get_running_loop().time(), 0.001)
+            clock = asyncio.get_running_loop().time
+            pair = self._user.pair()
+            if self._user.waits(pair, clock()):
+                raise NotApplied("user and password were refused")
+            request = rpc_pb2.AuthenticateRequest(name=pair[0], password=pair[1])
+            left = max(until - clock(), 0.001)
             try:
                 response = await endpoint.calls("authenticate")(request, timeout=left, metadata=self.metadata)
             except grpc.aio.AioRpcError as rpc_error:
                 error = self.failed(endpoint, errors.from_rpc(rpc_error), missed=_missed(rpc_error))
                 # The request behind this login was not sent.
-                raise NotApplied(str(error)) if isinstance(error, Unavailable) else error from rpc_error
+                passing = isinstance(error, (Unavailable, NotApplied)) or self._user.refused(pair, clock(), str(error))
+                raise NotApplied(str(error)) if passing else error from rpc_error
             if not self.ours(endpoint, response.header):
                 raise NotApplied(f"{endpoint.address} is of another etcd cluster")
+            self._user.taken()
             self.metadata = (_HAS_LEADER, ("token", response.token))
 
     async def close(self) -> None:

@@ -36,6 +36,7 @@ from qsg.store.etcd.endpoints import Security
 from qsg.store.etcd.leases import LeaseKeeper
 from qsg.store.etcd.pool import EndpointPool
 from qsg.store.etcd.snapshot import snapshot
+from qsg.store.etcd.user import Credentials, User
 from qsg.store.etcd.watches import WatchHub
 
 _READ_TOTAL_S = 5.0
@@ -49,6 +50,7 @@ class EtcdStore:
     """A client of the etcd members at `endpoints` (host:port, with or without a scheme; or unix:path).
 
     `ca`, `cert`, `key`: PEM files; `ca` turns TLS on. `server_name` overrides the name expected on the server's certificate.
+    `credentials` gives user and password anew for each login.
     `timeout_s`: time for one transaction. `quota_bytes`: told by `status` where the server does not (etcd before 3.6).
     Belongs to the event loop that first uses it.
     """
@@ -62,6 +64,7 @@ class EtcdStore:
         key: str | Path | None = None,
         user: str | None = None,
         password: str | None = None,
+        credentials: Credentials | None = None,
         server_name: str = "",
         timeout_s: float = 0.4,
         limits: Limits | None = None,
@@ -69,7 +72,7 @@ class EtcdStore:
     ) -> None:
         security = Security(Path(ca), Path(cert) if cert else None, Path(key) if key else None, server_name) if ca else None
         self.limits = limits or Limits()
-        self._pool = EndpointPool(endpoints, security, user or "", password or "")
+        self._pool = EndpointPool(endpoints, security, User(user or "", password or "", credentials))
         self._leases = LeaseKeeper(self._pool)
         self._watches = WatchHub(self._pool)
         self._timeout_s = timeout_s
