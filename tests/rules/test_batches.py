@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qsg.manager.flight import Flight
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, segments
-from qsg.rules.batches import BatchBuilder, Built, Loaded, Piece, covered, ends, settle
+from qsg.rules.batches import PIECES_MAX, BatchBuilder, Built, Loaded, Piece, covered, ends, settle
 from qsg.rules.lanes import Position
 from qsg.store.contract import Delete, Put
 from support.channel_segments import NOW, segment
@@ -94,6 +94,24 @@ def test_expired_and_consumed_messages_are_settled_but_not_sent() -> None:
     settlement = settle("Q", built.pieces)
     assert settlement.messages == 3
     assert not Loaded(*segment(2, ["x"], expired=(0,))).wants_bodies(NOW)
+
+
+def test_what_has_expired_is_settled_by_batches_of_a_bounded_size() -> None:
+    """Behind a partner that was away for long there may be a million of them, and one batch under way while they are read."""
+    segments_of_one = [Loaded(*segment(counter, ["a"], expired=(0,))) for counter in range(1, 3000)]
+    builder, taken = BatchBuilder(512, 1 << 20), 0
+    for loaded in segments_of_one:
+        if builder.full:
+            break
+        assert builder.add(loaded, NOW) is None
+        taken += 1
+    built = finish(builder)
+    assert taken == len(built.batch.segments) == PIECES_MAX and built.messages == 0
+
+    more = BatchBuilder(9_999, 1 << 20)
+    for counter in range(1, 2000):
+        more.add(Loaded(*segment(counter, ["a"])), NOW)
+    assert not more.full
 
 
 def test_when_a_batch_ends() -> None:

@@ -19,6 +19,8 @@ from qsg.store.contract import Delete, Op, Put
 
 MESSAGE_OVERHEAD = 64
 """Counted per message towards the bytes of a batch, beside its body."""
+PIECES_MAX = 1024
+"""A batch ends at so many pieces of segments, if it may not have more messages than that: what has expired has neither messages nor bytes."""
 
 
 def bits(bitmap: bytes) -> int:
@@ -182,7 +184,8 @@ class BatchBuilder:
             self.payload_bytes += entry.payload_size
             if entry.stage:
                 self.staged.append((entry, segment.priority, _destination(header, entry)))
-        self.full = self.messages >= self.messages_max or self.bytes >= self.bytes_max
+        pieces_max = max(self.messages_max, PIECES_MAX)
+        self.full = self.messages >= self.messages_max or self.bytes >= self.bytes_max or len(self.pieces) >= pieces_max
 
 
 def _destination(header: records_pb2.SegmentHeader, entry: records_pb2.Entry) -> records_pb2.Destination:
