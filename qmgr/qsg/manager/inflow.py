@@ -227,7 +227,15 @@ class Inflow:
                 raise
             return _refused(refusal)
         await task_failpoint("receiver.before_commit")
-        return self._structure.commit(unit, affinity=self._affinity)
+        return self._handed_in(pending, unit)
+
+    async def _handed_in(self, pending: _Pending, unit: Unit) -> Committed:
+        """One that fails holds no room: the batch behind it may wait for just this, and until it is handed in nothing is built anew."""
+        try:
+            return await self._structure.commit(unit, affinity=self._affinity)
+        except BaseException:
+            pending.release(committed=False)
+            raise
 
     async def _unit(self, pending: _Pending) -> Unit:
         """The messages and the record that covers them, in one unit."""
@@ -321,9 +329,7 @@ class Inflow:
         """A unit failed, and with it all behind it: they are built anew, one after the other, or the session ends."""
         for pending in self._pending:
             assert pending.task is not None
-            await asyncio.wait([pending.task])
-            if pending.task.exception() is not None:
-                pending.release(committed=False)  # those before it may wait for just this room
+            await asyncio.wait([pending.task])  # those that fail hold no room then, for which those before them may wait
         for pending in self._pending:
             assert pending.task is not None
             if pending.task.exception() is not None:

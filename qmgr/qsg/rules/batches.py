@@ -20,7 +20,7 @@ from qsg.store.contract import Delete, Op, Put
 MESSAGE_OVERHEAD = 64
 """Counted per message towards the bytes of a batch, beside its body."""
 PIECES_MAX = 1024
-"""A batch ends at so many pieces of segments, if it may not have more messages than that: what has expired has neither messages nor bytes."""
+"""A batch ends at so many pieces of segments, unless it may have more messages: what has expired counts as neither messages nor bytes."""
 
 
 def bits(bitmap: bytes) -> int:
