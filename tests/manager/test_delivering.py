@@ -47,7 +47,7 @@ def deliverer_of(x: Member, **channel: int) -> Deliverer:
         x.world,
         ours=list,
         initiator=0,
-        message_bytes_max=4 * MIB,
+        ahead_bytes_max=4 * MIB,
         paused=lambda paused: None,
     )
 

@@ -163,7 +163,7 @@ async def test_a_stage_that_was_begun_when_its_session_ended_is_removed_later() 
         (x,) = await members(g, "X")
         structure, channel = x.structures["app1"], Channel(name="TO.X", type="receiver")
         deliverer = Deliverer(
-            x.queues.placer, structure, channel, x.world, ours=list, initiator=0, message_bytes_max=4 * MIB, paused=lambda paused: None
+            x.queues.placer, structure, channel, x.world, ours=list, initiator=0, ahead_bytes_max=4 * MIB, paused=lambda paused: None
         )
         part = Part(stage=b"s", index=0, chunks=2, data=BODY[:MIB], destination=pb.Destination(queue="A"))
         await x.put("A", b"it is open")

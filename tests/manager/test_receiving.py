@@ -261,27 +261,6 @@ async def test_a_batch_waits_for_room_with_what_came_before_committed(two: Rig) 
     assert await two.messages("DLQ") == []
 
 
-async def test_a_batch_does_not_wait_for_room_that_a_failed_one_before_it_holds(two: Rig) -> None:
-    """The first fails because its queue was altered, and is built anew only once the second, which waits for room, is handed in."""
-    channel = two.r.catalog.channel("X.TO.R")
-    assert channel is not None
-    await two.r.catalog.define_channel(channel.model_copy(update={"message_retry_count": 500}))
-    await two.placer.queues.define(Queue(name="TARGET", max_depth=2))
-    await two.placer.put("TARGET", "")  # it is open
-    other = type(two.placer.queues)(two.r.catalog, two.r.world)
-    await other.define(Queue(name="TARGET", max_depth=2, description="altered behind the receiver's back"))
-    script = await connect(two)
-    await script.send(script.batch(script.segment(["a", "b"])))
-    await script.send(script.batch(script.segment(["c"])))
-    got: list[bytes] = []
-    async with asyncio.timeout(5):
-        while len(got) < 3:
-            got += [g.message.payload for g in await two.r.queues.get(GetSpec("TARGET", wait_ms=5_000))]
-    assert got == [b"a", b"b", b"c"]
-    assert two.r.structures["private"].counters.failed >= 1
-    assert await two.messages("DLQ") == []
-
-
 async def test_message_retry_ends_when_the_queue_takes_messages_again(two: Rig) -> None:
     inhibited = Queue(name="TARGET", put_enabled=False)
     await two.placer.queues.define(inhibited)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from qsg.rules.reasons import Reason
-from qsg.rules.unit import Committed, Unit
 from support.channel_pair import Rig
 from support.channel_script import connect, refused, request
+from support.senders import held
 
 
 async def test_draining_ends_sessions_behind_what_they_received(two: Rig) -> None:
@@ -18,20 +17,6 @@ async def test_draining_ends_sessions_behind_what_they_received(two: Rig) -> Non
     await asyncio.wait_for(two.receivers.drain(), 2)
     assert await script.refusal() is Reason.DRAINING
     assert (await refused(two, request(2))).reason is Reason.DRAINING
-
-
-def held(two: Rig, label: str) -> asyncio.Event:
-    """R's commits with this label wait until the event is set."""
-    private, go = two.r.structures["private"], asyncio.Event()
-    commit = private.commit
-
-    async def wait(unit: Unit, **how: Any) -> Committed:
-        if unit.label == label:
-            await go.wait()
-        return await commit(unit, **how)
-
-    private.commit = wait  # type: ignore[method-assign]
-    return go
 
 
 async def test_a_draining_receiver_takes_nothing_more_of_a_busy_sender(two: Rig) -> None:

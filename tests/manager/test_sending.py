@@ -16,7 +16,7 @@ from qsg.store.faults import RandomFaults
 from qsg.store.memory import MemoryStore
 from support.channel_pair import XMITQ, Rig, rig
 from support.lagging import lag
-from support.senders import opened, put_large
+from support.senders import held, opened, put_large
 
 
 async def test_messages_arrive_in_order_and_the_queue_is_empty_behind_them(two: Rig) -> None:
@@ -169,3 +169,33 @@ async def test_n16_a_large_message_may_take_longer_than_the_silence_allowed() ->
         await two.settled(timeout_s=10)
         assert not running.done()
         assert len((await two.messages("TARGET"))[0].payload) == 6_000_006
+
+
+async def chunks(two: Rig, queue: str) -> int:
+    _, (found,) = await two.r.structures["private"].read(get_prefix(keys.queue(queue) + b"x/", keys_only=True))
+    return len(found.kvs)
+
+
+async def test_a_batch_of_many_large_messages_arrives() -> None:
+    """What is announced ahead of a batch may be as much as the batch, not only as the largest message."""
+    async with rig(batch_bytes=16 << 20, max_message_bytes=3 << 20) as two:
+        await put_large(two, await opened(two), bytes(2_900_000), *[("TARGET", "R")] * 4)
+        sender = await two.sender()
+        running = two.start(sender)
+        await asyncio.wait([running, asyncio.ensure_future(two.settled())], return_when=asyncio.FIRST_COMPLETED)
+        assert not running.done(), running.result()
+        assert [len(m.payload) for m in await two.messages("TARGET")] == [2_900_006] * 4 and sender.counters.batches == 1
+
+
+async def test_large_messages_whose_batches_wait_to_be_committed_do_not_count_against_the_next_ones() -> None:
+    async with rig(max_message_bytes=4 << 20) as two:
+        go = held(two, "batch")
+        await put_large(two, await opened(two), bytes(4_000_000), *[("TARGET", "R")] * 3)
+        sender = await two.sender()
+        running = two.start(sender)
+        async with asyncio.timeout(5):
+            while await chunks(two, "TARGET") < 3 * 16 and not running.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not running.done(), running.result()
+        go.set()
+        assert len(await two.until(3)) == 3

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from qsg.manager import large
 from qsg.manager.queue_store import Opened, QueueStore
 from qsg.manager.sending import Outcome
 from qsg.pb import records_pb2 as pb
 from qsg.rules.definitions import Queue
-from qsg.rules.unit import NewMessage, Unit
+from qsg.rules.unit import Committed, NewMessage, Unit
 from support.channel_pair import XMITQ, Rig
 from support.members import Member
 
 
 async def never(*arguments: object) -> None:
     await asyncio.Event().wait()
+
+
+def held(two: Rig, label: str) -> asyncio.Event:
+    """R's commits with this label wait until the event is set."""
+    private, go = two.r.structures["private"], asyncio.Event()
+    commit = private.commit
+
+    async def wait(unit: Unit, **how: Any) -> Committed:
+        if unit.label == label:
+            await go.wait()
+        return await commit(unit, **how)
+
+    private.commit = wait  # type: ignore[method-assign]
+    return go
 
 
 async def cut(two: Rig, member: Member, running: asyncio.Task[Outcome]) -> Outcome:

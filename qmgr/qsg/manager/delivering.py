@@ -47,6 +47,8 @@ class _Staging:
     size: int = 0
     pending: bytearray = field(default_factory=bytearray)
     """What has come and is not in the stage."""
+    expected: bool = False
+    """The batch that it belongs to has come."""
 
     @property
     def complete(self) -> bool:
@@ -58,7 +60,10 @@ class _TooMany(Exception):
 
 
 class Deliverer:
-    """For one session. `ours`: compares of the session's fence; `paused` is told when message retry begins and ends."""
+    """For one session. `ours`: compares of the session's fence; `paused` is told when message retry begins and ends.
+
+    `ahead_bytes_max`: of large messages whose batch has not come yet.
+    """
 
     def __init__(
         self,
@@ -69,7 +74,7 @@ class Deliverer:
         *,
         ours: Callable[[], list[Compare]],
         initiator: int,
-        message_bytes_max: int,
+        ahead_bytes_max: int,
         paused: Callable[[bool], None],
     ) -> None:
         self.dead_letters = 0
@@ -79,7 +84,7 @@ class Deliverer:
         self._world = world
         self._ours = ours
         self._initiator = initiator
-        self._message_bytes_max = message_bytes_max
+        self._ahead_bytes_max = ahead_bytes_max
         self._paused = paused
         self._staging: dict[bytes, _Staging] = {}
         self._begun: dict[asyncio.Future[large.Stage], None] = {}
@@ -221,8 +226,9 @@ class Deliverer:
             raise Refusal(Reason.PROTOCOL_ERROR, f"part {part.index} of {part.chunks} came after {staging.came} of {staging.chunks}")
         staging.came += 1
         staging.size += len(part.data)
-        if sum(s.size for s in self._staging.values()) > self._message_bytes_max + PART_BYTES_MAX * (1 + len(self._staging)):
-            raise Refusal(Reason.MSG_TOO_BIG_FOR_Q_MGR, f"parts of more than {self._message_bytes_max} bytes")
+        ahead = [s.size for s in self._staging.values() if not s.expected]
+        if sum(ahead) > self._ahead_bytes_max + PART_BYTES_MAX * (1 + len(ahead)):
+            raise Refusal(Reason.MSG_TOO_BIG_FOR_Q_MGR, f"parts of more than {self._ahead_bytes_max} bytes")
         staging.pending += part.data
         if staging.placement.refusal is None and staging.placement.destination is None:
             await self._stage(staging)
@@ -296,6 +302,14 @@ class Deliverer:
         if old is not None:
             await large.discard(self._structure, old)
         return placement
+
+    def expect(self, arrivals: Sequence[Arrival]) -> None:
+        """Their batch has come: from now on the window bounds how many of them there are, however long they wait to be committed."""
+        if self._staging:
+            for arrival in arrivals:
+                for entry in arrival.header.entries:
+                    if entry.stage in self._staging:
+                        self._staging[entry.stage].expected = True
 
     def published(self, arrivals: Sequence[Arrival]) -> None:
         """These are committed: their stages are no longer ours to remove."""

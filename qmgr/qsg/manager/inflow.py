@@ -124,7 +124,7 @@ class Inflow:
             bond.structure.world,
             ours=bond.ours,
             initiator=session.initiator,
-            message_bytes_max=bond.parameters.message_bytes_max,
+            ahead_bytes_max=max(bond.parameters.message_bytes_max, bond.parameters.batch_bytes),
             paused=self.paused,
         )
         self._counters = counters
@@ -207,6 +207,7 @@ class Inflow:
 
     async def _batch(self, batch: channel_pb2.Batch) -> None:
         arrivals = self._course.accept(batch)
+        self._deliverer.expect(arrivals)
         groups = rules.prefixes(arrivals)
         for position, group in enumerate(groups, start=1):
             last = position == len(groups)
