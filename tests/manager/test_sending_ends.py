@@ -47,6 +47,31 @@ async def test_a_partner_without_its_record_stops_the_channel_until_reset(two: R
     assert again.counters.sequence == 1
 
 
+async def test_what_a_reset_has_accepted_as_lost_stops_no_later_bind(two: Rig) -> None:
+    """The positions that the partner had confirmed before stood in our progress until a message of each priority was sent again."""
+    await sent_and_stopped(two, "1")
+    private = two.r.structures["private"]
+    await private.commit(Unit(ops=[Delete(keys.receiver_fence(STREAM)), Delete(keys.receiver_progress(STREAM))]))
+    grant = await two.grant(two.x)
+    progress = pb.Progress.FromString(grant.progress.value or b"")
+    progress.reset_to = 1
+    value = progress.SerializeToString()
+    await grant.structure.commit(Unit(changes=[Change(grant.progress, lambda _: value)]))
+    again = Sender(grant, two.xp.link)
+    running = two.start(again)
+    await two.put(["2"], priority=5)
+    assert await two.until(2) == ["1", "2"]
+    again.stop(force=False)
+    assert (await running).clean
+
+    later = await two.sender()
+    running = two.start(later)
+    await asyncio.wait([running, asyncio.ensure_future(later.bound.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert not running.done(), running.result()
+    await two.put(["3"])
+    assert await two.until(3) == ["1", "2", "3"]
+
+
 async def test_a_partner_whose_record_is_behind_stops_the_channel(two: Rig) -> None:
     early, _ = await sent_and_stopped(two, "1", "2")
     private = two.r.structures["private"]

@@ -69,7 +69,10 @@ def progress_bound(before: records_pb2.Progress, record: records_pb2.Progress) -
     """The progress record `before`, with what the partner's record says at a bind."""
     after = records_pb2.Progress()
     after.CopyFrom(before)
-    after.ClearField("reset_to")
+    if before.reset_to:
+        # What the partner no longer has of what it once confirmed is accepted as lost: it stops no later bind.
+        after.ClearField("confirmed")
+        after.ClearField("reset_to")
     after.sequence, after.luwid = record.sequence, record.luwid
     for priority, position in record.confirmed.items():
         after.confirmed[priority].CopyFrom(position)
