@@ -14,7 +14,7 @@ from qsg.manager.placing import release
 from qsg.pb import records_pb2 as pb
 from qsg.pb.channel_pb2 import Part, WireSegment
 from qsg.rules import keys
-from qsg.rules.definitions import Channel, Settings
+from qsg.rules.definitions import Channel, Queue, Settings
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.receiver import Arrival
 from qsg.rules.unit import Committed, CompareFailed, Unit
@@ -185,3 +185,27 @@ async def test_a_part_for_a_queue_that_a_committed_batch_has_filled_waits_for_ro
         await asyncio.gather(parts(deliverer), make_room())
         await deliver(x, deliverer, large_arrival())
         assert await x.get("A") == [PAYLOAD]
+
+
+@pytest.mark.parametrize("alias", ["large", "too big"])
+async def test_messages_for_a_queue_by_two_names_keep_their_order(alias: str) -> None:
+    """Those by the first name go one by one, for one of them is large, or a dead letter; those by the second went ahead of them."""
+    async with receiving() as (_, x):
+        await x.queues.define(shared("A", max_message_bytes=4 * MIB if alias == "large" else 5))
+        await x.queues.define(Queue(name="ALIAS", type="alias", target="A"))
+        deliverer = deliverer_of(x)
+        await parts(deliverer)
+        first, second = small(1, "ALIAS"), small(1)
+        arrival = Arrival(first.wire, pb.SegmentHeader())
+        arrival.header.CopyFrom(first.header)
+        arrival.header.entries.extend([large_arrival().header.entries[0], second.header.entries[0]])
+        arrival.header.entries[2].offset, arrival.header.entries[2].message_id = first.header.bodies_size, b"T" * 24
+        arrival.header.entries[2].destination = 1
+        arrival.header.destinations.extend(second.header.destinations)
+        last = pb.Message(message_id=b"T" * 24, payload=b"later").SerializeToString()
+        arrival.wire.bodies += last
+        arrival.header.bodies_size += len(last)
+
+        await deliver(x, deliverer, arrival)
+
+        assert await x.get("A", 3) == ([b"small", PAYLOAD, b"later"] if alias == "large" else [b"small", b"later"])

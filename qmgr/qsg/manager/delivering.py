@@ -33,6 +33,10 @@ PART_BYTES_MAX = 1 << 20
 STAGED_BYTES = large.CHUNK_BYTES * large.UNIT_CHUNKS
 
 
+_Single = tuple[int, tuple[str, str], Placement | None]
+"""A message that is put by itself: its index, where it is addressed to, and where it goes, if that is known."""
+
+
 @dataclass
 class _Staging:
     """A large message as its parts come. `whole`: kept in memory, because it must be rewritten before it is put."""
@@ -156,7 +160,7 @@ class Deliverer:
     async def _add(self, unit: Unit, arrival: Arrival) -> None:
         header, bodies = arrival.header, arrival.wire.bodies
         groups: dict[str, tuple[Placement, list[int]]] = {}
-        single: list[tuple[int, tuple[str, str], Placement | None]] = []
+        single: list[_Single] = []
         for number, indexes in _by_destination(header).items():
             destination = header.destinations[number].queue, header.destinations[number].queue_manager
             largest = max(header.entries[i].payload_size for i in indexes)
@@ -172,6 +176,7 @@ class Deliverer:
                 single += [(i, destination, None if again else placement) for i in indexes]
             else:
                 groups.setdefault(placement.queue, (placement, []))[1].extend(indexes)
+        _keep_order(header, groups, single)
         for placement, indexes in groups.values():
             self._uses(unit, placement)
             unit.puts.append(_segment(placement.queue, arrival.wire.priority, header, bodies, sorted(indexes)))
@@ -337,6 +342,16 @@ def _by_destination(header: records_pb2.SegmentHeader) -> dict[int, list[int]]:
     for index, entry in enumerate(header.entries):
         found.setdefault(entry.destination, []).append(index)
     return found
+
+
+def _keep_order(header: records_pb2.SegmentHeader, groups: dict[str, tuple[Placement, list[int]]], single: list[_Single]) -> None:
+    """A queue has more than one name: what goes there as a group goes one by one too, if something goes, or may go, there by itself."""
+    alone = {None if known is None else known.queue for _, _, known in single}
+    for queue in [queue for queue in groups if queue in alone or None in alone]:
+        placement, indexes = groups.pop(queue)
+        for index in indexes:
+            to = header.destinations[header.entries[index].destination]
+            single.append((index, (to.queue, to.queue_manager), placement))
 
 
 def _segment(queue: str, priority: int, header: records_pb2.SegmentHeader, bodies: bytes, indexes: list[int]) -> NewSegment:
