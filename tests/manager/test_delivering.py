@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -209,3 +210,29 @@ async def test_messages_for_a_queue_by_two_names_keep_their_order(alias: str) ->
         await deliver(x, deliverer, arrival)
 
         assert await x.get("A", 3) == ([b"small", PAYLOAD, b"later"] if alias == "large" else [b"small", b"later"])
+
+
+@simulated
+async def test_a_message_for_a_queue_that_is_just_being_purged_waits_for_it() -> None:
+    """Between its state's removal and the new one there may be seconds; what arrived then was a dead letter, ahead of what came next."""
+    async with receiving() as (g, x):
+        y = await g.member("Y")
+        deliverer = deliverer_of(x, message_retry_count=3, message_retry_ms=100)
+        await x.put("A", b"old")
+        establish = y.queues.store._establish
+
+        async def late(*arguments: Any, **how: Any) -> None:
+            await asyncio.sleep(0.25)
+            await establish(*arguments, **how)
+
+        y.queues.store._establish = late  # type: ignore[method-assign]
+        purging = asyncio.create_task(y.queues.purge("A"))
+        await asyncio.sleep(0.1)
+        with pytest.raises(CompareFailed):
+            await deliver(x, deliverer, small(1))
+        deliverer.forget()
+
+        await deliver(x, deliverer, small(1))
+
+        await purging
+        assert await x.get("A", 2) == [b"small"]

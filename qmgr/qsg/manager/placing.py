@@ -27,8 +27,6 @@ from qsg.store.contract import Compare, get_prefix
 DEPTH_AGE_S = 0.2
 DEPTH_UNLIMITED = 999_999_999
 ID_BYTES = 24
-RETRYABLE = frozenset({Reason.Q_FULL, Reason.PUT_INHIBITED, Reason.STORAGE_NOT_AVAILABLE})
-"""Reasons that may pass: a receiving channel retries these before it uses the dead-letter queue (IBM MQ, message-retry)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from qsg.rules.lanes import Position
 from qsg.rules.negotiate import advance, is_ahead
 from qsg.rules.reasons import Reason, Refusal
 
-RETRYABLE = frozenset({Reason.Q_FULL, Reason.PUT_INHIBITED, Reason.STORAGE_NOT_AVAILABLE})
-"""Reasons for which a message is tried again before it is a dead letter (MQ: MRRTY, for Q_FULL, PUT_INHIBITED, PAGESET_FULL)."""
+RETRYABLE = frozenset({Reason.Q_FULL, Reason.PUT_INHIBITED, Reason.STORAGE_NOT_AVAILABLE, Reason.Q_DELETED})
+"""Reasons for which a message is tried again before it is a dead letter (MQ: MRRTY, for Q_FULL, PUT_INHIBITED, PAGESET_FULL). Q_DELETED:
+the queue is defined, and not there just now: it is being purged, or deleted."""
 STREAM_BYTES_MAX = 64
 LUWID_CHARS_MAX = 256
 ID_BYTES_MAX = 24
