@@ -12,6 +12,7 @@ import pytest
 from qsg.rules import keys
 from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
+from qsg.rules.unit import Unit
 from support.members import group, shared
 
 
@@ -123,3 +124,31 @@ async def test_a_queue_is_not_made_over_what_another_deletion_has_still_to_remov
         with pytest.raises(Refusal) as refused:
             await y.get("A")
         assert refused.value.reason is Reason.NO_MSG_AVAILABLE
+
+
+@pytest.mark.parametrize(("structure", "held_up"), [("app1", "doubt"), ("admin", "remove")])
+async def test_an_alteration_in_the_same_transaction_does_not_end_a_delete_half_way(
+    structure: str, held_up: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are commands at one member. The state is gone by then: with the definition alone nobody could use the queue."""
+    async with group() as g:
+        x = await g.member("X", slots=1)
+        await x.queues.define(Queue(name="A", structure=structure))
+        admin, at, go = x.structures["admin"], asyncio.Semaphore(0), asyncio.Event()
+        commit = admin.commit
+
+        async def gathered(unit: Unit, **options: Any) -> Any:
+            if unit.label.split()[0] in ("swap", held_up):
+                at.release()
+                await go.wait()
+            return await commit(unit, **options)
+
+        monkeypatch.setattr(admin, "commit", gathered)
+        altering = asyncio.create_task(x.queues.define(Queue(name="A", structure=structure, max_depth=7)))
+        await at.acquire()
+        deleting = asyncio.create_task(x.queues.delete("A"))
+        await at.acquire()
+        go.set()
+        await asyncio.gather(altering, deleting)
+        state = await x.structures[structure].cell(keys.queue_state("A"))
+        assert (x.catalog.queue("A") is None) == (state.value is None)

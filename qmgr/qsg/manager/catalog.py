@@ -20,7 +20,7 @@ from qsg.rules.definitions import PRIVATE, Channel, Definition, Queue, Settings
 from qsg.rules.names import Names
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Cell, Change, CompareFailed, Unit
-from qsg.store.contract import KeyValue, unchanged
+from qsg.store.contract import Compare, KeyValue, unchanged
 from qsg.store.follow import Follower
 
 log = structlog.get_logger()
@@ -224,12 +224,12 @@ class Catalog:
             together = [unchanged(state, 0)] if lay_in is home else []
             try:
                 if lay_in not in (None, home) and not present.endswith(DOUBT):
-                    await home.commit(Unit(f"doubt {key.decode()}", changes=[steps.swap(cell, present + DOUBT)]))
+                    await home.commit(_replace(f"doubt {key.decode()}", cell, present + DOUBT))
                 if lay_in is not None and (await lay_in.cell(state)).value is not None:
                     if lay_in.name == PRIVATE:
                         raise Refusal(Reason.OBJECT_IN_USE, name)  # its use has made it again: nobody has defined it
                     return
-                unit = Unit(f"remove {key.decode()}", compares=together, changes=[steps.swap(cell, None)])
+                unit = _replace(f"remove {key.decode()}", cell, None, *together)
                 await self._settled(home, key, (await home.commit(unit)).revision)
                 return
             except CompareFailed:
@@ -290,6 +290,11 @@ def require_same_place(before: Queue, queue: Queue) -> None:
     for field in ("type", *(("structure", "usage") if queue.type == "local" else ())):
         if getattr(before, field) != getattr(queue, field):
             raise Refusal(Reason.DEFINITION_ERROR, f"queue {queue.name}: {field}: cannot be altered, delete the queue first")
+
+
+def _replace(label: str, cell: Cell, after: bytes | None, *compares: Compare) -> Unit:
+    """Fails its compare also when another unit of this process writes the key in the same transaction, instead of being refused."""
+    return Unit(label, compares=[unchanged(cell.key, cell.mod_revision), *compares], changes=[steps.swap(cell, after)])
 
 
 def _there(cell: Cell, queue: Queue) -> bytes:
