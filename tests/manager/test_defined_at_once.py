@@ -12,8 +12,8 @@ import pytest
 from qsg.rules import keys
 from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
-from qsg.rules.unit import Unit
-from support.members import group, shared
+from qsg.rules.unit import Cell, Unit
+from support.members import Member, group, shared
 
 
 @pytest.mark.parametrize("behind", ["state", "sweep", "look"])
@@ -152,3 +152,42 @@ async def test_an_alteration_in_the_same_transaction_does_not_end_a_delete_half_
         await asyncio.gather(altering, deleting)
         state = await x.structures[structure].cell(keys.queue_state("A"))
         assert (x.catalog.queue("A") is None) == (state.value is None)
+
+
+async def _altered(by: Member, **attributes: object) -> None:
+    await by.queues.define(shared("A", **attributes))
+    await asyncio.sleep(0.05)
+
+
+async def test_a_queue_that_is_altered_while_it_is_opened_is_not_taken_for_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch has shown the new definition before the answer that shows the old state has come."""
+    async with group() as g:
+        x, y = await g.member("X"), await g.member("Y")
+        await _altered(x, put_enabled=False)
+        place = y.structures["app1"]
+        cell = place.cell
+
+        async def overtaken(key: bytes) -> Cell:
+            found = await cell(key)
+            monkeypatch.undo()
+            await _altered(x)
+            return found
+
+        monkeypatch.setattr(place, "cell", overtaken)
+        await y.queues.depth("A")
+        await y.put("A", b"acknowledged")
+        assert await y.get("A") == [b"acknowledged"]
+
+
+async def test_an_alteration_that_was_cut_off_and_taken_back_holds_nowhere() -> None:
+    """The definition was never written, so that nobody is told of it; the state had it for a while."""
+    async with group() as g:
+        x, y = await g.member("X"), await g.member("Y")
+        await _altered(x)
+        await x.queues.store._make(x.structures["app1"], shared("A", put_enabled=False), replace=True)
+        with pytest.raises(Refusal) as refused:
+            await y.put("A", b"refused")
+        assert refused.value.reason is Reason.PUT_INHIBITED
+        await _altered(x)
+        await y.put("A", b"acknowledged")
+        assert await y.get("A") == [b"acknowledged"]

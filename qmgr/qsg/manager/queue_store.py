@@ -65,10 +65,15 @@ class QueueStore:
         self._opened: dict[tuple[str, str], Opened] = {}
 
     async def open(self, queue: Queue) -> Opened:
-        """The queue that a local definition means. Raises `Refusal` when it does not exist in its structure."""
+        """The queue that a local definition means. Raises `Refusal` when it does not exist in its structure.
+
+        One that was opened as something else is read again: it was altered just as it was opened, or only its state was, and back.
+        """
         assert queue.type == "local"
         opened = self._opened.get((queue.structure, queue.name))
-        return opened if opened is not None else await self._open(queue)
+        if opened is not None and (opened.definition is queue or opened.definition == queue):
+            return opened
+        return await self._open(queue)
 
     def opened(self, queue: Queue) -> Opened | None:
         """The same without reading."""
@@ -96,7 +101,8 @@ class QueueStore:
         if cell.value is None:
             raise Refusal(Reason.Q_DELETED, queue.name)
         definition, queue_id = _read_state(cell.key, cell.value)
-        opened = Opened(queue.name, structure, cell, definition, queue_id)
+        # The same object, where they are equal: comparing it is cheap then.
+        opened = Opened(queue.name, structure, cell, queue if definition == queue else definition, queue_id)
         self._opened[queue.structure, queue.name] = opened
         return opened
 
