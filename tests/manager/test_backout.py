@@ -13,6 +13,7 @@ from qsg.endings import ended
 from qsg.manager import backout, large
 from qsg.manager.getting import GetSpec
 from qsg.manager.large import StageCleaner
+from qsg.manager.structure import Structure
 from qsg.rules import keys
 from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
@@ -89,6 +90,37 @@ async def test_large_messages_of_one_unit_are_copied_one_after_the_other(monkeyp
 
         assert most == 1 and (await x.queues.depth("B")).messages == 4
         assert await empty(x, "A")
+
+
+async def test_a_structure_that_does_not_answer_holds_up_no_copy_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commits wait for as long as it is away, and what is claimed in the other one is offered to nobody meanwhile."""
+    async with group() as g:
+        (x,) = await members(g, "X", backout_threshold=1, backout_queue="B")
+        await x.queues.define(Queue(name="C", structure="admin", backout_threshold=1, backout_queue="D"))
+        await x.queues.define(Queue(name="D", structure="admin"))
+        units = []
+        for queue in ("A", "C"):
+            await x.put(queue, LARGE)
+            units.append(x.queues.begin())
+            await get(x, units[-1], queue)
+        add, store, away = large.add, x.stores["app1"], asyncio.Event()
+
+        async def cut_off(structure: Structure, *arguments: Any, **options: Any) -> None:
+            if structure.name == "app1":
+                store.cut()
+                away.set()
+            await add(structure, *arguments, **options)
+
+        monkeypatch.setattr(large, "add", cut_off)
+        waiting = asyncio.create_task(units[0].backout())
+        await away.wait()
+        async with asyncio.timeout(2):
+            await units[1].backout()
+            assert await x.get("D") == [LARGE]
+        monkeypatch.undo()
+        store.heal()
+        await waiting
+        assert await x.get("B") == [LARGE]
 
 
 async def test_more_large_messages_than_move_at_once_move_at_the_next_backout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,7 @@ async def _move(service: QueueService, claimed: Claimed, attempt: _Attempt, plac
     copy.CopyFrom(entry)
     stage: Stage | None = None
     if entry.stage:
-        async with service.copying:
+        async with service.copying[guarded.opened.structure.name]:
             body = await large.read(guarded.opened.structure, guarded.opened.name, entry)
             stage = await large.stage_message(placement.opened, service.world, body)
         attempt.stages.append(stage)

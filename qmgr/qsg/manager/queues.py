@@ -8,6 +8,7 @@ order between puts of different affinity, and `max_depth` to the message (see `q
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -68,8 +69,9 @@ class QueueService:
         self.store = QueueStore(catalog, world)
         self.placer = Placer(catalog, self.store)
         self.producers = Producers(world)
-        self.copying = asyncio.Lock()
-        """Held while a large message is copied to a backout queue: of all that are backed out at once, one is in memory."""
+        self.copying: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By structure, held while a large message is copied to a backout queue: of all that are backed out at once, one is in memory. One
+        structure does not wait for another: a copy takes as long as its own is out of reach."""
         self._loops: dict[tuple[str, str], GetterLoop] = {}
         self._cleaners: list[asyncio.Task[None]] = []
         self._bells: list[tuple[Structure, Callable[[int, frozenset[str]], None]]] = []
