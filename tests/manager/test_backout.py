@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from random import Random
 from typing import Any
 
 import pytest
@@ -19,10 +18,9 @@ from qsg.rules.definitions import Queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import OutcomeUnknown, Unit
 from qsg.store.contract import Unavailable, get_prefix
-from qsg.store.faults import Fault, Faults
 from support.members import Member, group, shared
 from support.simulated import simulated
-from support.units import CLAIMS, empty, empty_now, get, members, outrun_unit
+from support.units import CLAIMS, Far, empty, empty_now, get, members, outrun_unit
 
 LARGE = bytes(range(256)) * 6_000
 
@@ -213,16 +211,6 @@ async def test_what_a_faster_member_takes_from_the_same_segment_does_not_keep_a_
 
         assert unit.empty
         assert await get(y, y.queues.begin(), "A", 5) == [(b"0", 1), (b"21", 0)]
-
-
-class Far(Faults):
-    """A store about a millisecond away."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = Random(seed)
-
-    def request(self, kind: str) -> Fault:
-        return Fault(self.random.uniform(0.0004, 0.0006), self.random.uniform(0.0004, 0.0006))
 
 
 @pytest.mark.parametrize("seed", range(3))

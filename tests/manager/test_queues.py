@@ -16,6 +16,8 @@ from qsg.rules.internal import internal_queue
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import CompareFailed, Unit
 from support.members import Group, Member, group, shared
+from support.simulated import simulated
+from support.units import Far
 
 MIB = 1 << 20
 
@@ -300,6 +302,31 @@ async def test_late_put_of_an_older_epoch_fails() -> None:
 
         await refused(late, Reason.PRODUCER_FENCED)
         assert await y.get("A", 9) == [b"1"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@simulated
+async def test_a_connection_that_puts_without_a_pause_is_shut_out_all_the_same(seed: int) -> None:
+    """Each of its puts writes the record that the newer one's opening compares."""
+    async with group() as g:
+        x, y = await members(g, "X", "Y")
+        first = await x.queues.open_producer("P", "A")
+        for member in (x, y):
+            member.stores["app1"].faults = Far(seed)
+        done = 0
+
+        async def put_on() -> None:
+            nonlocal done
+            while True:
+                await send(x, first.epoch, done + 1, b"")
+                done += 1
+
+        busy = asyncio.create_task(put_on())
+        await asyncio.sleep(0.05)
+        second = await y.queues.open_producer("P", structure="app1")
+        await refused(busy, Reason.PRODUCER_FENCED)
+        assert second.last == done
+        await send(y, second.epoch, done + 1, b"")
 
 
 async def test_an_opening_that_comes_late_for_a_connection_that_has_ended_shuts_nobody_out() -> None:

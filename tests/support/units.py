@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,9 +16,20 @@ from qsg.rules import keys
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Committed, Unit
 from qsg.store.contract import get_prefix
+from qsg.store.faults import Fault, Faults
 from support.members import Group, Member, shared
 
 CLAIMS = pytest.mark.parametrize("sole", [False, True], ids=["claims in the store", "claims in memory"])
+
+
+class Far(Faults):
+    """A store about a millisecond away."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+
+    def request(self, kind: str) -> Fault:
+        return Fault(self.random.uniform(0.0004, 0.0006), self.random.uniform(0.0004, 0.0006))
 
 
 async def members(g: Group, *names: str, sole: bool = False, **attributes: object) -> list[Member]:

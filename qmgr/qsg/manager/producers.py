@@ -10,10 +10,12 @@ at the wall clock, since the record's own count is gone).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from qsg.manager.catalog import swap
+from qsg.manager.racing import pause
 from qsg.manager.structure import Structure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys
@@ -25,6 +27,8 @@ from qsg.rules.world import World
 LIFETIME_MS = 7 * 24 * 3600 * 1000
 OPENERS_MAX, OPENER_BYTES_MAX = 8, 16
 """Remembered in a record, which each put writes. Who is forgotten there is still told apart by its epoch, where it knows one."""
+OPEN_S = 30.0
+"""How long an opening goes on against members that write the record faster."""
 KNOWN_MAX = 10_000
 """Cells kept by one member; the oldest are read again at next use."""
 
@@ -106,9 +110,23 @@ class Producers:
             opened.openers[:] = openers(present, opener)
             return opened.SerializeToString()
 
-        await swap(structure, keys.producer(producer), apply)
+        await self._swap(structure, keys.producer(producer), apply)
         self._remember(structure.name, producer, Cell(keys.producer(producer)), lifetime_ms)
         return ProducerState(structure.name, opened.epoch, opened.last)
+
+    async def _swap(self, structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes]) -> None:
+        """Goes on against an older connection whose puts write the record without a pause: it is the one that is to be shut out."""
+        loop, losses = asyncio.get_running_loop(), 0
+        until = loop.time() + OPEN_S
+        while True:
+            try:
+                await swap(structure, key, apply)
+                return
+            except Refusal as refusal:
+                if refusal.reason is not Reason.CHANGED_MEANWHILE or loop.time() >= until:
+                    raise
+            losses += 1
+            await pause(self.world, losses)
 
     async def state(self, structure: Structure, producer: str) -> ProducerState:
         """As committed now."""
