@@ -292,7 +292,8 @@ async def test_a_queue_altered_meanwhile_is_looked_at_again(two: Rig) -> None:
     await script.confirm()
     private = two.r.structures["private"]
     other = type(two.placer.queues)(two.r.catalog, two.r.world)
-    await other.define(Queue(name="TARGET", description="altered behind the receiver's back"))
+    # The definition, of which the receiver would hear, is still to come.
+    await other._make(private, Queue(name="TARGET", description="altered behind the receiver's back"), replace=True)
     for text in "bcd":
         await script.send(script.batch(script.segment([text])))
     while (await script.confirm()).number < 4:
