@@ -19,7 +19,7 @@ from qsg.pb import records_pb2 as pb
 from qsg.rules import balance, keys
 from qsg.rules.definitions import PRIVATE
 from qsg.rules.ownership import Occasion
-from qsg.rules.reasons import Refusal
+from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.records import Damaged, read_record
 from qsg.rules.steps import Place
 from qsg.rules.unit import Fenced, OutcomeUnknown
@@ -130,6 +130,10 @@ class Triggers:
                     return
                 except PeerUnreachable as error:
                     log.info("trigger not answered", channel=name, member=target, error=str(error))
+                except Refusal as refusal:
+                    if refusal.reason is not Reason.CHANNEL_NOT_FOUND:
+                        raise
+                    log.info("not defined there, started here", channel=name, member=target)  # it would be chosen again and again
             await self._supervisor.start_channel(name, Occasion("trigger", self._supervisor.world.wall_ms()))
         except Refusal as refusal:
             log.info("trigger refused", channel=name, member=target, reason=refusal.reason.name, detail=refusal.detail)
