@@ -130,6 +130,11 @@ class Catalog:
         queue = self.queue(name) if name.startswith(internal.PREFIX) else None
         return internal.sending(queue) if queue is not None and queue.internal_target else None
 
+    def has_channel(self, name: str) -> bool:
+        """Whether there is a definition, be it one of another version that is not understood here."""
+        found = [keys.channel_definition(name), *([keys.queue_definition(name)] if name.startswith(internal.PREFIX) else [])]
+        return any(d is not None and d.seen(key) is not None for d in (self._own, self._group) for key in found)
+
     def queues(self) -> dict[str, Queue]:
         return {**(self._group.queues if self._group else {}), **(self._own.queues if self._own else {})}
 

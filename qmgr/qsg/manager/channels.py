@@ -20,7 +20,7 @@ from qsg.manager.catalog import ADMIN, Catalog
 from qsg.manager.inbound import InboundTable
 from qsg.manager.link import InitiatorLink
 from qsg.manager.members import Members
-from qsg.manager.office import MakeSender, Office, Passage, remove_entry
+from qsg.manager.office import MakeSender, Office, Passage, remove_entry, remove_stopped
 from qsg.manager.peers import PeerLinks, PeerUnreachable
 from qsg.manager.planned import hand_all_over
 from qsg.manager.preparing import get_ready
@@ -327,9 +327,14 @@ class ChannelSupervisor:
     async def _remove_undefined(self, table: StatusTable) -> None:
         """Entries of channels whose definition is gone, wanted ones also without a transmission queue, where nobody runs or stops them."""
         for entry in table.outbound():
-            undefined = self.catalog.channel(entry.channel) is None or (entry.state in status.WANTED and self.find(entry.channel) is None)
-            if undefined and entry.channel not in self._care:
-                await remove_entry(table, entry.channel, self.driver.me, log_as="definition deleted")
+            name = entry.channel
+            if name in self._care:
+                continue
+            if entry.state == pb.STOPPED:
+                if not self.catalog.has_channel(name) and (entry.owner == self.member or not table.registered(entry.owner)):
+                    await remove_stopped(table, name, self.driver.me, log_as="definition deleted")
+            elif self.catalog.channel(name) is None or (entry.state in status.WANTED and self.find(name) is None):
+                await remove_entry(table, name, self.driver.me, log_as="definition deleted")
 
     # What happens around
 

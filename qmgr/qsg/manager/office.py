@@ -16,11 +16,13 @@ from qsg.pb import channel_pb2
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.balance import Load
+from qsg.rules.internal import PREFIX
 from qsg.rules.ownership import Held
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Me, Place, swap_entry
-from qsg.rules.unit import CompareFailed, Unit
+from qsg.rules.unit import Cell, CompareFailed, Unit
 from qsg.rules.world import World
+from qsg.store.contract import Compare, absent
 
 log = structlog.get_logger()
 
@@ -126,13 +128,32 @@ class Passage:
 
 
 async def remove_entry(table: StatusTable, channel: str, me: Me, *, log_as: str) -> None:
-    """Removes an entry that is ours or STOPPED: nobody can do anything for it."""
+    """Removes an entry that is ours, and not STOPPED: nobody can do anything for it."""
     cell = await table.structure.cell(keys.status_out(channel))
     entry = status.parse(cell.value)
-    if entry is None or not (entry.state == pb.STOPPED or (entry.owner == me.member and pb.INACTIVE in status.TRANSITIONS[entry.state])):
+    if entry is None or entry.state == pb.STOPPED or entry.owner != me.member or pb.INACTIVE not in status.TRANSITIONS[entry.state]:
         return
+    await _remove(table, channel, cell, [], log_as)
+
+
+async def remove_stopped(table: StatusTable, channel: str, me: Me, *, log_as: str) -> None:
+    """Removes a STOPPED entry whose channel is not defined any more: its owner does, for it may be defined there alone; or anybody, once
+    that is no member. That it is not defined is compared: who has not seen it yet must not set free what was stopped."""
+    cell = await table.structure.cell(keys.status_out(channel))
+    entry = status.parse(cell.value)
+    if entry is None or entry.state != pb.STOPPED:
+        return
+    compares = [absent(keys.channel_definition(channel))]
+    if channel.startswith(PREFIX):
+        compares.append(absent(keys.queue_definition(channel)))
+    if entry.owner != me.member:
+        compares.append(absent(keys.member(entry.owner)))
+    await _remove(table, channel, cell, compares, log_as)
+
+
+async def _remove(table: StatusTable, channel: str, cell: Cell, compares: list[Compare], log_as: str) -> None:
     try:
-        await table.structure.commit(Unit("entry removed", changes=[swap_entry(cell, None)]))
+        await table.structure.commit(Unit("entry removed", compares=compares, changes=[swap_entry(cell, None)]))
         log.info("entry removed", channel=channel, why=log_as)
     except (CompareFailed, Refusal) as error:
         log.info("entry not removed", channel=channel, detail=str(error))

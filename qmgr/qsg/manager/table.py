@@ -58,6 +58,9 @@ class StatusTable:
     def has(self, channel: str) -> bool:
         return keys.status_out(channel) in self._out.items
 
+    def registered(self, member: str) -> bool:
+        return keys.member(member) in self._members.items
+
     def outbound(self) -> list[pb.ChannelStatus]:
         return _all_readable(self._out.items.values())
 
