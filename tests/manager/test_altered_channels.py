@@ -24,8 +24,8 @@ async def made(u: Universe) -> None:
     await u["R"].until("IN", numbered(0, 3))
 
 
-async def command(u: Universe, name: str, **arguments: Any) -> Any:
-    return await u["X"].manager.clients.backend.command(name, arguments)
+async def command(u: Universe, command: str, /, **arguments: Any) -> Any:
+    return await u["X"].manager.clients.backend.command(command, arguments)
 
 
 async def alter(u: Universe, how: str) -> None:
@@ -100,3 +100,19 @@ async def test_the_entry_of_a_channel_without_a_transmission_queue_is_not_recove
         await u.state("G.TO.R", pb.INACTIVE)
         await asyncio.sleep(5)
         assert u.entry("G.TO.R") is None
+
+
+@simulated
+async def test_a_member_starts_again_whatever_the_group_has_made_of_what_it_was_first_given() -> None:
+    """Definitions of its file are for what is absent."""
+    async with universe("admin", "app1") as u:
+        await u.host("X", "G", receiver("R.TO.G"), xmitq("R", "admin"), CHANNEL)
+        for what in ({"kind": "channel", "name": "R.TO.G"}, {"kind": "queue", "name": "R"}):
+            await command(u, "delete", **what)
+        there = receiver("R.TO.G", structure="app1")
+        await command(u, "define", kind="channel", definition=there.model_dump(mode="json"))
+        await command(u, "define", kind="queue", definition=queue("R", structure="admin").model_dump(mode="json"))
+        await u["X"].stop()
+        await u.again("X")
+        catalog = u["X"].manager.catalog
+        assert (catalog.channel("R.TO.G"), catalog.channel("G.TO.R")) == (there, CHANNEL)

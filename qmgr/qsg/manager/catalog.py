@@ -176,7 +176,14 @@ class Catalog:
     # Changing definitions
 
     async def define_channel(self, channel: Channel, *, replace: bool = True, own: bool | None = None) -> None:
-        """Writes a channel's definition; `own` None: private ones and those outside a group are its own."""
+        """Writes a channel's definition; `own` None: private ones and those outside a group are its own. Without `replace` one that is
+        there stays, whatever else has become of it since."""
+        home, key = self._home(own, channel.disposition == "private"), keys.channel_definition(channel.name)
+        if replace or (await self._seen(home, key)).value is None:
+            self._check_channel(channel)
+        await self._write(home, key, channel, replace)
+
+    def _check_channel(self, channel: Channel) -> None:
         if channel.type == "receiver" and channel.structure and channel.structure not in self.structures:
             raise Refusal(Reason.DEFINITION_ERROR, f"channel {channel.name}: structure: no structure {channel.structure}")
         queue = self.queue(channel.transmission_queue) if channel.type == "sender" else None
@@ -185,7 +192,6 @@ class Catalog:
         before = self.channel(channel.name)
         if before is not None and before.type == channel.type == "receiver" and before.structure != channel.structure:
             raise Refusal(Reason.DEFINITION_ERROR, f"channel {channel.name}: structure: the home of a receiver is for ever")
-        await self._write(self._home(own, channel.disposition == "private"), keys.channel_definition(channel.name), channel, replace)
 
     async def delete_channel(self, name: str, *, own: bool | None = None) -> None:
         if own is None:
