@@ -13,7 +13,7 @@ from qsg.rules import keys, status
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import swap
 from qsg.rules.unit import Unit
-from support.channel_group import CHANNEL, XMITQ, town
+from support.channel_group import CHANNEL, XMITQ, texts, town
 from support.simulated import simulated
 
 
@@ -48,3 +48,22 @@ async def test_a_start_that_ends_by_an_error_is_answered(monkeypatch: pytest.Mon
         assert caught.value.reason is Reason.UNEXPECTED_ERROR and "nobody counts on that" in caught.value.detail
         with pytest.raises(ValueError, match="nobody counts on that"):
             await tasks[0]
+
+
+@simulated
+async def test_a_channel_that_is_to_retry_for_ever_does_so_and_is_started_by_command() -> None:
+    """Counts beyond what the table has room for."""
+    for_ever = {"short_count": 10**10, "short_ms": 200, "long_count": 10**10}
+    async with town("X", "Y", retry=for_ever) as t:
+        await t.put(texts(0, 2), t.stations["X"])
+        await t.until_arrived(texts(0, 2))
+        await asyncio.sleep(1.5)  # until it is told
+        assert (await t.until(pb.RUNNING)).messages == 2
+        await t.stations["X"].command("stop", channel=CHANNEL)
+        await t.stations["X"].command("start", channel=CHANNEL)
+        await t.until(pb.RUNNING)
+        await t.kill("R")
+        await t.until(pb.RETRYING)
+        await asyncio.sleep(5.0)
+        entry = await t.entry()
+        assert entry is not None and entry.takeover.cause == "communications failed", "it is left to nobody's recovery"

@@ -15,6 +15,8 @@ JITTER = 0.2
 """A delay is spread over this part of itself, so that many channels to one partner do not come back at once."""
 DOUBLINGS = 32
 """More than any delay needs."""
+COUNT_MAX = 0xFFFFFFFF
+"""What the status table has room for: for ever, as much as any more would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Attempts:
 
     @staticmethod
     def full(retry: Retry) -> Attempts:
-        return Attempts(retry.short_count, retry.long_count)
+        return Attempts(min(retry.short_count, COUNT_MAX), min(retry.long_count, COUNT_MAX))
 
     def within(self, retry: Retry) -> Attempts:
         """After the definition was altered: never more than it allows."""
