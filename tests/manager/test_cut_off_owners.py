@@ -14,7 +14,7 @@ from qsg.rules import keys
 from qsg.rules.reasons import Reason
 from qsg.rules.steps import Commit
 from qsg.store.contract import Get
-from support.channel_group import CHANNEL, XMITQ, Station, Town, sending, texts, town
+from support.channel_group import APART, CHANNEL, XMITQ, Station, Town, sending, texts, town
 from support.simulated import simulated
 
 
@@ -174,3 +174,27 @@ async def test_a_stop_that_is_passed_on_leaves_in_doubt_what_was() -> None:
         entry = await t.until(pb.STOPPING, owner=other.name)
         kv = t.servers["app1"].get(Get(keys.sender_fence(XMITQ))).first
         assert entry.partner_not_fenced and kv is not None and pb.SenderFence.FromString(kv.value).open
+
+
+@APART
+@simulated
+async def test_a_stop_whose_carrier_has_no_initiator_is_passed_to_a_member_that_has(apart: bool) -> None:
+    """Whoever is asked for a forced stop carries it on, and cannot ask the partner."""
+    async with town("X", "Y", apart=apart) as t:
+        first, (other,) = await sending(t)
+        await other.pair.stop_initiator()
+        await other.command("stop", channel=CHANNEL, mode="force", wait_s=0)
+        entry = await t.until(pb.STOPPED, owner=first, timeout_s=3.0)
+        assert not entry.in_doubt
+
+
+@simulated
+async def test_nor_is_it_passed_to_one_that_has_none_either() -> None:
+    async with town("X", "Y") as t:
+        first, (other,) = await sending(t)
+        for station in (t.stations[first], other):
+            await station.pair.stop_initiator()
+        await other.command("stop", channel=CHANNEL, mode="force", wait_s=0)
+        await asyncio.sleep(3)
+        entry = await t.until(pb.STOPPING, owner=other.name)
+        assert entry.partner_not_fenced and entry.reason == Reason.NO_INITIATOR

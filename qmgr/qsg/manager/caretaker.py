@@ -24,6 +24,7 @@ from qsg.manager.tenure import Tenure
 from qsg.pb import records_pb2 as pb
 from qsg.rules import keys, status
 from qsg.rules.balance import ranked
+from qsg.rules.definitions import PRIVATE
 from qsg.rules.ownership import Held, Leftover, Occasion, recover, take
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.steps import Place, Sight
@@ -37,6 +38,8 @@ RUNS_S = 1.0
 """How long a member that has handed a channel over waits until it runs."""
 SETTLES_S = 0.1
 """And until what has waited meanwhile is through."""
+PASS_S = 0.3
+"""Longer than a beat: two that have lost the same at once know it of each other, and do not pass a stop to and fro."""
 
 
 class Caretaker:
@@ -303,7 +306,10 @@ class Caretaker:
         self.care.wake.clear()
         try:
             cut_off = not place.together and place.structure not in office.own_load().structures
-            if await (self._pass_stop() if cut_off else self._carried()):
+            if not cut_off and await self._carried():
+                return
+            # Without an initiator the partner is out of reach here.
+            if (cut_off or not office.driver.link.joined) and place.admin != PRIVATE and await self._pass_stop():
                 return
         except Refusal as refusal:
             log.info("stop not carried on", channel=self.name, detail=refusal.detail)
@@ -324,11 +330,12 @@ class Caretaker:
             self.carrying = None
 
     async def _pass_stop(self) -> bool:
-        """The queue is out of reach here (scenario 1b): a member that reaches it carries the stop on."""
+        """The queue is out of reach here (scenario 1b), or the partner: a member that reaches them carries the stop on."""
         office, place = self.care.office, self.care.place
+        await asyncio.sleep(PASS_S)
         me, only = office.driver.me, office.only_at(place)
         for target in ranked(office.loads(), self.name, {place.admin, place.structure}, exclude=(me.member,)):
             if only in ("", target) and await self.care.run(pass_stop(me, place, target, self.care.now()), f"pass the stop of {self.name}"):
-                log.warning("stop passed on, its queue is out of reach", channel=self.name, structure=place.structure, member=target)
+                log.warning("stop passed on, it cannot be carried on here", channel=self.name, structure=place.structure, member=target)
                 return True
         return False
