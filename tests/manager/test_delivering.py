@@ -20,6 +20,7 @@ from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.receiver import Arrival
 from qsg.rules.unit import Committed, CompareFailed, Unit
 from qsg.store.contract import get_prefix
+from qsg.store.faults import Fault, Faults
 from support.members import Group, Member, group, shared
 from support.simulated import simulated
 
@@ -236,3 +237,38 @@ async def test_a_message_for_a_queue_that_is_just_being_purged_waits_for_it() ->
 
         await purging
         assert await x.get("A", 2) == [b"small"]
+
+
+class _Late(Faults):
+    def watch_delay_s(self) -> float:
+        return 0.5
+
+
+class _Away(Faults):
+    def request(self, kind: str) -> Fault:
+        return Fault(refused=True)
+
+
+@pytest.mark.parametrize("queue_manager", ["", "ELSEWHERE"])
+@simulated
+async def test_a_message_for_what_another_member_has_just_defined_finds_it(queue_manager: str) -> None:
+    """Whoever defined it may be told of it at once, and send: what arrived here before the definition was a dead letter."""
+    async with receiving() as (g, x):
+        y = await g.member("Y")
+        y.stores["admin"].faults = _Late()
+        await x.queues.define(shared("NEW"))
+        await x.queues.define(Queue(name="ELSEWHERE", type="remote", remote_queue_manager="G"))
+        assert y.catalog.queue("NEW") is None
+
+        await deliver(y, deliverer_of(y), small(1, "NEW", queue_manager))
+        await y.put("NEW", b"put")
+
+        assert await x.get("NEW", 2) == [b"small", b"put"]
+
+
+@simulated
+async def test_a_name_that_nobody_has_defined_is_unknown_also_while_the_definitions_are_out_of_reach() -> None:
+    async with receiving() as (_, x):
+        x.stores["admin"].faults = _Away()
+        await deliver(x, deliverer_of(x), small(1, "NEW"))
+        assert (await x.get("DLQ"))[0] == b"small"

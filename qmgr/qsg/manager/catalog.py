@@ -20,7 +20,7 @@ from qsg.rules.definitions import PRIVATE, Channel, Definition, Queue, Settings
 from qsg.rules.names import Names
 from qsg.rules.reasons import Reason, Refusal
 from qsg.rules.unit import Cell, Change, CompareFailed, Unit
-from qsg.store.contract import Compare, KeyValue, unchanged
+from qsg.store.contract import Compare, Get, KeyValue, StoreError, unchanged
 from qsg.store.follow import Follower
 
 log = structlog.get_logger()
@@ -283,6 +283,22 @@ class Catalog:
         for definitions in (self._own, self._group):
             if definitions is not None and definitions.structure is structure:
                 await definitions.saw(key, revision)
+
+    async def catch_up(self, *names: str) -> bool:
+        """Whether the group has one of these queues, which was not known here before now."""
+        if self._group is None:
+            return False
+        wanted = [key for key in map(keys.queue_definition, filter(None, names)) if self._group.seen(key) is None]
+        if not wanted:
+            return False
+        try:
+            _, found = await self._group.structure.read(*map(Get, wanted))
+        except StoreError:
+            return False
+        new = [result.first for result in found if result.first is not None]
+        for kv in new:
+            await self._group.saw(kv.key, kv.mod_revision)
+        return bool(new)
 
     async def _seen(self, structure: Structure, key: bytes) -> Cell:
         """As the followers show it, which saves a read; what they do not show is read."""

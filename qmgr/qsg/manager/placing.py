@@ -27,6 +27,7 @@ from qsg.store.contract import Compare, get_prefix
 DEPTH_AGE_S = 0.2
 DEPTH_UNLIMITED = 999_999_999
 ID_BYTES = 24
+UNKNOWN = (Reason.UNKNOWN_OBJECT_NAME, Reason.UNKNOWN_REMOTE_Q_MGR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Placer:
 
     async def put(self, queue: str, queue_manager: str, *, messages: int = 1, reserve: bool = False) -> Placement:
         """Where an application's put goes. Raises `Refusal`. `reserve`: the caller releases the placement's reservation."""
-        return await self._open(names.resolve_put(self.catalog.names(), queue, queue_manager), messages, reserve=reserve)
+        return await self._open(await self._resolved(queue, queue_manager), messages, reserve=reserve)
 
     async def place(
         self,
@@ -125,7 +126,7 @@ class Placer:
 
     async def _place(self, home: str, queue: str, queue_manager: str, hops: int, messages: int, *, reserve: bool = False) -> Placement:
         catalog = self.catalog
-        resolved = names.resolve_put(catalog.names(), queue, queue_manager, hops=hops)
+        resolved = await self._resolved(queue, queue_manager, hops)
         target = resolved.queue.structure
         if target == home:
             return await self._open(resolved, messages, reserve=reserve)
@@ -135,6 +136,15 @@ class Placer:
         onward = queue, owner if catalog.names().is_own(queue_manager) else queue_manager
         onto = await self.internal(home, internal.private_of(catalog.member) if target == PRIVATE else target)
         return await self._open(Resolved(onto, onward), messages)
+
+    async def _resolved(self, queue: str, queue_manager: str, hops: int = 0) -> Resolved:
+        """Before a name is said to be unknown, the store is asked: another member may have defined it just now."""
+        try:
+            return names.resolve_put(self.catalog.names(), queue, queue_manager, hops=hops)
+        except Refusal as refusal:
+            if refusal.reason not in UNKNOWN or not await self.catalog.catch_up(queue, queue_manager):
+                raise
+        return names.resolve_put(self.catalog.names(), queue, queue_manager, hops=hops)
 
     async def internal(self, home: str, target: str) -> Queue:
         """The internal transmission queue from structure `home` to `target`, made at first need. Raises `Refusal`."""
