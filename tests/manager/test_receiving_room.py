@@ -18,7 +18,9 @@ async def test_a_batch_does_not_wait_for_room_that_a_failed_one_before_it_holds(
     await two.placer.queues.define(Queue(name="TARGET", max_depth=2))
     await two.placer.put("TARGET", "")  # it is open
     other = type(two.placer.queues)(two.r.catalog, two.r.world)
-    await other.define(Queue(name="TARGET", max_depth=2, description="altered behind the receiver's back"))
+    # The definition, of which the receiver would hear, is still to come.
+    altered = Queue(name="TARGET", max_depth=2, description="altered behind the receiver's back")
+    await other._make(two.r.structures["private"], altered, replace=True)
     script = await connect(two)
     await script.send(script.batch(script.segment(["a", "b"])))
     await script.send(script.batch(script.segment(["c"])))

@@ -116,14 +116,17 @@ class Producers:
 
     async def _swap(self, structure: Structure, key: bytes, apply: Callable[[bytes | None], bytes]) -> None:
         """Goes on against an older connection whose puts write the record without a pause: it is the one that is to be shut out."""
-        loop, losses = asyncio.get_running_loop(), 0
-        until = loop.time() + OPEN_S
+        until, losses = 0.0, 0
         while True:
             try:
                 await swap(structure, key, apply)
                 return
             except Refusal as refusal:
-                if refusal.reason is not Reason.CHANGED_MEANWHILE or loop.time() >= until:
+                if refusal.reason is not Reason.CHANGED_MEANWHILE:
+                    raise
+                now = asyncio.get_running_loop().time()
+                until = until or now + OPEN_S
+                if now >= until:
                     raise
             losses += 1
             await pause(self.world, losses)
