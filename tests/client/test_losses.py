@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 import qsg
-from qsg.manager.producers import ProducerState, Wanted
-from qsg.pb import client_pb2 as pb
 from qsg.transport.contract import Stream, Transport
 from support.client_group import ClientGroup
-from support.fake_backend import FakeBackend
 from support.virtual_time import run
 
 PUT_STEPS = ["before put", "after put"]
@@ -244,50 +241,6 @@ async def test_a_queue_moves_while_an_answer_is_lost(group: ClientGroup) -> None
         await asyncio.gather(*(qmgr.put("Q", b"%d" % i) for i in range(1, 5)))
 
     assert group.payloads("Q") == [b"%d" % i for i in range(5)]
-
-
-async def test_the_newer_of_two_producers_of_one_name_wins(group: ClientGroup) -> None:
-    async with group.connect(producer="P") as older, group.connect(producer="P") as newer:
-        await older.put("Q", b"1")
-        await newer.put("Q", b"2")
-        with pytest.raises(qsg.ProducerFenced):
-            await older.put("Q", b"3")
-        with pytest.raises(qsg.ProducerFenced):
-            await older.put("Q", b"4")
-        await newer.put("Q", b"5")
-
-    assert group.payloads("Q") == [b"1", b"2", b"5"]
-
-
-@pytest.mark.parametrize("old", [False, True], ids=["", "at members of before"])
-@pytest.mark.parametrize("queue", ["Q", "OTHER"])
-async def test_the_older_of_two_that_reconnects_gives_way(group: ClientGroup, queue: str, old: bool) -> None:
-    """Also where it asks for a queue that it does not know yet. Members that know no limit let it fence the newer, but it ends."""
-    if old:
-        for backend in group.backends.values():
-            forgets_the_limit(backend)
-    async with group.connect("X", producer="P") as older, group.connect("Y", producer="P") as newer:
-        await older.put("Q", b"1")
-        await newer.put("Q", b"2")
-        group.network.reset("app", "X")
-        await asyncio.sleep(0.1)
-        answers = await asyncio.gather(*(older.put(queue, b"3") for _ in range(3)), return_exceptions=True)
-        assert [type(answer) for answer in answers] == [qsg.ProducerFenced] * 3
-        if not old:
-            await newer.put("Q", b"4")
-
-    assert group.payloads("Q") + group.payloads("OTHER") == [b"1", b"2"] + [b"4"] * (not old)
-
-
-def forgets_the_limit(backend: FakeBackend) -> None:
-    opens = backend.open_producer
-
-    async def open_producer(opening: pb.OpenProducer, wanted: Wanted) -> ProducerState:
-        opening.epochs_max.clear()
-        opening.opener = b""
-        return await opens(opening, wanted)
-
-    backend.open_producer = open_producer  # type: ignore[method-assign]
 
 
 async def test_a_lost_producer_record_is_not_guessed(group: ClientGroup) -> None:

@@ -143,6 +143,12 @@ async def everything(member: Member, queue: str) -> list[int]:
     return got
 
 
+async def cut_again_and_again(site: Site, qmgr: qsg.QueueManager, chance: random.Random, pauses_s: tuple[float, float]) -> None:
+    while True:
+        await asyncio.sleep(chance.uniform(*pauses_s))
+        site.cut(qmgr)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_numbered_puts_survive_any_cuts(seed: int) -> None:
     async def main() -> tuple[list[int], list[int], int]:
@@ -150,13 +156,7 @@ def test_numbered_puts_survive_any_cuts(seed: int) -> None:
         async with started() as site:
             slow_network(site, chance)
             async with site.connect(producer="P") as qmgr:
-
-                async def cut() -> None:
-                    while True:
-                        await asyncio.sleep(chance.uniform(0, 0.02))
-                        site.cut(qmgr)
-
-                cutting = asyncio.create_task(cut())
+                cutting = asyncio.create_task(cut_again_and_again(site, qmgr, chance, (0, 0.02)))
                 await asyncio.gather(*(qmgr.put("A" if i % 2 else "B", b"%d" % i) for i in range(400)))
                 for i in range(400, 440):
                     await qmgr.put("A" if i % 2 else "B", b"%d" % i)
@@ -194,11 +194,6 @@ def test_numbered_puts_to_ever_new_targets_survive_any_cuts(seed: int, monkeypat
             slow_network(site, chance)
             async with site.connect(producer="P") as qmgr:
 
-                async def cut() -> None:
-                    while True:
-                        await asyncio.sleep(chance.uniform(0, 0.2))
-                        site.cut(qmgr)
-
                 async def putter(first: int) -> None:
                     for i in range(first, 400, 4):
                         await qmgr.put("A", b"%d" % i)
@@ -208,7 +203,7 @@ def test_numbered_puts_to_ever_new_targets_survive_any_cuts(seed: int, monkeypat
                         await asyncio.sleep(chance.uniform(0, 0.1))
                         await asyncio.gather(*(qmgr.put(queue, b"%d" % number) for queue in queues[: number + 1]))
 
-                cutting = asyncio.create_task(cut())
+                cutting = asyncio.create_task(cut_again_and_again(site, qmgr, chance, (0, 0.2)))
                 await asyncio.gather(*(putter(first) for first in range(4)), to_new_targets())
                 cutting.cancel()
                 lost = qmgr.reconnections
@@ -246,12 +241,7 @@ def test_units_of_work_survive_any_cuts(seed: int) -> None:
                         else:
                             committed.append(int(message.payload))
 
-                async def cut() -> None:
-                    while True:
-                        await asyncio.sleep(chance.uniform(0.005, 0.04))
-                        site.cut(qmgr)
-
-                cutting = asyncio.create_task(cut())
+                cutting = asyncio.create_task(cut_again_and_again(site, qmgr, chance, (0.005, 0.04)))
                 await asyncio.gather(*(move() for _ in range(3)))
                 cutting.cancel()
             return sorted(await everything(x, "B")), sorted(committed), backed_out
