@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from qsg.rules import definitions as rules
 from qsg_operator import names
 from qsg_operator.definitions import BadDefinition, Mark, Plan, Wanted, channel, dead_letter_queue, plan, queue, released
-from qsg_operator.specs.channel import Tuning
+from qsg_operator.specs.channel import Batch, Retry, Tuning
 from qsg_operator.specs.common import Settings
 from support.shared import SENDER, shared_channel, shared_queue
 
@@ -28,6 +29,26 @@ def test_a_channel_takes_its_name_from_the_resource_and_its_defaults_from_the_ru
     assert made == rules.Channel(
         name="ORDERS.TO.BANK", type="sender", transmission_queue="BANK", connection_names=("bank:1414",), managed_by=str(MARK)
     )
+
+
+NUMBERS = {
+    "batch": ("messages", "bytes", "interval_ms", "window"),
+    "retry": ("first_ms", "short_count", "short_ms", "long_count", "long_ms"),
+    "": ("heartbeat_ms", "silence_ms", "connect_timeout_ms", "max_message_bytes", "message_retry_count", "message_retry_ms"),
+}
+
+
+def limits(model: type[BaseModel], name: str) -> dict[str, Any]:
+    of = model.model_json_schema(by_alias=False)["properties"][name]
+    return {end: one[end] for one in of.get("anyOf", [of]) for end in ("minimum", "maximum") if end in one}
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in NUMBERS.items() for name in names])
+def test_a_number_has_the_limits_of_the_resource_whoever_defines_the_channel(group: str, name: str) -> None:
+    """Records and frames hold 32 bits: a channel with a heartbeat beyond could be defined, but never bind, nor be stopped."""
+    resources: dict[str, type[BaseModel]] = {"batch": Batch, "retry": Retry, "": Tuning}
+    found = limits(rules.Retry if group == "retry" else rules.Channel, f"batch_{name}" if group == "batch" else name)
+    assert found == limits(resources[group], name) and found["maximum"] < 2**32
 
 
 def test_a_field_comes_from_the_channel_then_from_the_group_then_from_the_rules() -> None:
