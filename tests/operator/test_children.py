@@ -271,6 +271,23 @@ def test_members_know_the_quota_of_their_stores() -> None:
     assert MemberConfig.model_validate(member_config(group(store=EXTERNAL), 0)).structures["admin"].quota_bytes == 0
 
 
+@pytest.mark.parametrize(
+    ("size", "asked", "given"),
+    [
+        ("8Gi", 3 << 30, 3 << 30),
+        ("8Gi", 8 << 30, (15 << 30) // 2),
+        ("1G", 3 << 30, 10**9 - (1 << 29)),
+        ("1.5Gi", 3 << 30, 1 << 30),
+        ("100Mi", 3 << 30, 1 << 26),
+    ],
+)
+def test_an_etcd_reaches_its_quota_before_its_volume_is_full(size: str, asked: int, given: int) -> None:
+    """At its quota it still answers, and what compaction frees is used again; without a disk it ends."""
+    owner = group(store={"managed": {"quotaBytes": asked, "storage": {"size": size}}})
+    assert f"--quota-backend-bytes={given}" in etcd.arguments(owner, next(iter(structures(owner))))
+    assert MemberConfig.model_validate(member_config(owner, 0)).structures["admin"].quota_bytes == given
+
+
 def test_images_are_pulled_as_the_operator_was_told_unless_the_spec_says_otherwise() -> None:
     told = Images("qsg:1", "etcd:1", pull_policy="Always", pull_secrets=("theirs", "too"))
     for owner, policy, secrets in (

@@ -153,7 +153,7 @@ def arguments(owner: Owner, structure: StructureOf) -> list[str]:
         f"--initial-cluster={cluster}",
         f"--initial-cluster-token={owner.uid}",
         "--initial-cluster-state=new",
-        f"--quota-backend-bytes={store.quota_bytes}",
+        f"--quota-backend-bytes={store.quota_fits}",
         *SETTINGS,
     ]
     if store.tls:

@@ -61,9 +61,9 @@ def config(owner: Owner, structure: StructureOf) -> Object:
         found |= {"ca": f"{folder}/ca.crt", "certificate": f"{folder}/tls.crt", "key": f"{folder}/tls.key"}
     if structure.external is not None and structure.external.auth_secret:
         found["credentials"] = f"{CREDENTIALS}/{structure.name}"
-    store = structure.managed or structure.external
-    if store is not None and store.quota_bytes:
-        found["quota_bytes"] = store.quota_bytes
+    quota = structure.managed.quota_fits if structure.managed else structure.external.quota_bytes if structure.external else 0
+    if quota:
+        found["quota_bytes"] = quota
     return found
 
 

@@ -11,6 +11,7 @@ MqName = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9._/%]{1,48})?$")
 QueueManagerName = Annotated[str, StringConstraints(pattern=r"^([A-Z0-9._/%]{1,48})?$")]
 ObjectName = Annotated[str, StringConstraints(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$")]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 Names = tuple[str, ...]
 Free = dict[str, Any]
 """An object of Kubernetes' own API, passed on as it is."""
@@ -18,6 +19,11 @@ Free = dict[str, Any]
 
 class Spec(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+def bytes_of(quantity: str) -> int:
+    number = quantity.rstrip("".join(UNITS))
+    return int(float(number) * UNITS[quantity[len(number) :]])
 
 
 class Reference(Spec):

@@ -7,7 +7,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from qsg_operator.specs.channel import Tuning
-from qsg_operator.specs.common import Free, ObjectName, Pods, QueueManagerName, Scheduling, Service, Settings, Spec, Storage
+from qsg_operator.specs.common import Free, ObjectName, Pods, QueueManagerName, Scheduling, Service, Settings, Spec, Storage, bytes_of
+
+QUOTA_BYTES_MIN = 67_108_864
+LOG_BYTES = 536_870_912
+"""What etcd's log takes of its volume: up to six files of 64 MB, and its own snapshots."""
 
 
 class ManagedStore(Spec):
@@ -18,9 +22,15 @@ class ManagedStore(Spec):
     """"" = the operator's default."""
     storage: Storage = Storage(size="8Gi")
     resources: Free = Field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}})
-    quota_bytes: int = Field(default=8_589_934_592, ge=67_108_864, le=17_179_869_184)
+    quota_bytes: int = Field(default=3_221_225_472, ge=QUOTA_BYTES_MIN, le=17_179_869_184)
+    """The default leaves room for a second copy on the default's volume: while it is defragmented, or takes the leader's snapshot."""
     tls: bool = True
     scheduling: Scheduling = Scheduling()
+
+    @property
+    def quota_fits(self) -> int:
+        """The quota, bytes: no more than the volume holds, since an etcd whose disk is full ends, while one at its quota answers."""
+        return min(self.quota_bytes, max(QUOTA_BYTES_MIN, bytes_of(self.storage.size) - LOG_BYTES))
 
 
 class ExternalStore(Spec):
