@@ -28,15 +28,17 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="qsg client", daemon=True)
+        self._handing_in = threading.Lock()
+        self._ended = False
+        self._thread = threading.Thread(target=self._serve, name="qsg client", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        try:
+        with self._handing_in:
+            if self._ended:  # perhaps by another thread, just now
+                work.close()
+                raise ConnectionBroken("the connection is closed")
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError as closed:  # perhaps by another thread, just now
-            work.close()
-            raise ConnectionBroken("the connection is closed") from closed
         try:
             return future.result()
         except BaseException:
@@ -44,11 +46,17 @@ class _Loop:
             raise
 
     def close(self) -> None:
-        if self._loop.is_closed():
+        if self._ended:
             return
         self.run(_cancel_others())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        with self._handing_in:
+            self._ended = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def _serve(self) -> None:
+        """All of it in one thread: Python 3.14 shows each thread its own tasks alone."""
+        self._loop.run_forever()
         self._loop.run_until_complete(_cancel_others())  # of threads that called meanwhile: they would wait for ever
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
