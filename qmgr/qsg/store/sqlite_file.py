@@ -14,6 +14,8 @@ import errno
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qsg.store.contract import NoSpace, StoreError, Unavailable
@@ -75,27 +77,31 @@ def own(path: Path) -> Ownership:
 
 def open_writer(path: Path) -> sqlite3.Connection:
     """Opens or creates the file. Raises `StoreError` when it is not a store's, damaged or not writable."""
-    connection: sqlite3.Connection | None = None
     try:
         connection = _connect(path)
-        _prepare(connection, path)
+        with _closed_unless_done(connection):
+            _prepare(connection, path)
     except sqlite3.Error as e:
-        if connection is not None:
-            connection.close()
         raise StoreError(f"{path} cannot be opened: {e}") from e
-    except StoreError:
-        if connection is not None:
-            connection.close()
-        raise
     return connection
+
+
+@contextmanager
+def _closed_unless_done(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     mode = "ro" if read_only else "rwc"
     uri = path.absolute().as_uri() + f"?mode={mode}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000, cached_statements=64)
-    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    connection.execute("PRAGMA mmap_size = 0")
+    with _closed_unless_done(connection):
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.execute("PRAGMA mmap_size = 0")
     return connection
 
 

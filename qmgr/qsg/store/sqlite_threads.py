@@ -403,7 +403,11 @@ class Reader(threading.Thread):
         super().__init__(name=f"store reader {path.name}", daemon=True)
         self.inbox = Inbox()
         self._connection = open_reader(path)
-        self._floor = meta(self._connection, "floor")
+        try:
+            self._floor = meta(self._connection, "floor")
+        except sqlite3.Error as e:
+            self._connection.close()
+            raise StoreError(f"{path} cannot be read: {e}") from e
         self._path = path
         self._report = report
         self._failed = failed
