@@ -257,7 +257,8 @@ class Deliverer:
             large.begin(opened, self._world, compares=self._ours(), initiator=self._initiator, channel=self._channel.name)
         )
         self._begun[begun] = None
-        stage = await asyncio.shield(begun)
+        await asyncio.wait([begun])  # not `shield`: with Python 3.14 that reports the failure of what it was left with as nobody's
+        stage = begun.result()
         self._begun.pop(begun, None)
         return stage
 

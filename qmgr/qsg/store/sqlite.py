@@ -125,7 +125,8 @@ class SqliteStore:
         )
         self._writer.start()
         try:
-            report = await asyncio.shield(opened)
+            await asyncio.wait([opened])
+            report = opened.result()
             self._reader = Reader(
                 self.path,
                 lambda outcomes: self._from_thread(_resolve, outcomes),
