@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.cluster_shop import DEATH_MS, STORES, Shop, Traffic
+from support.cluster_shop import DEATH_MS, ROOT, STORES, Shop, Traffic
 from support.kubernetes import Nodes, eventually, run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -51,6 +51,41 @@ def test_the_store_is_defragmented(shop: Shop, traffic: Traffic) -> None:
         for pod in (*(one for one in STORES if one != leader), leader):
             assert "Finished defragmenting etcd member" in shop.namespace.kubectl("exec", pod, "--", "etcdctl", "defrag")
             traffic.moves()
+
+
+def written() -> list[str]:
+    """What docs/kubernetes.md has one do about a lost volume."""
+    section = (ROOT / "docs/kubernetes.md").read_text().partition("### A lost volume")[2].partition("\n### ")[0]
+    return section.split("```\n")[1].splitlines()
+
+
+def test_a_volume_of_the_store_is_lost(shop: Shop, traffic: Traffic) -> None:
+    """Its member is refused as it was, and let in as a new one."""
+    lost, space = STORES[1], shop.namespace.name
+
+    def typed(command: str) -> str:
+        found = run(
+            ["bash", "-c", command.replace("kubectl ", f"kubectl -n {space} ", 1).replace(".shop.svc", f".{space}.svc")], timeout_s=320
+        )
+        return str(found)
+
+    def refused() -> bool:
+        return "has already been bootstrapped" in typed(f"kubectl logs pod/{lost} --tail=20 || true")
+
+    members, remove, *rest = written()
+    assert [line for line in rest if line.startswith("kubectl delete")] == [rest[2], rest[3], rest[5]]
+    with traffic.through("a volume of the store lost, its member replaced", DEATH_MS):
+        typed(rest[2])
+        typed(rest[3])
+        eventually(refused, 120, "the member is refused on its empty volume")
+        (number,) = (line.partition(",")[0] for line in typed(members).splitlines() if lost in line)
+        typed(remove.replace("8e9e05c52164694d", number))
+        for line in rest:
+            typed(line)
+        traffic.moves()
+    statuses = typed(f"kubectl exec {lost} -- etcdctl endpoint health --cluster 2>&1")
+    assert statuses.count("is healthy") == len(STORES), statuses
+    shop.whole()
 
 
 def test_the_node_of_the_owner_is_drained(shop: Shop, victim: str, traffic: Traffic) -> None:

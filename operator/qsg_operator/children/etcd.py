@@ -2,8 +2,9 @@
 
 Settings are those of docs/decisions/0010 and the measurements: small raft log (values are large), short election inside one site, periodic
 compaction as a safety net, in batches that free their pages soon (docs/decisions/0025). The cluster's members never change, so
-`initial-cluster-state=new` is right at every start: who has data takes no notice of it. Each member has a Service of its
-own, so that its name and address are there before its pod, and stay when the pod moves (docs/decisions/0029).
+`initial-cluster-state` is *new* at every start: who has data takes no notice of it, and who has lost it ends, as its peers know it; only
+while it is added anew, by hand, a ConfigMap says *existing* (docs/kubernetes.md, "A lost volume"). Each member has a Service of its own, so
+that its name and address are there before its pod, and stay when the pod moves (docs/decisions/0029).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from qsg_operator.specs.group import ManagedStore
 DATA = "/var/lib/etcd"
 PORTS = {"client": names.ETCD_CLIENT_PORT, "peer": names.ETCD_PEER_PORT}
 SERVER_TLS, CLIENT_TLS = "/etc/etcd/server", "/etc/etcd/client"
+INITIAL_CLUSTER_STATE = "ETCD_INITIAL_CLUSTER_STATE"
+"""Variable of etcd, whose own default is *new*."""
 FOUND_S = 5
 """Until then nodes may lead to a pod that is back by its old address; and its clients and peers have to connect to it anew."""
 SETTINGS = (
@@ -113,7 +116,11 @@ def _container(owner: Owner, structure: StructureOf) -> Object:
         "image": store.image or owner.images.etcd,
         "imagePullPolicy": owner.pull_policy,
         "command": ["etcd", *arguments(owner, structure)],
-        "env": [pod_field("POD_NAME", "metadata.name"), *_etcdctl(store)],
+        "env": [
+            pod_field("POD_NAME", "metadata.name"),
+            _replaced(names.store(owner.base, structure.name)),
+            *_etcdctl(store),
+        ],
         "ports": [
             {"name": "client", "containerPort": names.ETCD_CLIENT_PORT, "protocol": "TCP"},
             {"name": "peer", "containerPort": names.ETCD_PEER_PORT, "protocol": "TCP"},
@@ -126,6 +133,12 @@ def _container(owner: Owner, structure: StructureOf) -> Object:
         "readinessProbe": probe("/health?exclude=NOSPACE", periodSeconds=5, timeoutSeconds=5, failureThreshold=3),
         "volumeMounts": mounts,
     }
+
+
+def _replaced(name: str) -> Object:
+    """There only while somebody replaces a member."""
+    key = {"name": f"{name}-replace", "key": "initial-cluster-state", "optional": True}
+    return {"name": INITIAL_CLUSTER_STATE, "valueFrom": {"configMapKeyRef": key}}
 
 
 def _etcdctl(store: ManagedStore) -> list[Object]:
@@ -152,7 +165,6 @@ def arguments(owner: Owner, structure: StructureOf) -> list[str]:
         f"--listen-metrics-urls=http://0.0.0.0:{names.ETCD_HEALTH_PORT}",
         f"--initial-cluster={cluster}",
         f"--initial-cluster-token={owner.uid}",
-        "--initial-cluster-state=new",
         f"--quota-backend-bytes={store.quota_fits}",
         *SETTINGS,
     ]
