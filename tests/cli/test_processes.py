@@ -46,6 +46,11 @@ async def start(*arguments: object) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*bound_to_parent([*QSG, *map(str, arguments)]), stderr=asyncio.subprocess.DEVNULL)
 
 
+async def seen_on_disk(path: Path) -> None:
+    """Written soon after a member has joined, beside its work: before, a restore would not be noticed."""
+    await eventually((path.parent / "data" / "revisions.json").exists, what="the revision that the member has seen is on disk")
+
+
 async def has_initiator(at: qsg.QueueManager) -> bool:
     return "R" in there(await at.inquire("group"))
 
@@ -170,6 +175,7 @@ async def test_a_private_store_back_from_a_snapshot(tmp_path: Path) -> None:
         await qmgr.command("define", kind="queue", definition={"name": "A"})
         await qmgr.put("A", "before")
         assert (await run("store", "snapshot", store, copy))[0] == 0
+    await seen_on_disk(path)
     server.kill()
     await server.wait()
     store.unlink()
@@ -195,6 +201,7 @@ async def test_a_word_accepts_what_was_restored_once(tmp_path: Path) -> None:
         server = await start("serve", "--config", path)
         async with qsg.connect(address, connect_s=READY_S) as qmgr:
             await qmgr.command("define", kind="queue", definition={"name": "A"}, replace=True)
+        await seen_on_disk(path)
         server.kill()
         await server.wait()
 
