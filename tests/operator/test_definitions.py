@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from qsg.rules import definitions as rules
 from qsg_operator import names
@@ -44,11 +44,20 @@ def limits(model: type[BaseModel], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in NUMBERS.items() for name in names])
-def test_a_number_has_the_limits_of_the_resource_whoever_defines_the_channel(group: str, name: str) -> None:
-    """Records and frames hold 32 bits: a channel with a heartbeat beyond could be defined, but never bind, nor be stopped."""
+def test_who_defines_a_channel_by_hand_may_give_what_a_resource_may(group: str, name: str) -> None:
     resources: dict[str, type[BaseModel]] = {"batch": Batch, "retry": Retry, "": Tuning}
+    theirs = limits(resources[group], name)
     found = limits(rules.Retry if group == "retry" else rules.Channel, f"batch_{name}" if group == "batch" else name)
-    assert found == limits(resources[group], name) and found["maximum"] < 2**32
+    assert found["minimum"] <= theirs["minimum"] and theirs["maximum"] <= found.get("maximum", theirs["maximum"])
+
+
+@pytest.mark.parametrize("name", ["heartbeat_ms", "silence_ms", "connect_timeout_ms"])
+def test_a_time_that_no_record_can_hold_is_refused(name: str) -> None:
+    """Such a channel could be defined by hand, but never bind, nor be stopped."""
+    given = {"name": "C", "type": "sender", "transmission_queue": "X", "connection_names": ["a:1"]}
+    assert getattr(rules.Channel.model_validate({**given, name: 2**32 - 1}), name) == 2**32 - 1
+    with pytest.raises(ValidationError):
+        rules.Channel.model_validate({**given, name: 2**32})
 
 
 def test_a_field_comes_from_the_channel_then_from_the_group_then_from_the_rules() -> None:

@@ -14,10 +14,8 @@ OptionalName = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9._/%]{1,48
 MESSAGE_BYTES_MAX = 104_857_600
 SEQUENCE_WRAP = 999_999_999
 """MQ's SEQWRAP: the highest number there is, and the default."""
-INTERVAL_MS_MAX = 3_600_000
-WAIT_MS_MAX = 86_400_000
-COUNT_MAX = 999_999_999
-"""Of MQ's counts; like the intervals' it fits into the 32 bits that records and frames have for it."""
+UINT32_MAX = 4_294_967_295
+"""What records and frames hold of a channel's times: beyond, it could be defined, but never bind, nor be stopped."""
 PRIVATE = "private"
 
 
@@ -50,13 +48,13 @@ class Queue(Managed):
     structure: str = PRIVATE
     """Where its messages lie: "private" (this queue manager's own store) or a structure of the group."""
     usage: Literal["normal", "transmission"] = "normal"
-    max_depth: int = Field(default=COUNT_MAX, ge=0, le=COUNT_MAX)
+    max_depth: int = Field(default=999_999_999, ge=0, le=999_999_999)
     max_message_bytes: int = Field(default=MESSAGE_BYTES_MAX, ge=0, le=MESSAGE_BYTES_MAX)
     default_priority: int = Field(default=0, ge=0, le=9)
     """Of messages put on it whose putter names none; a transmission queue's for what is put on it for elsewhere."""
     put_enabled: bool = True
     get_enabled: bool = True
-    backout_threshold: int = Field(default=0, ge=0, le=COUNT_MAX)
+    backout_threshold: int = Field(default=0, ge=0)
     backout_queue: OptionalName = ""
     internal_target: str = Field(default="", max_length=128)
     """Of an internal transmission queue, which queue managers make themselves (`qsg.rules.internal`): where its messages go on to."""
@@ -86,11 +84,11 @@ class Retry(Definition):
     """MQ's SHORTRTY/SHORTTMR/LONGRTY/LONGTMR. The first retry comes after `first_ms`; each short one behind it waits twice as long as
     the one before, up to `short_ms`; then come long ones. With jitter."""
 
-    first_ms: int = Field(default=100, ge=10, le=WAIT_MS_MAX)
-    short_count: int = Field(default=60, ge=0, le=COUNT_MAX)
-    short_ms: int = Field(default=1_000, ge=10, le=WAIT_MS_MAX)
-    long_count: int = Field(default=COUNT_MAX, ge=0, le=COUNT_MAX)
-    long_ms: int = Field(default=30_000, ge=10, le=WAIT_MS_MAX)
+    first_ms: int = Field(default=100, ge=10)
+    short_count: int = Field(default=60, ge=0)
+    short_ms: int = Field(default=1_000, ge=10)
+    long_count: int = Field(default=999_999_999, ge=0)
+    long_ms: int = Field(default=30_000, ge=10)
 
 
 class Channel(Managed):
@@ -109,19 +107,19 @@ class Channel(Managed):
     # both
     batch_messages: int = Field(default=512, ge=1, le=9_999)
     batch_bytes: int = Field(default=1_048_576, ge=1, le=67_108_864)
-    batch_interval_ms: int = Field(default=0, ge=0, le=INTERVAL_MS_MAX)
+    batch_interval_ms: int = Field(default=0, ge=0)
     batch_window: int = Field(default=4, ge=1, le=64)
-    heartbeat_ms: int = Field(default=500, ge=50, le=INTERVAL_MS_MAX)
-    silence_ms: int = Field(default=1_500, ge=100, le=INTERVAL_MS_MAX)
-    connect_timeout_ms: int = Field(default=1_000, ge=50, le=INTERVAL_MS_MAX)
-    disconnect_interval_s: float = Field(default=6_000, ge=0, le=999_999)
+    heartbeat_ms: int = Field(default=500, ge=50, le=UINT32_MAX)
+    silence_ms: int = Field(default=1_500, ge=100, le=UINT32_MAX)
+    connect_timeout_ms: int = Field(default=1_000, ge=50, le=UINT32_MAX)
+    disconnect_interval_s: float = Field(default=6_000, ge=0)
     """An idle sender ends after this; 0 = never."""
     max_message_bytes: int = Field(default=MESSAGE_BYTES_MAX, ge=0, le=MESSAGE_BYTES_MAX)
     sequence_wrap: int = Field(default=SEQUENCE_WRAP, ge=100, le=SEQUENCE_WRAP)
     retry: Retry = Retry()
     # receiver
-    message_retry_count: int = Field(default=10, ge=0, le=COUNT_MAX)
-    message_retry_ms: int = Field(default=1_000, ge=1, le=COUNT_MAX)
+    message_retry_count: int = Field(default=10, ge=0)
+    message_retry_ms: int = Field(default=1_000, ge=1)
     use_dead_letter_queue: bool = True
     structure: str = ""
     """Home structure of a shared receiver, for ever; "" = the admin structure."""
@@ -146,7 +144,7 @@ class Settings(Definition):
     dead_letter_queue: OptionalName = "SYSTEM.DEAD.LETTER.QUEUE"
     default_transmission_queue: OptionalName = ""
     hop_limit: int = Field(default=16, ge=1, le=255)
-    channels_max: int = Field(default=200, ge=1, le=100_000)
+    channels_max: int = Field(default=200, ge=1)
     """Active channels of one member: it starts no more. Inbound sessions count, and are taken also beyond it."""
 
 
