@@ -61,9 +61,10 @@ def config(owner: Owner, structure: StructureOf) -> Object:
         found |= {"ca": f"{folder}/ca.crt", "certificate": f"{folder}/tls.crt", "key": f"{folder}/tls.key"}
     if structure.external is not None and structure.external.auth_secret:
         found["credentials"] = f"{CREDENTIALS}/{structure.name}"
-    quota = structure.managed.quota_fits if structure.managed else structure.external.quota_bytes if structure.external else 0
-    if quota:
-        found["quota_bytes"] = quota
+    if structure.managed is not None:
+        found["quota_bytes"] = structure.managed.quota_fits
+    elif structure.external is not None and structure.external.quota_bytes:
+        found["quota_bytes"] = structure.external.quota_bytes
     return found
 
 

@@ -125,7 +125,7 @@ class SqliteStore:
         )
         self._writer.start()
         try:
-            await asyncio.wait([opened])
+            await asyncio.wait([opened])  # not `shield`, which with Python 3.14 reports a failure that nobody waits for any more
             report = opened.result()
             self._reader = Reader(
                 self.path,
