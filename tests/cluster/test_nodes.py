@@ -65,23 +65,24 @@ def test_a_volume_of_the_store_is_lost(shop: Shop, traffic: Traffic) -> None:
 
     def typed(command: str) -> str:
         found = run(
-            ["bash", "-c", command.replace("kubectl ", f"kubectl -n {space} ", 1).replace(".shop.svc", f".{space}.svc")], timeout_s=320
+            ["bash", "-c", command.replace("kubectl ", f"kubectl -n {space} ").replace(".shop.svc", f".{space}.svc")], timeout_s=620
         )
         return str(found)
 
-    def refused() -> bool:
-        return "has already been bootstrapped" in typed(f"kubectl logs pod/{lost} --tail=20 || true")
+    def refused(why: str) -> bool:
+        return why in typed(f"kubectl logs pod/{lost} --tail=20 || true")
 
-    members, remove, *rest = written()
-    assert [line for line in rest if line.startswith("kubectl delete")] == [rest[2], rest[3], rest[5]]
+    hold, *deletions, members, remove, add, go, ready, done = written()
     with traffic.through("a volume of the store lost, its member replaced", DEATH_MS):
-        typed(rest[2])
-        typed(rest[3])
-        eventually(refused, 120, "the member is refused on its empty volume")
+        for command in deletions:
+            typed(command)
+        eventually(lambda: refused("has already been bootstrapped"), 120, "the member is refused on its empty volume")
+        for command in (hold, *deletions):
+            typed(command)
+        eventually(lambda: refused("for ETCD_INITIAL_CLUSTER_STATE"), 120, "the member leaves its new volume alone")
         (number,) = (line.partition(",")[0] for line in typed(members).splitlines() if lost in line)
-        typed(remove.replace("8e9e05c52164694d", number))
-        for line in rest:
-            typed(line)
+        for command in (remove.replace("8e9e05c52164694d", number), add, go, ready, done):
+            typed(command)
         traffic.moves()
     statuses = typed(f"kubectl exec {lost} -- etcdctl endpoint health --cluster 2>&1")
     assert statuses.count("is healthy") == len(STORES), statuses

@@ -40,12 +40,16 @@ async def test_a_member_that_lost_its_volume_is_let_in_as_a_new_one_only(tmp_pat
         with pytest.raises(EtcdFailed, match="already been bootstrapped"):
             await cluster.restart(2)
 
+        shutil.rmtree(lost.directory / "data")
+        monkeypatch.setenv(INITIAL_CLUSTER_STATE, "hold")
+        with pytest.raises(EtcdFailed, match="for ETCD_INITIAL_CLUSTER_STATE"):
+            await cluster.restart(2)
+        assert not (lost.directory / "data").exists(), "a start before the member is added leaves nothing that would be in the way"
         members = await asyncio.to_thread(etcdctl, cluster, "member", "list")
         (identity,) = (line.split(",")[0] for line in members.splitlines() if lost.name in line)
         await asyncio.to_thread(etcdctl, cluster, "member", "remove", identity)
         await asyncio.to_thread(etcdctl, cluster, "member", "add", lost.name, f"--peer-urls=http://127.0.0.1:{lost.peer_port}")
         monkeypatch.setenv(INITIAL_CLUSTER_STATE, "existing")
-        shutil.rmtree(lost.directory / "data", ignore_errors=True)
         await cluster.restart(2)
 
         async with opened([lost.endpoint]) as alone:
