@@ -73,6 +73,7 @@ def test_a_volume_of_the_store_is_lost(shop: Shop, traffic: Traffic) -> None:
         return why in typed(f"kubectl logs pod/{lost} --tail=20 || true")
 
     hold, *deletions, members, remove, add, go, ready, done = written()
+    assert all(line.startswith("kubectl delete ") for line in deletions), deletions
     with traffic.through("a volume of the store lost, its member replaced", DEATH_MS):
         for command in deletions:
             typed(command)
