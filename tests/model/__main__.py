@@ -57,8 +57,8 @@ def _search(entries: Sequence[Entry], at_most: int, planted: str) -> int:
             counts = search(model, at_most)
         except Violation as violation:
             violations += 1
-            total.states += violation.states
-            say(f"  violated after {violation.states} states\n{violation}")
+            _add(total, violation.counts)
+            say(f"  violated after {violation.counts.states} states\n{violation}")
             case = json.dumps({"model": violation.model, "steps": violation.steps})
             again = [*(["--planted", planted] if planted else []), "--replay", "-"]
             say(f"see it again, with what each step writes: {make('model', again)} <<'CASE'\n{case}\nCASE")
@@ -67,16 +67,20 @@ def _search(entries: Sequence[Entry], at_most: int, planted: str) -> int:
             f"  {'exhausted' if counts.exhausted else 'NOT EXHAUSTED'}: {counts.states} states, "
             f"{counts.transitions} transitions, depth {counts.depth}, {counts.seconds:.1f} s"
         )
-        total.states += counts.states
-        total.transitions += counts.transitions
-        total.depth = max(total.depth, counts.depth)
-        total.seconds += counts.seconds
-        total.exhausted = total.exhausted and counts.exhausted
+        _add(total, counts)
     say(
         f"models {len(entries)} states {total.states} transitions {total.transitions} depth {total.depth} "
         f"seconds {total.seconds:.0f} violations {violations}"
     )
     return 0 if total.exhausted and not violations else 1
+
+
+def _add(total: Counts, counts: Counts) -> None:
+    total.states += counts.states
+    total.transitions += counts.transitions
+    total.depth = max(total.depth, counts.depth)
+    total.seconds += counts.seconds
+    total.exhausted = total.exhausted and counts.exhausted
 
 
 def _replay(path: str) -> int:

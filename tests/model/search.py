@@ -39,8 +39,8 @@ class Violation(Exception):
     def __init__(self, model: str, steps: Sequence[str], what: str) -> None:
         super().__init__(what)
         self.model, self.steps, self.what = model, list(steps), what
-        self.states = 0
-        """How many a search had visited."""
+        self.counts = Counts()
+        """How far a search had come."""
 
     def __str__(self) -> str:
         lines = [f"model {self.model}: {self.what}", *(f"{i:4}  {step}" for i, step in enumerate(self.steps, start=1))]
@@ -66,17 +66,18 @@ def search(model: Model, at_most: int = 0) -> Counts:
     began = time.process_time()
     first = model.initial()
     came: dict[bytes, tuple[bytes, str]] = {model.digest(first): (b"", "")}
+    counts = Counts()
     try:
-        counts = _visit(model, first, came, at_most)
+        _visit(model, first, came, at_most, counts)
     except Violation as violation:
-        violation.states = len(came)
+        violation.counts, counts.depth = counts, len(violation.steps)
         raise
-    counts.seconds = time.process_time() - began
+    finally:
+        counts.states, counts.seconds = len(came), time.process_time() - began
     return counts
 
 
-def _visit(model: Model, first: Any, came: dict[bytes, tuple[bytes, str]], at_most: int) -> Counts:
-    counts = Counts()
+def _visit(model: Model, first: Any, came: dict[bytes, tuple[bytes, str]], at_most: int, counts: Counts) -> None:
     layer: list[tuple[bytes, Any]] = [(next(iter(came)), first)]
     _check(model, first, came, layer[0][0])
     while layer and counts.exhausted:
@@ -99,8 +100,7 @@ def _visit(model: Model, first: Any, came: dict[bytes, tuple[bytes, str]], at_mo
                 counts.exhausted = False
                 break
         layer = following
-    counts.states, counts.depth = len(came), len(counts.widths) - 1
-    return counts
+    counts.depth = len(counts.widths) - 1
 
 
 def _check(model: Model, state: Any, came: dict[bytes, tuple[bytes, str]], digest: bytes) -> None:

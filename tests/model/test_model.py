@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -203,7 +204,9 @@ def test_a_violation_is_printed_and_can_be_replayed(capsys: pytest.CaptureFixtur
     with planted("gets_do_not_compare_the_fence"):
         assert command.main(["--only", "getters"]) == 1
     out = capsys.readouterr().out
-    assert "delivered twice (invariant 1)" in out and out.splitlines()[-1].endswith("violations 1")
+    assert "delivered twice (invariant 1)" in out
+    counted = re.search(r"states (\d+) transitions (\d+) depth (\d+) seconds \d+ violations 1$", out)
+    assert counted and int(counted[2]) >= int(counted[1]) > 100, "each state but the first was come to by a transition"
     told, case, end = out.splitlines()[-4:-1]
     assert told.endswith("make model ARGS=\"--replay -\" <<'CASE'") and end == "CASE"
     (tmp_path / "case.json").write_text(case)
@@ -212,6 +215,7 @@ def test_a_violation_is_printed_and_can_be_replayed(capsys: pytest.CaptureFixtur
     trace = capsys.readouterr().out.splitlines()
     steps = json.loads(case)["steps"]
     assert trace[-1].startswith(f"VIOLATED in step {len(steps)}, {steps[-1]}: ") and "delivered twice" in trace[-1]
+    assert int(counted[3]) == len(steps)
     assert any("q/XQ/l = {member: " in line for line in trace), "what each step writes is shown"
     assert command.main(["--replay", str(tmp_path / "case.json")]) in (0, 2), "without the bug it holds, or the way is barred"
 
