@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import Mock
 
+import pytest
+
+from qsg.manager.receiving import Receiver
 from qsg.rules.reasons import Reason
 from support.channel_pair import Rig
 from support.channel_script import connect, refused, request
@@ -68,3 +72,26 @@ async def test_a_bind_that_waits_for_the_session_before_it_when_the_member_drain
     draining = asyncio.create_task(two.receivers.drain())
     assert (await binding).reason is Reason.DRAINING
     await asyncio.wait_for(draining, 2)
+
+
+async def test_sessions_are_ended_in_the_order_in_which_they_came(two: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the order of a set of them, which is that of their addresses: a seed with a drain was another history in each process."""
+    came: list[Receiver] = []
+    ended: list[Receiver] = []
+    over = asyncio.Event()
+
+    async def run(receiver: Receiver) -> None:
+        came.append(receiver)
+        await over.wait()
+
+    async def finish(receiver: Receiver) -> None:
+        ended.append(receiver)
+
+    monkeypatch.setattr(Receiver, "run", run)
+    monkeypatch.setattr(Receiver, "finish", finish)
+    sessions = [asyncio.create_task(two.receivers.accept(Mock())) for _ in range(50)]
+    await asyncio.sleep(0)
+    await two.receivers.drain()
+    over.set()
+    await asyncio.gather(*sessions)
+    assert ended == came and len(came) == 50

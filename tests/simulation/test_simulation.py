@@ -90,8 +90,8 @@ def test_another_seed_is_another_history() -> None:
 
 
 def test_the_same_seed_is_the_same_history_in_another_process() -> None:
-    """Also 2954, in which one commit rings the bells of two queues: getters once woke in the order of a set of names."""
-    code = "import logging; logging.disable(50); from simulation.test_simulation import history; print(history(7), history(2954))"
+    """Also 2954, where getters once woke in the order of a set of names; 285, where a drain ended sessions in that of their addresses."""
+    code = "import logging; logging.disable(50); from simulation.test_simulation import history; print(*map(history, (7, 2954, 285)))"
     told = set()
     for hash_seed in ("1", "3"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

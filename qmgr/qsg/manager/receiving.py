@@ -76,7 +76,8 @@ class Receivers:
     def __init__(self, services: ReceiverServices) -> None:
         self.services = services
         self.draining = False
-        self._running: set[Receiver] = set()
+        self._running: dict[Receiver, None] = {}
+        """In the order in which they came: that of a set differs from process to process."""
         self._active: dict[bytes, Receiver] = {}
         """By stream: those that are bound, or about to be."""
 
@@ -87,11 +88,11 @@ class Receivers:
     async def accept(self, session: InboundSession) -> None:
         """Runs one inbound session to its end."""
         receiver = Receiver(session, self.services, self)
-        self._running.add(receiver)
+        self._running[receiver] = None
         try:
             await receiver.run()
         finally:
-            self._running.discard(receiver)
+            del self._running[receiver]
 
     async def adopt(self, stream: bytes, receiver: Receiver) -> None:
         """A newer bind of the stream replaces the session that this member had, at once."""
